@@ -1,0 +1,136 @@
+"""Configs: load a recipe, apply overrides, freeze, fingerprint.
+
+A recipe is a Python file with `get_config(arg="")` that returns an `ml_collections.ConfigDict`. It
+is code until it is read, and data from then on: plain values, saved as JSON beside every run.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+
+class BadInput(Exception):
+    """A mistake of the user: one line that says what was given, what was expected, what to do."""
+
+
+def load(path_and_arg: str) -> ConfigDict:
+    """Reads `configs/name.py` or `configs/name.py:arg` and returns its `get_config(arg)`."""
+    path, _, arg = path_and_arg.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        near = suggest(str(file), [str(p) for p in file.parent.glob("*.py")])
+        raise BadInput(f"config {path!r}: no such file{near}")
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise BadInput(f"config {path!r}: line {error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise BadInput(f"config {path!r}: has no function get_config(arg)")
+    if arg and not inspect.signature(module.get_config).parameters:
+        raise BadInput(f"config {path!r}: takes no argument, {arg!r} was given; leave out :{arg}")
+    config = module.get_config(arg) if arg else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise BadInput(
+            f"config {path!r}: get_config returned {type(config).__name__}, not ConfigDict"
+        )
+    config.lock()
+    return config
+
+
+def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
+    """Reads a recipe's argument, "variant=B/16,res=256", against the defaults it names.
+
+    Raises BadInput on an unknown name or on a value of another type than the default's.
+    """
+    values = dict(defaults)
+    for item in filter(None, arg.split(",")):
+        key, equals, text = item.partition("=")
+        if key not in defaults or not equals:
+            hint = suggest(key, defaults)
+            raise BadInput(
+                f"config argument {item!r}: expected one of {sorted(defaults)}, =value{hint}"
+            )
+        values[key] = _converted(f"config argument {key}", text, defaults[key])
+    return values
+
+
+def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> None:
+    """Sets dotted keys in place, e.g. ("optimizer.learning_rate", "3e-4").
+
+    A key must exist. A value must be of the type that stands there (an int may become a float, and
+    anything may replace None); text is read as a Python literal, or as it is where text stands.
+    """
+    for key, text in assignments:
+        node, parts = config, key.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(node, ConfigDict) or part not in node:
+                prefix = ".".join(["config", *parts[:depth]])
+                known = list(node) if isinstance(node, ConfigDict) else []
+                near = suggest(part, known) or suggest(key, (k for k, _ in flatten(config)))
+                raise BadInput(f"unknown config key {key!r}: {prefix} has no {part!r}{near}")
+            if depth < len(parts) - 1:
+                node = node[part]
+        with config.unlocked(), config.ignore_type():
+            node[parts[-1]] = _converted(f"config.{key}", text, node[parts[-1]])
+
+
+def _converted(where: str, text: str, current: Any) -> Any:
+    """`text` as a value of the type of `current`."""
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    wanted = type(current)
+    if isinstance(current, float) and type(value) is int:
+        value = float(value)
+    if isinstance(current, tuple | list) and isinstance(value, tuple | list):
+        value = wanted(value)
+    if isinstance(current, Mapping):
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{where}={text}: is a group of keys; set one of {sorted(current)}")
+        return ConfigDict(value)
+    if current is not None and value is not None and type(value) is not wanted:
+        raise BadInput(f"{where}={text}: expected {wanted.__name__}, got {type(value).__name__}")
+    return value
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest known name, or "" if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def plain(config: Any) -> Any:
+    """The config as dicts, lists and scalars, as JSON holds it."""
+    if isinstance(config, ConfigDict | FrozenConfigDict | Mapping):
+        return {str(k): plain(v) for k, v in config.items()}
+    if isinstance(config, tuple | list):
+        return [plain(v) for v in config]
+    return config
+
+
+def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) for every leaf."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | FrozenConfigDict | Mapping) and len(value):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def fingerprint(config: Mapping) -> str:
+    """Twelve hex digits that change when any value changes."""
+    text = json.dumps(plain(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

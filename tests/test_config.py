@@ -1,0 +1,108 @@
+import pytest
+from ml_collections import ConfigDict
+
+from mm import config as configs
+from mm.config import BadInput
+
+
+def recipe():
+    return ConfigDict(
+        dict(
+            seed=0,
+            optimizer=dict(learning_rate=1e-3, betas=(0.9, 0.99)),
+            name="a",
+            clip=None,
+            flag=True,
+        )
+    )
+
+
+def overridden(key, text):
+    config = recipe()
+    configs.override(config, [(key, text)])
+    return config
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("seed", "3", 3),
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.betas", "[0.8, 0.9]", (0.8, 0.9)),
+        ("name", "3", "3"),
+        ("clip", "0.5", 0.5),
+        ("flag", "False", False),
+    ],
+)
+def test_override_keeps_the_type_that_stands_there(key, text, value):
+    config = overridden(key, text)
+    found = config
+    for part in key.split("."):
+        found = found[part]
+    assert found == value and type(found) is type(value)
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
+        overridden("optimizer.lerning_rate", "1")
+
+
+def test_unknown_top_level_key_names_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'seed'"):
+        overridden("sed", "1")
+
+
+@pytest.mark.parametrize(
+    "key, text", [("seed", "1.5"), ("seed", "x"), ("flag", "1"), ("optimizer", "3")]
+)
+def test_wrong_type_is_refused(key, text):
+    with pytest.raises(BadInput, match=rf"config\.{key}={text}"):
+        overridden(key, text)
+
+
+def test_load_names_a_near_file(tmp_path):
+    (tmp_path / "siglip.py").write_text("")
+    with pytest.raises(BadInput, match=r"no such file; did you mean '.*siglip\.py'"):
+        configs.load(str(tmp_path / "sigilp.py"))
+
+
+def test_load_passes_the_argument(tmp_path):
+    text = (
+        "from ml_collections import ConfigDict\ndef get_config(arg): return ConfigDict({'a': arg})"
+    )
+    (tmp_path / "c.py").write_text(text)
+    assert configs.load(f"{tmp_path}/c.py:variant=B/16").a == "variant=B/16"
+
+
+def test_load_reports_an_argument_the_recipe_does_not_take(tmp_path):
+    text = "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()"
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(BadInput, match="takes no argument"):
+        configs.load(f"{tmp_path}/c.py:variant=B/16")
+
+
+def test_a_broken_config_file_is_one_line_with_its_place(tmp_path):
+    (tmp_path / "c.py").write_text("x = 1\ndef get_config(:\n")
+    with pytest.raises(BadInput, match=r"c\.py.*line 2"):
+        configs.load(f"{tmp_path}/c.py")
+
+
+def test_parse_arg_converts_to_the_types_of_the_defaults():
+    assert configs.parse_arg("variant=L/14,res=336", variant="B/16", res=224, ema=False) == {
+        "variant": "L/14",
+        "res": 336,
+        "ema": False,
+    }
+
+
+def test_parse_arg_names_a_near_key():
+    with pytest.raises(BadInput, match="did you mean 'variant'"):
+        configs.parse_arg("varient=L", variant="B/16")
+
+
+def test_fingerprint_sees_values_and_not_key_order():
+    a, b = ConfigDict({"x": 1, "y": (1, 2)}), ConfigDict({"y": [1, 2], "x": 1})
+    assert configs.fingerprint(a) == configs.fingerprint(b)
+    b.x = 2
+    assert configs.fingerprint(a) != configs.fingerprint(b)

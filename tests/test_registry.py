@@ -1,0 +1,74 @@
+from collections.abc import Mapping
+from typing import Literal
+
+import pytest
+
+from mm import registry
+from mm.config import BadInput
+
+
+@registry.register("test", "thing")
+class Thing:
+    def __init__(
+        self,
+        *,
+        width: int,
+        rate: float = 0.5,
+        kind: Literal["a", "b"] = "a",
+        name_or_none: str | None = None,
+        sizes: tuple[int, ...] = (),
+        group: Mapping | None = None,
+        given: object = None,
+    ):
+        if width == 13:
+            raise BadInput("width=13 is unlucky; take 14")
+        self.values = (width, rate, kind, name_or_none, sizes, group, given)
+
+
+def build(**spec):
+    return registry.build("test", {"name": "thing", **spec}, "config.x", given=7).values
+
+
+def test_builds_with_config_and_given_values():
+    assert build(width=3, sizes=[1, 2]) == (3, 0.5, "a", None, (1, 2), None, 7)
+
+
+def test_an_int_serves_as_float():
+    rate = build(width=3, rate=1)[1]
+    assert rate == 1.0 and type(rate) is float
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (dict(widht=3), "unknown key 'widht'; did you mean 'width'"),
+        (dict(), "missing 'width'"),
+        (dict(width="3"), r"config\.x\.width='3': expected int, got str"),
+        (dict(width=True), "expected int, got bool"),
+        (dict(width=3.0), "expected int, got float"),
+        (dict(width=3, kind="c"), r"expected one of \['a', 'b'\]"),
+        (dict(width=3, name_or_none=1), "expected str, got int"),
+        (dict(width=3, sizes=(1, "2")), r"sizes\[1\]='2': expected int"),
+        (dict(width=3, group=4), "expected Mapping, got int"),
+        (dict(width=3, given=4), "unknown key 'given'"),
+        (dict(width=13), r"config\.x: width=13 is unlucky"),
+    ],
+)
+def test_bad_specs_are_refused_with_their_place(spec, message):
+    with pytest.raises(BadInput, match=message):
+        build(**spec)
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(BadInput, match=r"no test 'thign'; did you mean 'thing'\? \(have \['thing'"):
+        registry.build("test", {"name": "thign"}, "config.x")
+
+
+def test_a_spec_without_a_name_is_refused():
+    with pytest.raises(BadInput, match="has no 'name'"):
+        registry.build("test", {"width": 3}, "config.x")
+
+
+def test_two_constructors_cannot_share_a_name():
+    with pytest.raises(ValueError, match="two tests are called 'thing'"):
+        registry.register("test", "thing")(lambda: None)
