@@ -1,0 +1,79 @@
+"""The model: an image tower, a text tower, and the space where they meet."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, ShapeDtypeStruct
+from jaxtyping import Bool, Float, Int
+
+from mm import registry
+from mm.models.encoder import Encoded
+from mm.models.layers import Dtype, Linear
+
+
+class Multimodal(nnx.Module):
+    """Two towers and their projections to a shared space of `embed_dim`.
+
+    `image` and `text` are specs of registered encoders; `where` is their place in the config, for
+    messages. Embeddings are L2-normalized, in float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        image: Mapping,
+        text: Mapping,
+        embed_dim: int,
+        dtype: Dtype = "float32",
+        where: str = "config.model",
+        rngs: nnx.Rngs,
+    ):
+        def tower(kind: str, spec: Mapping) -> nnx.Module:
+            spec = {"dtype": dtype, **spec}
+            return registry.build(f"{kind}_encoder", spec, f"{where}.{kind}", rngs=rngs)
+
+        self.image, self.text = tower("image", image), tower("text", text)
+        axes = ("embed", "projection")
+        self.image_projection = Linear(
+            (self.image.width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
+        )
+        self.text_projection = Linear(
+            (self.text.width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
+        )
+
+    def encode_image(
+        self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Array | None = None
+    ) -> Encoded:
+        """The image tower; `keep` < 1 drops patches at random and needs `rng`."""
+        return self.image(image, keep=keep, rng=rng)
+
+    def encode_text(
+        self, text: Int[Array, "b l"], *, mask: Bool[Array, "b l"], rng: Array | None = None
+    ) -> Encoded:
+        """The text tower; `mask` is True where a token is real."""
+        return self.text(text, mask, rng=rng)
+
+    def project_image(self, encoded: Encoded) -> Float[Array, "b e"]:
+        """The normalized embedding of an encoded image."""
+        return normalize(self.image_projection(encoded.pooled))
+
+    def project_text(self, encoded: Encoded) -> Float[Array, "b e"]:
+        """The normalized embedding of an encoded text."""
+        return normalize(self.text_projection(encoded.pooled))
+
+    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
+        """Shapes and dtypes of the arrays that the towers read."""
+        size, length = self.image.image_size, self.text.length
+        return {
+            "image": ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32),
+            "text": ShapeDtypeStruct((batch_size, length), jnp.int32),
+            "text_mask": ShapeDtypeStruct((batch_size, length), jnp.bool_),
+        }
+
+
+def normalize(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
+    """x / ||x||, in float32 at least; a zero vector stays zero."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))

@@ -1,0 +1,38 @@
+"""The device mesh: axes `replica` (across slices), `fsdp`, `tensor`."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from mm.config import BadInput, suggest
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH_AXES = ("replica", "fsdp")  # a batch is split over both
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `devices` (default: all); one axis may be -1, which takes what is left.
+
+    Raises BadInput on an unknown axis and when the sizes do not multiply to the device count.
+    """
+    devices = jax.devices() if devices is None else devices
+    for axis in shape:
+        if axis not in AXES:
+            hint = suggest(axis, AXES)
+            raise BadInput(f"config.sharding.mesh: unknown axis {axis!r}{hint} (have {AXES})")
+    sizes = [shape.get(axis, 1) for axis in AXES]
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise BadInput(f"config.sharding.mesh={dict(shape)}: sizes are positive, one may be -1")
+    if sizes.count(-1):
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if int(np.prod(sizes)) != len(devices):
+        raise BadInput(
+            f"config.sharding.mesh={dict(shape)}: does not divide {len(devices)} devices; "
+            f"set one axis to -1 to take what the others leave"
+        )
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )

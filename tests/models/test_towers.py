@@ -1,0 +1,172 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm.config import BadInput
+from mm.models.encoder import Encoder
+from mm.models.layers import LayerNorm, Linear, RMSNorm, dot_product_attention
+from mm.models.text import TextTransformer
+from mm.models.vit import ViT, drop_tokens, sincos2d
+
+
+def vit(**changes):
+    spec = dict(image_size=16, patch_size=4, width=16, depth=2, num_heads=2)
+    return ViT(**{**spec, **changes}, rngs=nnx.Rngs(0))
+
+
+def text(**changes):
+    spec = dict(vocab_size=20, length=6, width=16, depth=2, num_heads=2)
+    return TextTransformer(**{**spec, **changes}, rngs=nnx.Rngs(0))
+
+
+def images(n=3, size=16, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((n, size, size, 3)), jnp.float32)
+
+
+TOKENS = jnp.array([[3, 4, 5, 0, 0, 0], [6, 7, 8, 9, 10, 11]])
+MASK = TOKENS > 0
+
+
+def test_linear_equals_an_einsum_over_heads():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 4)), jnp.float32)
+    layer = Linear((3, 4), (6,), ("heads", "kv", "embed"), rngs=nnx.Rngs(0))
+    want = jnp.einsum("bnhk,hkd->bnd", x, layer.kernel[...])
+    np.testing.assert_allclose(layer(x), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("module, center", [(LayerNorm, True), (RMSNorm, False)])
+def test_norms_equal_their_definitions(module, center):
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)) * 3 + 1
+    mean = x.mean(-1, keepdims=True) if center else 0.0
+    want = (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6)
+    got = module(8, rngs=nnx.Rngs(0))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_equals_a_float64_reference_with_a_mask():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 5, 2, 4))
+    mask = rng.random((2, 1, 1, 5)) > 0.4
+    mask[..., 0] = True
+    scores = np.einsum("bnhk,bmhk->bhnm", q, k) / 2
+    weights = np.exp(np.where(mask, scores, -np.inf))
+    weights /= weights.sum(-1, keepdims=True)
+    want = np.einsum("bhnm,bmhk->bnhk", weights, v)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (q, k, v)]
+    got = dot_product_attention(*arrays, jnp.asarray(mask))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_that_may_see_nothing_is_finite():
+    q = jnp.ones((1, 2, 1, 4))
+    assert jnp.isfinite(dot_product_attention(q, q, q, jnp.zeros((1, 1, 2, 2), bool))).all()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_remat_and_unroll_change_no_gradient(remat, unroll):
+    def gradients(remat, unroll):
+        encoder = Encoder(
+            width=8, depth=3, num_heads=2, remat=remat, unroll=unroll, rngs=nnx.Rngs(0)
+        )
+        graphdef, params = nnx.split(encoder)
+        x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 8)), jnp.float32)
+        return jax.grad(lambda p: (nnx.merge(graphdef, p)(x) ** 3).sum())(nnx.to_pure_dict(params))
+
+    got, want = gradients(remat, unroll), gradients("none", 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, want)
+
+
+def test_stacked_blocks_start_different_from_each_other():
+    kernel = vit().encoder.blocks.mlp.up.kernel
+    assert kernel.get_metadata("axes") == ("layers", "embed", "mlp")
+    assert not jnp.allclose(kernel[...][0], kernel[...][1])
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "map"])
+@pytest.mark.parametrize("position", ["learned", "sincos2d"])
+def test_vit_returns_tokens_and_one_vector(pool, position):
+    encoded = vit(pool=pool, position=position)(images())
+    assert encoded.tokens.shape == (3, 17 if pool == "cls" else 16, 16)
+    assert encoded.pooled.shape == (3, 16)
+
+
+def test_patches_are_embedded_in_row_order():
+    model = vit(depth=0, position="sincos2d", pool="mean")
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    image[0, 0:4, 4:8] = 1.0  # the second patch of the first row
+    changed = model(jnp.asarray(image)).tokens - model(jnp.zeros_like(image)).tokens
+    assert np.flatnonzero(np.abs(changed[0]).sum(-1) > 1e-6).tolist() == [1]
+
+
+def test_sincos_positions_are_distinct_and_unit_bounded():
+    positions = sincos2d(4, 16)
+    assert positions.shape == (16, 16) and np.abs(positions).max() <= 1
+    assert len(np.unique(positions.round(5), axis=0)) == 16
+
+
+def test_dropped_tokens_differ_between_examples():
+    x = jnp.tile(jnp.arange(16.0)[None, :, None], (8, 1, 1))
+    kept = drop_tokens(x, 0.5, jax.random.key(0))[..., 0]
+    assert kept.shape == (8, 8)
+    assert len({tuple(row) for row in np.asarray(kept).tolist()}) > 1
+    assert all(len(set(row)) == 8 for row in np.asarray(kept).tolist())
+
+
+def test_evaluation_cannot_drop_tokens():
+    with pytest.raises(ValueError, match="random key"):
+        vit()(images(), keep=0.5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pool", ["last", "mean", "map"])
+def test_padding_changes_nothing(causal, pool):
+    model = text(causal=causal, pool=pool)
+    other = TOKENS.at[0, 3:].set(17)
+    got, want = model(other, MASK).pooled, model(TOKENS, MASK).pooled
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_a_causal_tower_does_not_look_ahead():
+    other = TOKENS.at[1, 5].set(2)
+    for causal, same in ((True, True), (False, False)):
+        model = text(causal=causal)
+        a, b = (model(tokens, MASK).tokens[1, :5] for tokens in (TOKENS, other))
+        assert np.allclose(a, b, atol=1e-6) == same
+
+
+def test_depth_zero_without_positions_is_a_bag_of_words():
+    model = text(depth=0, pool="mean", position="none")
+    mixed = TOKENS[:, jnp.array([2, 1, 0, 3, 4, 5])]
+    np.testing.assert_allclose(
+        model(TOKENS, MASK).pooled, model(mixed, MASK).pooled, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_dropout_is_off_without_a_key_and_keyed_with_one():
+    model = vit(dropout=0.5)
+    keys = jax.random.split(jax.random.key(0))
+    a, b, c = (model(images(), rng=key).pooled for key in (keys[0], keys[0], keys[1]))
+    assert (a == b).all() and not (a == c).all()
+    assert (model(images()).pooled == model(images()).pooled).all()
+
+
+def test_bfloat16_compute_stays_near_float32():
+    exact, rounded = vit()(images()).pooled, vit(dtype="bfloat16")(images()).pooled
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_heads=3), "width=16 does not divide by num_heads=3"),
+        (dict(patch_size=5), "image_size=16 does not divide by patch_size=5; .* 15"),
+        (dict(width=18, num_heads=2, position="sincos2d"), "multiple of 4"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        vit(**changes)
