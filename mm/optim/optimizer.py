@@ -1,0 +1,70 @@
+"""The optimizer: one optax chain, its parts chosen by the config."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mm import registry
+from mm.config import BadInput
+from mm.optim.paths import map_paths, match_factors
+
+# Matrices decay; biases, norms, scales, position and token embeddings do not.
+DECAY = ((r".*/kernel", 1.0),)
+
+
+@registry.register("optimizer", "adamw")
+def adamw(
+    *,
+    learning_rate: float,
+    schedule: Mapping,
+    weight_decay: float = 0.0,
+    weight_decay_factors: tuple[tuple, ...] = DECAY,
+    learning_rate_factors: tuple[tuple, ...] = (),
+    clip_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+    moment_dtype: Literal["float32", "bfloat16"] = "float32",
+    params: Any,
+    total_steps: int,
+    where: str = "config.optimizer",
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW (Loshchilov and Hutter 2019): (gradient transformation, learning rate by step).
+
+    Gradients are clipped to a global norm of `clip_norm` (None: not at all). A parameter's learning
+    rate and decay are multiplied by the factor of the first (regex, factor) that matches its path;
+    without a match the rate's factor is 1 and the decay's 0. The decay is multiplied by the
+    learning rate. `moment_dtype` is that of the first moment. `params` may be abstract.
+    """
+    if learning_rate <= 0 or weight_decay < 0:
+        raise BadInput(
+            f"learning_rate={learning_rate} must be > 0, weight_decay={weight_decay} >= 0"
+        )
+    shape = registry.build("schedule", schedule, f"{where}.schedule", total_steps=total_steps)
+    decay = match_factors(params, weight_decay_factors, f"{where}.weight_decay_factors", 0.0)
+    rates = match_factors(params, learning_rate_factors, f"{where}.learning_rate_factors", 1.0)
+
+    def rate(step):
+        return learning_rate * shape(step)
+
+    chain = [
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.scale_by_adam(b1, b2, epsilon, mu_dtype=jnp.dtype(moment_dtype)),
+        _add(lambda name, update, param: update + weight_decay * decay[name] * param),
+        _add(lambda name, update, param: update * rates[name]),
+        optax.scale_by_learning_rate(rate),
+    ]
+    return optax.chain(*chain), rate
+
+
+def _add(function) -> optax.GradientTransformation:
+    """A stateless link of the chain: update = function(path name, update, parameter)."""
+
+    def update(updates, params):
+        named = map_paths(lambda name, _: name, params)
+        return jax.tree.map(function, named, updates, params)
+
+    return optax.stateless(update)
