@@ -1,0 +1,257 @@
+"""config + devices -> Program: the one place where model, objectives, optimizer and shardings meet.
+
+Training, evaluation, planning and export all use the Program that is built here.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array, ShapeDtypeStruct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mm import registry
+from mm.config import BadInput, plain
+from mm.models.multimodal import Multimodal
+from mm.objectives.views import Views
+from mm.optim.paths import flatten
+from mm.sharding.mesh import BATCH_AXES, make_mesh
+from mm.sharding.rules import ShardingRules, find_rules, shard_tree, use_sharding
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The keys of a config. Each group is checked by what it builds."""
+
+    seed: int
+    total_steps: int
+    global_batch_size: int
+    model: Mapping
+    objectives: Mapping
+    optimizer: Mapping
+    sharding: Mapping
+    input: Mapping
+    evals: Mapping
+    checkpoint: Mapping
+    log: Mapping
+
+
+class TrainState(NamedTuple):
+    """All the arrays of a checkpoint; `extras` holds averages and queues, if there are any."""
+
+    step: Array
+    params: Any
+    opt_state: Any
+    extras: Any
+
+
+class System(nnx.Module):
+    """The model and its objectives under one root, so that one tree holds every parameter."""
+
+    def __init__(self, model: Mapping, objectives: Mapping, *, rngs: nnx.Rngs):
+        self.model = registry.call(Multimodal, model, "config.model", rngs=rngs)
+        self.objectives = nnx.Dict(
+            {
+                name: registry.build(
+                    "objective",
+                    {key: value for key, value in spec.items() if key != "weight"},
+                    f"config.objectives.{name}",
+                    rngs=rngs,
+                )
+                for name, spec in objectives.items()
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What runs: abstract state, shardings and jitted functions; see `build_program`.
+
+    init(seed) -> TrainState; gradients(state, batch) -> ((loss, metrics), gradients);
+    train_step(state, batch) -> (state, metrics), which donates the state; embed(params, batch) ->
+    (zimg, ztxt), both [b, embed_dim] over the batch axes.
+    """
+
+    recipe: Recipe
+    mesh: Mesh
+    rules: ShardingRules
+    batch_spec: dict[str, ShapeDtypeStruct]
+    batch_sharding: NamedSharding
+    state: TrainState  # ShapeDtypeStructs with shardings
+    learning_rate: optax.Schedule
+    init: Callable[[int], TrainState]
+    gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    embed: Callable[[Any, Batch], tuple[Array, Array]]
+
+
+def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Program:
+    """Builds and checks everything that a config says of the computation; compiles nothing yet.
+
+    Raises BadInput on an unknown key, a wrong type or a value that cannot work.
+    """
+    recipe = Recipe(**registry.check(Recipe, plain(config), "config"))
+    if recipe.total_steps < 1:
+        raise BadInput(f"config.total_steps={recipe.total_steps}: must be at least 1")
+    mesh, rules = registry.call(make_sharding, recipe.sharding, "config.sharding", devices=devices)
+    weights = check_weights(recipe.objectives)
+    batch_parts = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if recipe.global_batch_size < 1 or recipe.global_batch_size % batch_parts:
+        raise BadInput(
+            f"config.global_batch_size={recipe.global_batch_size}: must be a positive multiple of "
+            f"{batch_parts}, the replica x fsdp size of mesh {dict(mesh.shape)}"
+        )
+
+    def make(key):
+        return System(recipe.model, recipe.objectives, rngs=nnx.Rngs(params=key))
+
+    system = nnx.eval_shape(make, jax.random.key(0))
+    graphdef, variables = nnx.split(system, nnx.Param)
+    axes = {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
+    params = nnx.to_pure_dict(variables)
+    transform, learning_rate = registry.build(
+        "optimizer",
+        recipe.optimizer,
+        "config.optimizer",
+        params=params,
+        total_steps=recipe.total_steps,
+    )
+
+    def init(key):
+        params = nnx.to_pure_dict(nnx.split(make(key), nnx.Param)[1])
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), {})
+
+    def loss_function(params, batch, key):
+        system = nnx.merge(graphdef, params)
+        views = Views(system.model, batch, key)
+        total, metrics = jnp.zeros(()), {}
+        for name, objective in system.objectives.items():
+            loss = objective(views, jax.random.fold_in(key, zlib.crc32(name.encode())))
+            total = total + weights[name] * loss.value
+            metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
+            metrics[f"{name}/loss"] = loss.value
+        return total, metrics
+
+    def gradients(state, batch):
+        # Keyed by seed and step; a mask drawn over the global batch does not depend on the mesh.
+        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        with use_sharding(mesh, rules):
+            return jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
+
+    def train_step(state, batch):
+        (loss, metrics), grads = gradients(state, batch)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        metrics |= {
+            "loss": loss,
+            "learning_rate": learning_rate(state.step),
+            "gradient_norm": optax.global_norm(grads),
+            "parameter_norm": optax.global_norm(state.params),
+            "update_norm": optax.global_norm(updates),
+            "batch_hash": hash_ids(batch["id"]),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, state.extras), metrics
+
+    def embed(params, batch):
+        model = nnx.merge(graphdef, params).model
+        with use_sharding(mesh, rules):
+            views = Views(model, batch, None)
+            return model.project_image(views.image()), model.project_text(views.text())
+
+    replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    shardings = TrainState(
+        step=replicated,
+        params=shard_tree(abstract.params, axes, mesh, rules),
+        opt_state=optax.tree_utils.tree_map_params(
+            transform,
+            lambda _, sharding: sharding,
+            abstract.opt_state,
+            shard_tree(abstract.params, axes, mesh, rules),
+            transform_non_params=lambda _: replicated,
+        ),
+        extras={},
+    )
+    jit_init = jax.jit(init, out_shardings=shardings)
+    spec = system.model.batch_spec(recipe.global_batch_size)
+    spec["id"] = ShapeDtypeStruct((recipe.global_batch_size,), jnp.uint32)
+    for objective in system.objectives.values():
+        spec |= objective.batch_spec(recipe.global_batch_size)
+    return Program(
+        recipe=recipe,
+        mesh=mesh,
+        rules=rules,
+        batch_spec=spec,
+        batch_sharding=by_batch,
+        state=jax.tree.map(
+            lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        ),
+        learning_rate=learning_rate,
+        init=lambda seed: jit_init(jax.random.key(seed)),
+        gradients=jax.jit(
+            gradients,
+            in_shardings=(shardings, by_batch),
+            out_shardings=(replicated, shardings.params),
+        ),
+        train_step=jax.jit(
+            train_step,
+            in_shardings=(shardings, by_batch),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        ),
+        embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
+    )
+
+
+def make_sharding(
+    *, mesh: Mapping, rules: str, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, ShardingRules]:
+    """config.sharding: the mesh's sizes by axis, and the name of a preset of rules."""
+    return make_mesh(mesh, devices), find_rules(rules)
+
+
+def check_weights(objectives: Mapping) -> dict[str, float]:
+    """The weight of each objective (default 1)."""
+    if not objectives:
+        raise BadInput(f"config.objectives: is empty; name one of {registry.names('objective')}")
+    weights = {name: spec.get("weight", 1.0) for name, spec in objectives.items()}
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise BadInput(f"config.objectives.{name}.weight={weight!r}: expected a number")
+    return weights
+
+
+def hash_ids(ids: Array) -> Array:
+    """31 bits that tell one ordered batch of example ids from another, for logs."""
+    position = jnp.arange(len(ids), dtype=jnp.uint32)
+    mixed = (ids.astype(jnp.uint32) + position * jnp.uint32(0x9E3779B9)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return (mixed.sum(dtype=jnp.uint32) >> 1).astype(jnp.int32)
+
+
+def check_batch(program: Program, batch: Batch) -> None:
+    """Raises BadInput when the input's arrays are not those that the model reads."""
+    for name, want in program.batch_spec.items():
+        if name not in batch:
+            have = sorted(batch)
+            raise BadInput(f"config.input.preprocess: makes no {name!r} (makes {have})")
+        got = batch[name]
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise BadInput(
+                f"config.input.preprocess: makes {name} {got.dtype}{list(got.shape)}, the "
+                f"model reads {want.dtype}{list(want.shape)}; change one of the two"
+            )
+
+
+def count_parameters(program: Program) -> int:
+    """Number of scalars in all parameters."""
+    return sum(leaf.size for leaf in flatten(program.state.params).values())

@@ -1,0 +1,185 @@
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mm.config import BadInput, override
+from mm.optim.paths import flatten
+from mm.program import build_program, check_batch, hash_ids
+from tests.tiny import tiny_config
+
+MESHES = {
+    "dp": ("dp", dict(fsdp=8)),
+    "fsdp": ("fsdp", dict(fsdp=8)),
+    "replica x fsdp": ("fsdp", dict(replica=2, fsdp=4)),
+    "fsdp x tensor": ("fsdp_tp", dict(fsdp=4, tensor=2)),
+}
+
+
+def program(rules="dp", mesh=None, devices=None, width=64, **overrides):
+    """Wide enough that fsdp and tensor really split something; unlike its moments nothing is."""
+    config = tiny_config(sharding=dict(mesh=mesh or dict(fsdp=-1), rules=rules))
+    for tower in ("image", "text"):
+        config.model[tower].update(width=width, num_heads=4)
+    override(config, [(key.replace("__", "."), str(value)) for key, value in overrides.items()])
+    return build_program(config, devices)
+
+
+def batch(a_program, seed=0):
+    rng = np.random.default_rng(seed)
+    size = a_program.recipe.global_batch_size
+    values = {
+        "image": rng.standard_normal(a_program.batch_spec["image"].shape).astype(np.float32),
+        "text": rng.integers(1, 64, (size, 8)).astype(np.int32),
+        "text_mask": np.arange(8) < rng.integers(1, 9, (size, 1)),
+        "group": np.minimum(np.arange(size), size - 3).astype(np.int32),  # the last three are one
+        "id": np.arange(size, dtype=np.uint32),
+    }
+    return jax.device_put(values, a_program.batch_sharding)
+
+
+def error(a, b):
+    """||a - b|| in units of what is allowed: 1e-5 of ||b||, or 1e-7 where b is about zero."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.linalg.norm(a - b) / max(1e-5 * np.linalg.norm(b), 1e-7)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """On one device, dropout and token dropping on."""
+    return program(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def one_device(alone):
+    """Loss and gradients on one device."""
+    (loss, _), gradients = alone.gradients(alone.init(0), batch(alone))
+    return float(loss), jax.device_get(gradients)
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_loss_and_every_gradient_agree_with_one_device(layout, one_device):
+    rules, mesh = MESHES[layout]
+    sharded = program(rules, mesh)
+    (loss, _), gradients = sharded.gradients(sharded.init(0), batch(sharded))
+    assert error(loss, one_device[0]) < 1
+    want = flatten(one_device[1])
+    errors = {name: error(g, want[name]) for name, g in flatten(gradients).items()}
+    assert max(errors.values()) < 1, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_moments_are_split_like_their_parameters(layout):
+    rules, mesh = MESHES[layout]
+    state = program(rules, mesh).state
+    params = flatten(state.params)
+    for name, moment in flatten(state.opt_state).items():
+        mirrored = [p for p in params if name.endswith(f"/{p}")]
+        for path in mirrored:
+            assert moment.sharding == params[path].sharding
+        assert mirrored or moment.shape == ()
+    split = [p for p in params.values() if any(p.sharding.spec)]
+    assert bool(split) == (rules != "dp")
+
+
+def test_steps_lower_the_loss_of_their_batch(alone):
+    state, data = alone.init(0), batch(alone)
+    losses = []
+    for _ in range(8):
+        state, metrics = alone.train_step(state, data)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] and int(state.step) == 8
+
+
+def test_the_randomness_is_keyed_by_the_step(alone):
+    state, data = alone.init(0), batch(alone)
+    first, again, later = (
+        float(alone.gradients(state._replace(step=jnp.int32(step)), data)[0][0])
+        for step in (0, 0, 1)
+    )
+    assert first == again and first != later
+
+
+def test_the_randomness_is_keyed_by_the_seed(alone):
+    other = program(devices=jax.devices()[:1], seed=1)
+    state, data = alone.init(0), batch(alone)
+    assert alone.gradients(state, data)[0][0] != other.gradients(state, data)[0][0]
+
+
+def test_embeddings_are_normalized_and_need_no_key(alone):
+    params = alone.init(0).params
+    first, second = (alone.embed(params, batch(alone)) for _ in range(2))
+    for z, again in zip(first, second, strict=True):
+        np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
+        assert (z == again).all()
+
+
+def test_init_does_not_depend_on_the_mesh(alone):
+    split = program("fsdp_tp", dict(fsdp=-1, tensor=2))
+    jax.tree.map(np.testing.assert_array_equal, alone.init(0).params, split.init(0).params)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("global_batch_size", 12, r"global_batch_size=12: must be a positive multiple of 8"),
+        ("model.image.num_heads", 3, r"config\.model\.image: width=64 .* num_heads=3"),
+        ("sharding.rules", "fsdpp", "did you mean 'fsdp'"),
+        ("objectives.contrastive.kind", "sigmoyd", "did you mean 'sigmoid'"),
+        ("objectives.contrastive.name", "contrastiv", "did you mean 'contrastive'"),
+        ("optimizer.schedule.warmup_steps", 100, r"config\.optimizer\.schedule: warmup_steps=100"),
+        ("total_steps", 0, "total_steps=0"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(key, value, message):
+    with pytest.raises(BadInput, match=message):
+        program(**{key.replace(".", "__"): value})
+
+
+def test_an_unknown_key_in_a_recipe_is_refused():
+    config = tiny_config(optimiser={})
+    with pytest.raises(BadInput, match="unknown key 'optimiser'; did you mean 'optimizer'"):
+        build_program(config)
+
+
+def test_an_empty_set_of_objectives_is_refused():
+    with pytest.raises(BadInput, match="config.objectives: is empty"):
+        build_program(tiny_config(objectives={}))
+
+
+def test_a_batch_of_the_wrong_shape_says_which_and_what_to_do(alone):
+    wrong = {**alone.batch_spec, "image": jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32)}
+    with pytest.raises(BadInput, match=r"makes image float32\[16, 32, 32, 3\], the model reads"):
+        check_batch(alone, wrong)
+    with pytest.raises(BadInput, match="makes no 'text'"):
+        check_batch(alone, {k: v for k, v in alone.batch_spec.items() if k != "text"})
+
+
+def test_the_batch_hash_sees_ids_and_their_order():
+    ids = jnp.arange(16, dtype=jnp.uint32)
+    assert hash_ids(ids) == hash_ids(ids)
+    assert hash_ids(ids) != hash_ids(ids[::-1])
+    assert hash_ids(ids) != hash_ids(ids + 1)
+
+
+def test_this_machine_computes_right():
+    """The CPU backend of jaxlib 0.10 miscomputes with its YNN fusions on (jax issue 39103)."""
+    rng = np.random.default_rng(0)
+    shapes = ((64, 192), (192, 768), (768, 192))
+    x, w, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    @jax.jit
+    def two_layers(x, w, v):
+        hidden = x @ w
+        return jax.nn.relu(hidden) @ v, jnp.sum(jnp.square(hidden), -1)
+
+    hidden = x.astype(np.float64) @ w
+    output, squares = two_layers(x, w, v)
+    assert error(output, np.maximum(hidden, 0) @ v) < 1
+    assert error(squares, (hidden**2).sum(-1)) < 1
+
+
+def test_the_fusions_that_miscompute_are_off():
+    assert "--xla_cpu_experimental_ynn_fusion_type=" in os.environ["XLA_FLAGS"].split()
