@@ -1,0 +1,149 @@
+"""Image-text retrieval: recall at k and median rank, exact over a whole pool of pairs.
+
+Row i of the images and row i of the texts are each other's only match. Ties and NaN rank last: a
+model that says the same of everything finds nothing.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mm import registry
+from mm.config import BadInput
+
+KS = (1, 5, 10)
+_BLOCK = 128  # queries at a time; pools are padded to a multiple, so that no tile is a remainder
+
+
+@registry.register("evaluator", "retrieval")
+class Retrieval:
+    """Retrieval in both directions over all of `source`, batch_size examples at a time.
+
+    Raises BadInput when the source is empty.
+    """
+
+    def __init__(self, *, source: Any, preprocess: Any, batch_size: int):
+        if len(source) < 1:
+            raise BadInput("retrieval: the source is empty")
+        if batch_size < 1:
+            raise BadInput(f"batch_size={batch_size} must be at least 1")
+        self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
+
+    def run(
+        self,
+        embed: Callable[[dict], tuple[Float[Array, "b d"], Float[Array, "b d"]]],
+        sharding: NamedSharding,
+    ) -> dict[str, float]:
+        """Returns "text_to_image/recall@1" and so on, as fractions; the same on every process.
+
+        embed: batch -> (zimg, ztxt), normalized. sharding: of a batch's rows.
+        """
+        from data.loader import eval_batches  # here, since it loads TensorFlow
+
+        batches = eval_batches(
+            self.source, self.preprocess, batch_size=self.batch_size, sharding=sharding
+        )
+        with contextlib.closing(batches):
+            zimg, ztxt = embed_pool(embed, batches, sharding.mesh)
+        return metrics(zimg, ztxt, sharding.mesh)
+
+
+def embed_pool(
+    embed: Callable, batches: Iterator[Mapping[str, Array]], mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns float32 (zimg, ztxt), both [n d], of all valid rows, on every host."""
+    replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    images, texts = [], []
+
+    def fetch(zimg: Array, ztxt: Array, valid: Array) -> None:
+        keep = np.asarray(valid)
+        images.append(np.asarray(zimg, np.float32)[keep])
+        texts.append(np.asarray(ztxt, np.float32)[keep])
+
+    waiting = None
+    for batch in batches:
+        running = replicate((*embed(batch), batch["valid"]))
+        if waiting is not None:  # one behind, so that the devices always have work
+            fetch(*waiting)
+        waiting = running
+    fetch(*waiting)
+    return np.concatenate(images), np.concatenate(texts)
+
+
+def metrics(
+    zimg: Float[np.ndarray, "n d"], ztxt: Float[np.ndarray, "n d"], mesh: Mesh
+) -> dict[str, float]:
+    """Recall at 1, 5, 10 (fractions) and median rank (1 is perfect), both directions."""
+    found = {}
+    for name, queries, candidates in (
+        ("text_to_image", ztxt, zimg),
+        ("image_to_text", zimg, ztxt),
+    ):
+        rank = ranks(queries, candidates, mesh)
+        found |= {f"{name}/recall@{k}": float(np.mean(rank < k)) for k in KS}
+        found[f"{name}/median_rank"] = float(np.median(rank)) + 1
+    return found
+
+
+def ranks(
+    queries: Float[np.ndarray, "n d"], candidates: Float[np.ndarray, "n d"], mesh: Mesh
+) -> Int[np.ndarray, " n"]:
+    """How many other candidates score at least as high as the query's own; 0 is best.
+
+    Scores are float32 dot products. A candidate whose score is NaN beats nobody; a query whose own
+    score is NaN has rank n. Queries are split over the mesh, candidates are on every device, and a
+    device holds the scores of one block of queries at a time, never n x n.
+    """
+    n = len(queries)
+    if n != len(candidates):
+        raise ValueError(f"{n} queries but {len(candidates)} candidates")
+    count = -(-n // _BLOCK)
+    blocks = -(-count // mesh.size) * mesh.size
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    whole = NamedSharding(mesh, PartitionSpec())
+    rank = _ranks(mesh, n)(
+        _place(_padded(queries, blocks * _BLOCK).reshape(blocks, _BLOCK, -1), split),
+        _place(np.arange(blocks * _BLOCK, dtype=np.int32).reshape(blocks, _BLOCK), split),
+        _place(_padded(candidates, count * _BLOCK), whole),
+    )
+    return np.asarray(rank).reshape(-1)[:n]
+
+
+@functools.lru_cache(maxsize=8)
+def _ranks(mesh: Mesh, n: int) -> Callable:
+    """Jitted (queries [blocks q d], their own rows [blocks q], candidates [m d]) -> [blocks q]."""
+
+    def block(candidates, arguments):
+        queries, own = arguments
+        scores = jnp.einsum("qd,md->qm", queries, candidates, precision=jax.lax.Precision.HIGHEST)
+        column = jnp.arange(candidates.shape[0])
+        own_column = jnp.minimum(own, n - 1)  # rows past n are padding; any column will do
+        # from the same product as the others: a second one might round equal pairs apart
+        own_score = jnp.take_along_axis(scores, own_column[:, None], axis=1)
+        others = (column[None] != own_column[:, None]) & (column[None] < n)
+        beaten_by = jnp.sum((scores >= own_score) & others, axis=1, dtype=jnp.int32)
+        return jnp.where(jnp.isnan(own_score[:, 0]), n, beaten_by)
+
+    def local(queries, own, candidates):
+        return jax.lax.map(functools.partial(block, candidates), (queries, own))
+
+    split = PartitionSpec(mesh.axis_names)
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(split, split, PartitionSpec()), out_specs=split
+    )
+    return jax.jit(mapped, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(np.asarray(rows, np.float32), [(0, length - len(rows)), (0, 0)])
+
+
+def _place(array: np.ndarray, sharding: NamedSharding) -> Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,185 @@
+"""The run's directory: one owner at a time, one config for its life, and where it ran.
+
+Also the one way files are written here: whole or not at all.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from mm.config import BadInput, flatten, plain
+
+_PACKAGES = (
+    "jax jaxlib libtpu flax optax orbax-checkpoint tensorstore numpy tensorflow tensorflow-cpu "
+    "tensorflow-datasets array-record tokenizers ml-collections einops"
+).split()
+
+
+def is_remote(path: os.PathLike | str) -> bool:
+    """True for object stores such as gs://, which have no locks, appends or renames."""
+    return "://" in os.fspath(path)
+
+
+def write_atomic(path: os.PathLike | str, content: bytes | str) -> None:
+    """Writes the file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Locally: a temporary file in the same directory, fsync, rename, fsync of the directory. In an
+    object store one write is atomic already.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        epath.Path(path).write_bytes(data)
+        return
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes a rename in this local directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: os.PathLike | str, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def lock(workdir: os.PathLike | str) -> Iterator[None]:
+    """Holds the local workdir for this process; creates it if need be. Call it on process 0 only.
+
+    The lock is the kernel's (flock), so it goes with the process however that dies. An object
+    store has none: there the scheduler must not start a run twice.
+    Raises BadInput with the owner's pid and host when the workdir is in use.
+    """
+    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    if is_remote(workdir):
+        yield
+        return
+    with open(Path(workdir) / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise BadInput(
+                f"workdir {os.fspath(workdir)} is in use by {owner}; "
+                "wait for it, stop it, or give another --workdir"
+            ) from None
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {started}")
+        file.flush()
+        yield
+
+
+def check_config(
+    workdir: os.PathLike | str, config: Mapping, may_change: tuple[str, ...] = ()
+) -> None:
+    """Writes `config.json` on the first start; later, refuses a config that is another.
+
+    Keys equal to an entry of `may_change`, or below it ("log" covers "log.every_steps"), may
+    differ between starts; the file then takes the new values. Hold the lock; process 0 only.
+    Raises BadInput that lists each differing key with what was given and what was found.
+    """
+    path = epath.Path(workdir) / "config.json"
+    given = json.loads(json.dumps(plain(config)))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            raise BadInput(f"{path} is not JSON; restore it or give another --workdir") from None
+        old, new = dict(flatten(found)), dict(flatten(given))
+        changed = [
+            f"{key} (given {_show(new, key)}, found {_show(old, key)})"
+            for key in sorted(old.keys() | new.keys())
+            if _show(old, key) != _show(new, key) and not _covered(key, may_change)
+        ]
+        if changed:
+            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+            raise BadInput(
+                f"workdir {os.fspath(workdir)} belongs to another config: "
+                f"{', '.join(changed[:8])}{more}; give another --workdir or the config as it was"
+            )
+        if found == given:
+            return
+    write_json(path, given)
+
+
+def _covered(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "nothing"
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what this process runs. Starts the JAX backend if it is not up yet."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [sys.executable, *sys.argv],
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "packages": _versions(),
+        "git": git_state(Path(__file__).resolve().parents[2]),
+        "devices": {"kind": devices[0].device_kind, "count": len(devices)},
+        "processes": jax.process_count(),
+        "variables": {
+            name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_state(tree: Path) -> dict[str, Any] | None:
+    """The revision of `tree` and whether it has changes; None without git or outside of it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(tree), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,187 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mm import registry
+from mm.config import BadInput
+from mm.evals import retrieval
+
+
+def _mesh(devices):
+    shape = (devices // 2, 2) if devices > 1 else (1, 1)
+    return jax.make_mesh(
+        shape, ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:devices]
+    )
+
+
+def _grid(rng, *shape):
+    """Multiples of 1/8, small: every product and sum is exact in float32, in any order."""
+    return rng.integers(-3, 4, shape).astype(np.float32) / 8
+
+
+def _reference(queries, candidates):
+    """The rule in float64, with the whole matrix and loops."""
+    scores = queries.astype(np.float64) @ candidates.astype(np.float64).T
+    n = len(scores)
+    ranks = []
+    for i in range(n):
+        own = scores[i, i]
+        worse_or_equal = [j for j in range(n) if j != i and scores[i, j] >= own]
+        ranks.append(n if np.isnan(own) else len(worse_or_equal))
+    return np.array(ranks)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.sampled_from([1, 9, 128, 129, 300]),
+    width=st.sampled_from([1, 3, 6]),  # narrow: many ties
+    nans=st.integers(0, 3),
+    devices=st.sampled_from([1, 8]),
+    seed=st.integers(0, 10**6),
+)
+def test_ranks_equal_a_dense_reference_with_ties_and_nan(n, width, nans, devices, seed):
+    rng = np.random.default_rng(seed)
+    queries, candidates = _grid(rng, n, width), _grid(rng, n, width)
+    for side in (queries, candidates):
+        side[rng.integers(0, n, nans), 0] = np.nan
+    found = retrieval.ranks(queries, candidates, _mesh(devices))
+    np.testing.assert_array_equal(found, _reference(queries, candidates))
+
+
+def test_one_and_eight_devices_agree_on_real_numbers():
+    rng = np.random.default_rng(0)
+    zimg = rng.normal(size=(700, 24)).astype(np.float32)
+    ztxt = zimg + rng.normal(size=zimg.shape).astype(np.float32)
+    one, eight = (retrieval.metrics(zimg, ztxt, _mesh(devices)) for devices in (1, 8))
+    assert one == eight
+    assert 0.05 < one["text_to_image/recall@1"] < 0.95
+
+
+@pytest.mark.parametrize("n", [11, 127, 167, 513])
+@pytest.mark.parametrize("width", [7, 192])
+def test_constant_embeddings_find_nothing(n, width):
+    row = np.random.default_rng(n).normal(size=width).astype(np.float32)
+    same = np.tile(row / np.linalg.norm(row), (n, 1))
+    np.testing.assert_array_equal(retrieval.ranks(same, same, _mesh(8)), n - 1)
+    found = retrieval.metrics(same, same, _mesh(8))
+    assert found["text_to_image/recall@10"] == 0 and found["image_to_text/median_rank"] == n
+
+
+def test_identical_rows_anywhere_in_the_pool_tie_exactly():
+    rng = np.random.default_rng(3)
+    different = rng.normal(size=(150, 64)).astype(np.float32)
+    pool = np.concatenate([different, different])
+    ranks = retrieval.ranks(pool, pool, _mesh(8))
+    assert ranks.min() >= 1
+
+
+def test_nan_everywhere_finds_nothing():
+    nan = np.full((20, 4), np.nan, np.float32)
+    found = retrieval.metrics(nan, nan, _mesh(8))
+    assert found["text_to_image/recall@10"] == 0 and found["text_to_image/median_rank"] == 21
+
+
+def test_perfect_embeddings_find_everything():
+    found = retrieval.metrics(np.eye(30), np.eye(30), _mesh(8))
+    assert set(found.values()) == {1.0}
+    assert sorted(found) == sorted(
+        f"{way}/{what}"
+        for way in ("text_to_image", "image_to_text")
+        for what in ("recall@1", "recall@5", "recall@10", "median_rank")
+    )
+
+
+def test_the_two_directions_are_not_mixed_up():
+    zimg = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    ztxt = np.array([[1, 0], [1, 0.5], [0, 1]], np.float32)
+    found = retrieval.metrics(zimg, ztxt, _mesh(1))
+    np.testing.assert_array_equal(retrieval.ranks(ztxt, zimg, _mesh(1)), [1, 1, 0])
+    np.testing.assert_array_equal(retrieval.ranks(zimg, ztxt, _mesh(1)), [1, 1, 0])
+    assert (
+        found["text_to_image/recall@1"] == found["image_to_text/recall@1"] == pytest.approx(1 / 3)
+    )
+    zimg[0] *= 2  # now every text prefers image 0 of the first two; each image ranks as before
+    found = retrieval.metrics(zimg, ztxt, _mesh(1))
+    assert found["text_to_image/recall@1"] == pytest.approx(2 / 3)
+    assert found["image_to_text/recall@1"] == pytest.approx(1 / 3)
+
+
+def test_no_device_holds_the_matrix():
+    n, width = 8192, 8
+    mesh = _mesh(8)
+    split = NamedSharding(mesh, PartitionSpec(("a", "b")))
+    whole = NamedSharding(mesh, PartitionSpec())
+    blocks = n // 128
+    compiled = (
+        retrieval._ranks(mesh, n)
+        .lower(
+            jax.ShapeDtypeStruct((blocks, 128, width), np.float32, sharding=split),
+            jax.ShapeDtypeStruct((blocks, 128), np.int32, sharding=split),
+            jax.ShapeDtypeStruct((n, width), np.float32, sharding=whole),
+        )
+        .compile()
+    )
+    one_block = 128 * n * 4
+    share_of_the_matrix = n * n * 4 // 8
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * one_block < share_of_the_matrix
+
+
+def test_pools_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="3 queries but 4 candidates"):
+        retrieval.ranks(np.ones((3, 2)), np.ones((4, 2)), _mesh(1))
+
+
+_STEPS = "decode|resize(8)|value_range(-1, 1)"
+
+
+class _Source:
+    def __init__(self, size):
+        self.features, self._size = {"image": None}, size
+
+    def __len__(self):
+        return self._size
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """A pool of 21 pairs behind data.loader.eval_batches, the last batch padded with garbage."""
+    rng = np.random.default_rng(5)
+    zimg, ztxt = rng.normal(size=(2, 21, 6)).astype(np.float32)
+
+    def eval_batches(source, preprocess, *, batch_size, sharding):
+        assert preprocess.text == _STEPS and len(source) == 21
+        for start in range(0, 21, batch_size):
+            rows = np.arange(start, start + batch_size)
+            batch = {"image": zimg[rows % 21], "text": ztxt[rows % 21], "valid": rows < 21}
+            yield {key: jax.device_put(value, sharding) for key, value in batch.items()}
+
+    monkeypatch.setattr("data.loader.eval_batches", eval_batches)
+    return zimg, ztxt
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 24])
+def test_the_evaluator_drops_padding_and_keeps_order(pool, batch_size):
+    zimg, ztxt = pool
+    sharding = NamedSharding(_mesh(8), PartitionSpec(("a", "b")))
+    spec = {"name": "retrieval", "batch_size": batch_size, "preprocess": _STEPS}
+    evaluator = registry.build("evaluator", spec, "config.evals.seen", source=_Source(21))
+    embed = jax.jit(lambda batch: (batch["image"], batch["text"].astype(jnp.float32)))
+    assert evaluator.run(embed, sharding) == retrieval.metrics(zimg, ztxt, _mesh(1))
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "message"),
+    [
+        (0, {}, "config.evals.seen: retrieval: the source is empty"),
+        (5, {"batch_size": 0}, "config.evals.seen: batch_size=0 must be at least 1"),
+        (5, {"preprocess": 'decode("photo")'}, "no field 'photo'"),
+    ],
+)
+def test_mistakes_are_refused_when_it_is_built(size, changes, message):
+    spec = {"name": "retrieval", "batch_size": 8, "preprocess": _STEPS, **changes}
+    with pytest.raises(BadInput, match=message):
+        registry.build("evaluator", spec, "config.evals.seen", source=_Source(size))
