@@ -1,0 +1,28 @@
+"""Prepares the `emoji` data set: `python -m data.builders.emoji --data_dir=.data`."""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from data.builders.emoji.preparation import prepare  # noqa: E402
+from mm.config import BadInput  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.builders.emoji", description=__doc__)
+    parser.add_argument(
+        "--data_dir",
+        help="where data sets are kept; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
+    )
+    try:
+        prepare(parser.parse_args().data_dir)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
