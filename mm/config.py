@@ -97,7 +97,7 @@ def _converted(where: str, text: str, current: Any) -> Any:
         value = float(value)
     if isinstance(current, tuple | list) and isinstance(value, tuple | list):
         value = wanted(value)
-    if isinstance(current, Mapping):
+    if isinstance(current, ConfigDict):
         if not isinstance(value, Mapping):
             raise BadInput(f"{where}={text}: is a group of keys; set one of {sorted(current)}")
         return ConfigDict(value)

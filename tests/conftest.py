@@ -1,16 +1,33 @@
 """Eight simulated CPU devices for every test, and array shapes checked against annotations."""
 
 import os
+import tempfile
 
 # XLA reads these once, when JAX makes its first backend. Tests compile much and compute little.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# The same tiny programs are compiled again and again, by subprocesses too.
+_cache = tempfile.TemporaryDirectory(prefix="jax-cache-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jaxtyping.install_import_hook(["mm.models", "mm.objectives"], "beartype.beartype")
 
 import mm  # noqa: E402, F401  (adds the flags of this jaxlib)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A tokenizer.json for tests/tiny.py."""
+    from data.tokenizers.train import train
+    from tests.tiny import TEXTS
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(train(TEXTS * 2, 64))
+    return path

@@ -43,6 +43,11 @@ def test_override_keeps_the_type_that_stands_there(key, text, value):
     assert found == value and type(found) is type(value)
 
 
+def test_a_whole_group_can_be_replaced():
+    config = overridden("optimizer", "{'learning_rate': 0.5}")
+    assert config.optimizer == ConfigDict({"learning_rate": 0.5})
+
+
 def test_unknown_key_names_the_nearest():
     with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
         overridden("optimizer.lerning_rate", "1")

@@ -8,7 +8,7 @@ import pytest
 from mm.config import BadInput, override
 from mm.optim.paths import flatten
 from mm.program import build_program, check_batch, hash_ids
-from tests.tiny import tiny_config
+from tests.tiny import get_config
 
 MESHES = {
     "dp": ("dp", dict(fsdp=8)),
@@ -20,7 +20,8 @@ MESHES = {
 
 def program(rules="dp", mesh=None, devices=None, width=64, **overrides):
     """Wide enough that fsdp and tensor really split something; unlike its moments nothing is."""
-    config = tiny_config(sharding=dict(mesh=mesh or dict(fsdp=-1), rules=rules))
+    config = get_config()
+    config.sharding = dict(mesh=mesh or dict(fsdp=-1), rules=rules)
     for tower in ("image", "text"):
         config.model[tower].update(width=width, num_heads=4)
     override(config, [(key.replace("__", "."), str(value)) for key, value in overrides.items()])
@@ -139,14 +140,17 @@ def test_values_that_cannot_work_are_refused(key, value, message):
 
 
 def test_an_unknown_key_in_a_recipe_is_refused():
-    config = tiny_config(optimiser={})
+    config = get_config()
+    config.optimiser = {}
     with pytest.raises(BadInput, match="unknown key 'optimiser'; did you mean 'optimizer'"):
         build_program(config)
 
 
 def test_an_empty_set_of_objectives_is_refused():
+    config = get_config()
+    config.objectives = {}
     with pytest.raises(BadInput, match="config.objectives: is empty"):
-        build_program(tiny_config(objectives={}))
+        build_program(config)
 
 
 def test_a_batch_of_the_wrong_shape_says_which_and_what_to_do(alone):

@@ -10,7 +10,18 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from mm.config import BadInput
-from mm.models.layers import Activation, Attention, Dtype, Mlp, Norm, dropout, norm, param
+from mm.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    Attention,
+    Dtype,
+    Linear,
+    Mlp,
+    Norm,
+    dropout,
+    norm,
+    param,
+)
 from mm.sharding.rules import constrain
 
 Remat = Literal["none", "dots", "full"]
@@ -168,6 +179,31 @@ class AttentionPool(nnx.Module):
             probe.astype(tokens.dtype), tokens, None if mask is None else mask[:, None, None, :]
         )
         return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class FlattenPool(nnx.Module):
+    """All tokens side by side through one hidden layer: [b, n, width] to [b, hidden]."""
+
+    def __init__(
+        self,
+        num_tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        activation: Activation,
+        dropout_rate: float,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        axes = ("tokens", "embed", "mlp")
+        self.hidden = Linear((num_tokens, width), (hidden,), axes, dtype=dtype, rngs=rngs)
+        self.activation, self.dropout_rate = activation, dropout_rate
+
+    def __call__(
+        self, tokens: Float[Array, "b n d"], key: Array | None = None
+    ) -> Float[Array, "b m"]:
+        x = ACTIVATIONS[self.activation](self.hidden(tokens))
+        return dropout(x, self.dropout_rate, key)
 
 
 def mean_pool(

@@ -16,8 +16,7 @@ from mm.models.layers import Dtype, Linear
 class Multimodal(nnx.Module):
     """Two towers and their projections to a shared space of `embed_dim`.
 
-    `image` and `text` are specs of registered encoders; `where` is their place in the config, for
-    messages. Embeddings are L2-normalized, in float32.
+    `image` and `text` are specs of registered encoders. Embeddings are L2-normalized, in float32.
     """
 
     def __init__(
@@ -27,20 +26,19 @@ class Multimodal(nnx.Module):
         text: Mapping,
         embed_dim: int,
         dtype: Dtype = "float32",
-        where: str = "config.model",
         rngs: nnx.Rngs,
     ):
         def tower(kind: str, spec: Mapping) -> nnx.Module:
             spec = {"dtype": dtype, **spec}
-            return registry.build(f"{kind}_encoder", spec, f"{where}.{kind}", rngs=rngs)
+            return registry.build(f"{kind}_encoder", spec, f"config.model.{kind}", rngs=rngs)
 
         self.image, self.text = tower("image", image), tower("text", text)
         axes = ("embed", "projection")
         self.image_projection = Linear(
-            (self.image.width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
+            (self.image.pooled_width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
         )
         self.text_projection = Linear(
-            (self.text.width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
+            (self.text.pooled_width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
         )
 
     def encode_image(

@@ -1,5 +1,6 @@
 """Text Transformer: bidirectional (as SigLIP) or causal (as CLIP); depth 0 is a bag of words."""
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -19,7 +20,8 @@ class TextTransformer(nnx.Module):
     """Token ids [b, length] to tokens [b, length, width] and a pooled [b, width].
 
     Padding (False in the mask) is neither attended to nor pooled. `pool` is "last" (the last real
-    token, where the tokenizer puts its end mark), "mean" or "map".
+    token, where the tokenizer puts its end mark), "mean" or "map". At depth 0 there is no final
+    norm either: the length of a word's embedding is its weight in the mean.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class TextTransformer(nnx.Module):
             if position == "learned"
             else None
         )
-        self.encoder = Encoder(
+        make = partial(
+            Encoder,
             width=width,
             depth=depth,
             num_heads=num_heads,
@@ -66,6 +69,8 @@ class TextTransformer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.encoder = make() if depth else None
+        self.pooled_width = width
         if pool == "map":
             self.attention_pool = AttentionPool(
                 width,
@@ -88,7 +93,7 @@ class TextTransformer(nnx.Module):
         seen = mask[:, None, None, :]
         if self.causal:
             seen = seen & jnp.tril(jnp.ones((self.length, self.length), bool))
-        tokens = self.encoder(x, seen, keys[1])
+        tokens = x if self.encoder is None else self.encoder(x, seen, keys[1])
         if self.pool == "map":
             pooled = self.attention_pool(tokens, mask)
         else:

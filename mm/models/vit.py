@@ -1,19 +1,20 @@
 """Vision Transformer (Dosovitskiy et al. 2021)."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from mm import registry
 from mm.config import BadInput
-from mm.models.encoder import AttentionPool, Encoded, Encoder, Remat, mean_pool
-from mm.models.layers import Activation, Dtype, Linear, Norm, dropout, param
+from mm.models import stem as _stem  # noqa: F401  (registers the stems)
+from mm.models.encoder import AttentionPool, Encoded, Encoder, FlattenPool, Remat, mean_pool
+from mm.models.layers import Activation, Dtype, Norm, dropout, param
 from mm.sharding.rules import constrain
 
 
@@ -21,9 +22,11 @@ from mm.sharding.rules import constrain
 class ViT(nnx.Module):
     """Image [b, image_size, image_size, 3] to tokens [b, n, width] and a pooled [b, width].
 
-    Patches are cut by a reshape and embedded by a matmul. `position` is "learned" or "sincos2d"
-    (MoCo v3, fixed); `pool` is "cls", "mean" or "map" (attention pooling). A call with `keep` < 1
-    drops patches at random, others in each example (FLIP, Li et al. 2023), and needs `rng`.
+    `stem` is the spec of a registered stem (default: one matmul a patch). `position` is "learned"
+    or "sincos2d" (MoCo v3, fixed); `pool` is "cls", "mean", "map" (attention pooling) or "flatten"
+    (a layer of `pool_dim` over all tokens side by side, where the place of a part tells much). A
+    call with `keep` < 1 drops patches at random, others in each example (FLIP, Li et al. 2023), and
+    needs `rng`. `pooled_width` is the width of the pooled vector.
     """
 
     def __init__(
@@ -35,7 +38,10 @@ class ViT(nnx.Module):
         depth: int,
         num_heads: int,
         mlp_dim: int | None = None,
-        pool: Literal["cls", "mean", "map"] = "map",
+        stem: Mapping | None = None,
+        pool: Literal["cls", "mean", "map", "flatten"] = "map",
+        pool_dim: int | None = None,
+        pool_dropout: float = 0.0,
         position: Literal["learned", "sincos2d"] = "learned",
         activation: Activation = "gelu",
         norm: Norm = "layer_norm",
@@ -53,8 +59,14 @@ class ViT(nnx.Module):
         self.image_size, self.patch_size, self.width = image_size, patch_size, width
         self.pool, self.dropout_rate, self.dtype = pool, dropout, jnp.dtype(dtype)
         grid = image_size // patch_size
-        self.embedding = Linear(
-            (3 * patch_size**2,), (width,), ("patch", "embed"), dtype=dtype, rngs=rngs
+        self.stem = registry.build(
+            "stem",
+            stem or {"name": "linear"},
+            "stem",
+            patch_size=patch_size,
+            width=width,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.position = position
         if position == "learned":
@@ -77,6 +89,19 @@ class ViT(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        if (pool == "flatten") != (pool_dim is not None):
+            raise BadInput(f"pool_dim={pool_dim} goes with pool='flatten', not {pool!r}")
+        self.pooled_width = pool_dim or width
+        if pool == "flatten":
+            self.flatten_pool = FlattenPool(
+                grid**2,
+                width,
+                pool_dim,
+                activation=activation,
+                dropout_rate=pool_dropout,
+                dtype=dtype,
+                rngs=rngs,
+            )
         if pool == "map":
             self.attention_pool = AttentionPool(
                 width,
@@ -91,15 +116,11 @@ class ViT(nnx.Module):
     def __call__(
         self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Array | None = None
     ) -> Encoded:
-        keys = (None,) * 3 if rng is None else jax.random.split(rng, 3)
-        patches = rearrange(
-            image.astype(self.dtype),
-            "b (gh p) (gw q) c -> b (gh gw) (p q c)",
-            p=self.patch_size,
-            q=self.patch_size,
-        )
-        x = self.embedding(patches) + self._positions().astype(self.dtype)
+        keys = (None,) * 4 if rng is None else jax.random.split(rng, 4)
+        x = self.stem(image.astype(self.dtype)) + self._positions().astype(self.dtype)
         if keep < 1.0:
+            if self.pool == "flatten":
+                raise BadInput("pool='flatten' needs every token; set image_keep=1 or another pool")
             x = drop_tokens(x, keep, keys[0])
         if self.pool == "cls":
             cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, self.width))
@@ -108,6 +129,8 @@ class ViT(nnx.Module):
         tokens = self.encoder(x, None, keys[2])
         if self.pool == "cls":
             pooled = tokens[:, 0]
+        elif self.pool == "flatten":
+            pooled = self.flatten_pool(tokens, keys[3])
         else:
             pooled = self.attention_pool(tokens) if self.pool == "map" else mean_pool(tokens)
         return Encoded(tokens, pooled, None)

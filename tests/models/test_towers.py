@@ -7,6 +7,7 @@ from flax import nnx
 from mm.config import BadInput
 from mm.models.encoder import Encoder
 from mm.models.layers import LayerNorm, Linear, RMSNorm, dot_product_attention
+from mm.models.stem import contrast
 from mm.models.text import TextTransformer
 from mm.models.vit import ViT, drop_tokens, sincos2d
 
@@ -93,12 +94,37 @@ def test_vit_returns_tokens_and_one_vector(pool, position):
     assert encoded.pooled.shape == (3, 16)
 
 
-def test_patches_are_embedded_in_row_order():
-    model = vit(depth=0, position="sincos2d", pool="mean")
+@pytest.mark.parametrize("stem", [None, dict(name="cells", cell_size=2, cell_width=8, hidden=16)])
+def test_patches_are_embedded_in_row_order(stem):
+    model = vit(depth=0, position="sincos2d", pool="mean", stem=stem)
     image = np.zeros((1, 16, 16, 3), np.float32)
     image[0, 0:4, 4:8] = 1.0  # the second patch of the first row
     changed = model(jnp.asarray(image)).tokens - model(jnp.zeros_like(image)).tokens
     assert np.flatnonzero(np.abs(changed[0]).sum(-1) > 1e-6).tolist() == [1]
+
+
+def test_contrast_splits_a_cell_into_pattern_mean_and_deviation():
+    cell = np.random.default_rng(0).standard_normal((1, 1, 1, 4, 3))
+    mean = cell.mean(3)
+    deviation = np.sqrt(((cell - mean[..., None, :]) ** 2).mean((3, 4)) + 1e-6)
+    want = np.concatenate(
+        [
+            ((cell - mean[..., None, :]) / (deviation[..., None, None] + 0.1)).reshape(1, 1, 1, 12),
+            mean,
+            deviation[..., None],
+        ],
+        -1,
+    )
+    got = contrast(jnp.asarray(cell.reshape(1, 1, 1, 12), jnp.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_flatten_pool_tells_places_apart():
+    model = vit(depth=0, pool="flatten", pool_dim=24)
+    image = np.zeros((2, 16, 16, 3), np.float32)
+    image[0, :4, :4], image[1, 4:8, :4] = 1.0, 1.0
+    pooled = model(jnp.asarray(image)).pooled
+    assert pooled.shape == (2, 24) and not jnp.allclose(pooled[0], pooled[1])
 
 
 def test_sincos_positions_are_distinct_and_unit_bounded():
@@ -164,6 +190,9 @@ def test_bfloat16_compute_stays_near_float32():
     [
         (dict(num_heads=3), "width=16 does not divide by num_heads=3"),
         (dict(patch_size=5), "image_size=16 does not divide by patch_size=5; .* 15"),
+        (dict(pool="flatten"), "pool_dim=None goes with pool='flatten'"),
+        (dict(stem=dict(name="cells", cell_size=3)), "patch_size=4 does not divide by cell_size=3"),
+        (dict(stem=dict(name="cell")), "did you mean 'cells'"),
         (dict(width=18, num_heads=2, position="sincos2d"), "multiple of 4"),
     ],
 )

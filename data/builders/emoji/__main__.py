@@ -1,13 +1,10 @@
 """Prepares the `emoji` data set: `python -m data.builders.emoji --data_dir=.data`."""
 
 import argparse
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-from data.builders.emoji.preparation import prepare  # noqa: E402
-from mm.config import BadInput  # noqa: E402
+from data.builders.emoji.preparation import prepare
+from mm.config import BadInput
 
 
 def main() -> int:

@@ -1,0 +1,67 @@
+"""The part of a config that names data: a source and what happens to its examples."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from data.preprocess import Preprocess
+from data.preprocess.parse import parse
+from data.sources import Source, open_source
+from mm.config import BadInput
+
+
+class Input(NamedTuple):
+    """An opened source, its parsed ops, and the other keys of the group."""
+
+    source: Source
+    preprocess: Preprocess
+    rest: dict[str, Any]
+
+
+def open_input(spec: Mapping[str, Any], where: str) -> Input:
+    """Opens `source` and parses `preprocess` of {"source": {...}, "preprocess": "a|b", ...}.
+
+    Tokenizers are looked for where the source's data is. Raises BadInput when one is missing, when
+    the source cannot be read, and when an op reads a field that the source does not have.
+    """
+    for key in ("source", "preprocess"):
+        if not spec.get(key):
+            raise BadInput(f"{where}: has no {key!r}")
+    source = open_source(spec["source"], f"{where}.source")
+    preprocess = parse(
+        spec["preprocess"], where=f"{where}.preprocess", data_dir=spec["source"].get("data_dir")
+    )
+    preprocess.check(source.features)
+    rest = {key: value for key, value in spec.items() if key not in ("source", "preprocess")}
+    return Input(source, preprocess, rest)
+
+
+def manifest(preprocess: Preprocess) -> dict[str, Any]:
+    """What has to travel with weights so that others feed them alike: ops, tokenizer, length."""
+    tokenizer = preprocess.tokenizer
+    return {
+        "preprocess": preprocess.text,
+        "tokenizer": None if tokenizer is None else tokenizer.manifest(),
+        "tokenizer_json": None if tokenizer is None else tokenizer.json,
+    }
+
+
+def check_tokenizer(preprocess: Preprocess, vocab_size: int, saved: Mapping | None = None) -> None:
+    """Raises BadInput if the model has too few embeddings, or was trained with other token ids.
+
+    `saved` is the manifest of the checkpoint that the parameters come from.
+    """
+    tokenizer = preprocess.tokenizer
+    if tokenizer is None:
+        return
+    if tokenizer.vocab_size > vocab_size:
+        raise BadInput(
+            f"{preprocess.where}: the tokenizer has {tokenizer.vocab_size} tokens, but "
+            f"config.model.text.vocab_size={vocab_size}; set it to at least that many"
+        )
+    trained_with = ((saved or {}).get("tokenizer") or {}).get("sha256")
+    if trained_with not in (None, tokenizer.manifest()["sha256"]):
+        raise BadInput(
+            f"{preprocess.where}: the checkpoint was trained with another tokenizer (sha256 "
+            f"{trained_with[:12]}); give the path of its tokenizer.json, which is in the run's "
+            f"workdir"
+        )

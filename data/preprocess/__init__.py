@@ -1,0 +1,87 @@
+"""What happens to an example between the source and the batch, written as a string.
+
+`decode|random_resized_crop(48)|flip|value_range(-1, 1)|caption("label")|tokenize("emoji", 16)`: ops
+from left to right, each a registered function (kind "op") called with literals. An op works on
+columns, some examples at once, and draws what it needs from numbers keyed by seed, example and
+epoch: what happens to an example never depends on its neighbours, to the last bit.
+
+Ops are numpy, not TensorFlow, whose vectorized kernels change the last bit of a result with an
+example's place among the others. (PyPI's TensorFlow, built without AVX, is also the slower one.)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt64
+
+from data.preprocess.draws import Draws
+from data.sources import Feature
+from data.tokenizers import Tokenizer
+from mm.config import BadInput, suggest
+
+Columns = dict[str, Any]  # name -> list of values, array, or a picture still to be made
+
+
+class Op(NamedTuple):
+    """apply: (columns, draws) -> columns. reads: the source's fields it takes."""
+
+    apply: Callable[[Columns, Draws], Columns]
+    reads: tuple[str, ...] = ()
+    tokenizer: Tokenizer | None = None
+
+
+class Preprocess(NamedTuple):
+    """A parsed string. `names[i]` is how op i is written in it. where: the config's key."""
+
+    text: str
+    where: str
+    names: tuple[str, ...]
+    ops: tuple[Op, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The source's fields that the ops read."""
+        return tuple(sorted({key for op in self.ops for key in op.reads}))
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns text to numbers: travels with the checkpoint."""
+        return next((op.tokenizer for op in self.ops if op.tokenizer), None)
+
+    def check(self, features: Mapping[str, Feature]) -> None:
+        """Raises BadInput if an op reads a field that a source with these features lacks."""
+        for name, op in zip(self.names, self.ops, strict=True):
+            for key in op.reads:
+                if key not in features:
+                    raise BadInput(
+                        f"{self.where}: {name}: the source has no field {key!r}"
+                        f"{suggest(key, features)} (have {sorted(features)})"
+                    )
+
+    def apply(self, columns: Columns, keys: UInt64[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """Runs the ops over b examples; returns the arrays [b, ...] that they wrote.
+
+        columns: the fields `reads`, lists of b values. keys: one an example, see `draws`.
+        """
+        raw = dict(columns)
+        seen: dict[str, int] = {}
+        for name, op in zip(self.names, self.ops, strict=True):
+            kind = name.split("(")[0]
+            seen[kind] = seen.get(kind, 0) + 1
+            try:
+                # Keyed by name and occurrence: adding an op leaves the draws of the others alone.
+                columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
+            except BadInput as error:
+                raise BadInput(f"{self.where}: {name}: {error}") from error
+        written = {key: value for key, value in columns.items() if raw.get(key) is not value}
+        for key, value in written.items():
+            if not isinstance(value, np.ndarray):
+                raise BadInput(f"{self.where}: {key!r} is not yet numbers{_NEXT.get(key, '')}")
+        return written
+
+
+_NEXT = {
+    "image": "; put resize or random_resized_crop after decode, and value_range last",
+    "text": "; put tokenize last",
+}

@@ -1,0 +1,72 @@
+"""Reads the string of ops. Only names, calls and literals: nothing is evaluated."""
+
+import ast
+import inspect
+from typing import Any
+
+from data.preprocess import Op, Preprocess, image, text  # noqa: F401  (image, text register ops)
+from mm import registry
+from mm.config import BadInput
+
+
+def parse(string: str, *, where: str, data_dir: str | None = None) -> Preprocess:
+    """Returns the ops of `string`, "a|b(1, k=2)". where: the config key, for messages.
+
+    data_dir: where `tokenize` looks for the tokenizers of prepared data sets. Raises BadInput that
+    names the op and the argument that is wrong.
+    """
+    calls = _calls(_expression(string, where), where)
+    names = tuple(ast.unparse(call) for call in calls)
+    ops = tuple(_build(call, where, data_dir) for call in calls)
+    return Preprocess(string, where, names, ops)
+
+
+def _expression(string: str, where: str) -> ast.expr:
+    try:
+        return ast.parse(string.strip(), mode="eval").body
+    except SyntaxError as error:
+        near = (error.text or string).strip()
+        raise BadInput(
+            f"{where}: cannot read {near!r} near character {error.offset}: {error.msg}; expected "
+            "ops such as 'decode|resize(48)|value_range(-1, 1)'"
+        ) from error
+
+
+def _calls(node: ast.expr, where: str) -> list[ast.Name | ast.Call]:
+    """The ops of a | b | c, from left to right."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _calls(node.left, where) + _calls(node.right, where)
+    if isinstance(node, ast.Name):
+        return [node]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return [node]
+    raise BadInput(f"{where}: {ast.unparse(node)!r} is no op; expected a name or name(literals)")
+
+
+def _build(node: ast.Name | ast.Call, where: str, data_dir: str | None) -> Op:
+    name = node.id if isinstance(node, ast.Name) else node.func.id
+    constructor = registry.find("op", name, where)
+    here = f"{where}: {ast.unparse(node)}"
+    parameters = inspect.signature(constructor).parameters
+    given = {"data_dir": data_dir} if "data_dir" in parameters else {}
+    kwargs: dict[str, Any] = {}
+    if isinstance(node, ast.Call):
+        allowed = [key for key in parameters if key not in given]
+        if len(node.args) > len(allowed):
+            raise BadInput(f"{here}: takes at most {len(allowed)} arguments ({allowed})")
+        pairs = [*zip(allowed, node.args, strict=False)]
+        for key, value in [*pairs, *((k.arg, k.value) for k in node.keywords)]:
+            if key in kwargs:
+                raise BadInput(f"{here}: {key!r} is given twice")
+            kwargs[str(key)] = _literal(value, here, key)
+    return registry.call(constructor, kwargs, here, **given)
+
+
+def _literal(node: ast.expr, where: str, key: str | None) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise BadInput(
+            f"{where}: {key}={ast.unparse(node)} is no literal; expected a number, a string, a "
+            "tuple, True, False or None"
+        ) from error

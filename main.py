@@ -1,0 +1,75 @@
+"""Trains and evaluates image-text models.
+
+  python main.py --config=configs/quickstart.py --workdir=workdirs/quickstart
+
+Every key of a config can be set: `--config.optimizer.learning_rate=3e-4`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+MODES = ("train", "eval")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the flags and runs a mode; returns the exit code (2: the input was wrong)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:ARG")
+    parser.add_argument("--workdir", required=True, help="where the run lives; gs:// works too")
+    parser.add_argument("--mode", default="train", choices=MODES)
+    parser.add_argument(
+        "--config.KEY",
+        metavar="VALUE",
+        dest="_",
+        help="set any key of the config, e.g. --config.seed=1",
+    )
+    overrides, rest = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    flags = parser.parse_args(rest)
+
+    from mm.config import BadInput, load, override
+    from mm.runtime import distributed
+
+    try:
+        config = load(flags.config)
+        override(config, overrides)
+        distributed.start()
+        code = run(flags.mode, config, flags.workdir)
+    except (BadInput, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, BadInput) else 1
+    distributed.leave(code)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Takes `--config.key=value` and `--config.key value` out of the command line."""
+    overrides, rest, arguments = [], [], list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals and arguments:
+            value = arguments.pop(0)
+        overrides.append((key, value))
+    return overrides, rest
+
+
+def run(mode: str, config, workdir: str) -> int:
+    """Runs one mode; the imports are here so that a wrong flag is answered at once."""
+    if mode == "train":
+        from mm.train import train
+
+        return train(config, workdir)
+    from mm.evaluate import evaluate
+
+    return evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

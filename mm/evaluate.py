@@ -1,0 +1,87 @@
+"""Evaluators of a config: opened before training starts, run in the loop and by `--mode=eval`."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import mm.evals  # noqa: F401  (registers the evaluators)
+from data.input import check_tokenizer, open_input
+from mm import registry
+from mm.config import BadInput
+from mm.program import Program, build_program
+from mm.runtime import workdir
+from mm.runtime.checkpoint import Checkpointer
+
+
+class Evaluation(NamedTuple):
+    """An evaluator and when it runs: every so many steps (None: only at the end)."""
+
+    evaluator: Any
+    every_steps: int | None
+
+
+def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str, Evaluation]:
+    """Opens every group of config.evals: `source`, `preprocess`, `every_steps`, and its own keys.
+
+    `saved` is the manifest of the checkpoint that is evaluated. Raises BadInput for what could not
+    run later: a missing data set, a batch that does not divide over the mesh, other token ids.
+    """
+    evaluations = {}
+    for name, spec in program.recipe.evals.items():
+        where = f"config.evals.{name}"
+        source, preprocess, rest = open_input(spec, where)
+        check_tokenizer(preprocess, program.recipe.model["text"]["vocab_size"], saved)
+        every_steps = rest.pop("every_steps", None)
+        if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
+            raise BadInput(f"{where}.every_steps={every_steps!r}: expected a positive int or None")
+        evaluator = registry.build("evaluator", rest, where, source=source, preprocess=preprocess)
+        parts = program.mesh.shape["replica"] * program.mesh.shape["fsdp"]
+        if evaluator.batch_size % parts:
+            raise BadInput(
+                f"{where}.batch_size={evaluator.batch_size}: must be a multiple of {parts}, the "
+                f"replica x fsdp size of mesh {dict(program.mesh.shape)}"
+            )
+        evaluations[name] = Evaluation(evaluator, every_steps)
+    return evaluations
+
+
+def run_evaluations(
+    program: Program, params: Any, evaluations: Mapping[str, Evaluation]
+) -> dict[str, float]:
+    """Runs the given ones: {"seen/text_to_image/recall@1": 0.6, ...}."""
+    results = {}
+    for name, (evaluator, _) in evaluations.items():
+        found = evaluator.run(lambda batch: program.embed(params, batch), program.batch_sharding)
+        results |= {f"{name}/{key}": value for key, value in found.items()}
+    return results
+
+
+def evaluate(config: ConfigDict, directory: str) -> int:
+    """`--mode=eval`: evaluates the latest checkpoint of a run, which may go on meanwhile.
+
+    Prints the results and writes them to `<directory>/eval-<step>.json`. Raises BadInput when there
+    is no checkpoint, it cannot be read or it belongs to another model.
+    """
+    program = build_program(config)
+    checkpointer = Checkpointer(epath.Path(directory) / "checkpoints", read_only=True)
+    state, manifest = checkpointer.restore(program.state)
+    evaluations = open_evaluations(program, manifest)
+    results = run_evaluations(program, state.params, evaluations)
+    if jax.process_index() == 0:
+        path = epath.Path(directory) / f"eval-{manifest['step']}.json"
+        workdir.write_json(path, results)
+        print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}")
+    return 0
+
+
+def show(results: Mapping[str, float]) -> str:
+    """The results as aligned lines; shares as percentages."""
+    width = max(map(len, results), default=0)
+    lines = []
+    for key, value in results.items():
+        shown = f"{100 * value:.1f}%" if "recall@" in key else f"{value:g}"
+        lines.append(f"  {key:<{width}}  {shown:>8}")
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""From pixels to patch tokens: by one matmul, or by two levels that look at small cells first."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from mm import registry
+from mm.config import BadInput
+from mm.models.layers import ACTIVATIONS, Activation, Dtype, Linear, RMSNorm
+
+
+@registry.register("stem", "linear")
+class LinearStem(nnx.Module):
+    """Each patch by one matmul (Dosovitskiy et al. 2021); a reshape cuts the patches."""
+
+    def __init__(self, *, patch_size: int, width: int, dtype: Dtype = "float32", rngs: nnx.Rngs):
+        self.patch_size = patch_size
+        self.embedding = Linear(
+            (3 * patch_size**2,), (width,), ("patch", "embed"), dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        return self.embedding(rearrange(cut(image, self.patch_size), "b h w c -> b (h w) c"))
+
+
+@registry.register("stem", "cells")
+class CellStem(nnx.Module):
+    """Patches of cells: a nonlinear code of each small cell, then of the patch from its cells.
+
+    A cell of `cell_size` pixels is split into contrast and mean (Coates, Ng and Lee 2011, section
+    3.2.1; here mean colour and deviation stay as inputs), embedded to `cell_width` and normed; the
+    cells of a patch, side by side, pass two more layers with `hidden` units between them. All cells
+    share weights, as in a convolution, so edges are learned from few pictures.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        width: int,
+        cell_size: int = 4,
+        cell_width: int = 64,
+        hidden: int = 256,
+        activation: Activation = "relu_squared",
+        dtype: Dtype = "float32",
+        rngs: nnx.Rngs,
+    ):
+        if patch_size % cell_size:
+            raise BadInput(f"patch_size={patch_size} does not divide by cell_size={cell_size}")
+        self.cell_size, self.cells = cell_size, patch_size // cell_size
+        self.activation = activation
+
+        def linear(inputs: int, outputs: int, axes: tuple) -> Linear:
+            init = jax.nn.initializers.lecun_normal()
+            return Linear((inputs,), (outputs,), axes, init=init, dtype=dtype, rngs=rngs)
+
+        self.cell = linear(3 * cell_size**2 + 4, cell_width, ("patch", "mlp"))
+        self.norm = RMSNorm(cell_width, rngs=rngs)
+        self.merge = linear(self.cells**2 * cell_width, hidden, ("embed", "mlp"))
+        self.out = linear(hidden, width, ("mlp", "embed"))
+
+    def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        activation = ACTIVATIONS[self.activation]
+        x = self.norm(activation(self.cell(contrast(cut(image, self.cell_size)))))
+        x = rearrange(cut(x, self.cells), "b h w c -> b (h w) c")
+        return self.out(activation(self.merge(x)))
+
+
+def cut(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b gh gw p"]:
+    """Squares of size x size, each as one vector, by a reshape."""
+    return rearrange(x, "b (gh p) (gw q) c -> b gh gw (p q c)", p=size, q=size)
+
+
+def contrast(cells: Float[Array, "b h w p"], epsilon: float = 0.1) -> Float[Array, "b h w q"]:
+    """[(x - mean) / (deviation + epsilon), mean colour, deviation], q = p + 4.
+
+    `epsilon`, in units of the pixels (-1 to 1), keeps flat cells flat.
+    """
+    pixels = cells.shape[-1] // 3
+    average = jnp.tile(jnp.eye(3, dtype=cells.dtype), (pixels, 1)) / pixels
+    # A matmul: XLA's CPU backend is slow at a mean over an axis that is not the last.
+    mean = cells @ average
+    centered = cells - jnp.tile(mean, pixels)
+    deviation = jnp.sqrt(jnp.square(centered).mean(-1, keepdims=True) + 1e-6)
+    return jnp.concatenate([centered / (deviation + epsilon), mean, deviation], -1)

@@ -1,0 +1,203 @@
+"""The training loop: one for every model and objective."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import mm
+from data.input import check_tokenizer, open_input
+from data.input import manifest as data_manifest
+from data.loader import train_batches
+from mm import registry
+from mm.config import BadInput, plain
+from mm.evaluate import Evaluation, open_evaluations, run_evaluations, show
+from mm.program import Batch, Program, TrainState, build_program, check_batch
+from mm.runtime import preemption, workdir
+from mm.runtime import table as parameter_table
+from mm.runtime.checkpoint import Checkpointer
+from mm.runtime.metrics import MetricsWriter
+from mm.runtime.progress import Progress
+
+# What may differ when a run is continued: it changes neither a batch nor what is computed from it.
+MAY_CHANGE = ("log", "checkpoint", "evals", "sharding", "input.workers", "input.prefetch")
+
+
+class Run(NamedTuple):
+    """What the loop works with; see `train`, which opens and closes it all."""
+
+    program: Program
+    start_step: int
+    batches: Iterator[Batch]
+    evaluations: Mapping[str, Evaluation]
+    log_every_steps: int
+    checkpointer: Checkpointer
+    manifest: Mapping
+    writer: MetricsWriter
+    progress: Progress
+    signals: preemption.StopSignals
+
+
+def train(config: ConfigDict, directory: str) -> int:
+    """Trains to the end of the config, from the latest checkpoint in `directory` if there is one.
+
+    Returns 0, or preemption.PREEMPTED when stopped by SIGTERM with the state saved. Raises BadInput
+    before the first step for every mistake that can be known by then, and FloatingPointError when
+    the loss is no longer finite.
+    """
+    with contextlib.ExitStack() as stack:
+        program = build_program(config)
+        recipe = program.recipe
+        log_every_steps = registry.call(log_settings, recipe.log, "config.log")
+        source, preprocess, loading = open_input(recipe.input, "config.input")
+        evaluations = open_evaluations(program)
+        if jax.process_index() == 0:
+            stack.enter_context(workdir.lock(directory))
+            workdir.check_config(directory, config, MAY_CHANGE)
+        # Closed after all the rest: a second signal must not kill the last save.
+        signals = preemption.StopSignals()
+        stack.callback(signals.close)
+        checkpointer = registry.call(
+            Checkpointer,
+            recipe.checkpoint,
+            "config.checkpoint",
+            directory=epath.Path(directory) / "checkpoints",
+        )
+        stack.callback(checkpointer.close)
+        state, start_step, saved = first_state(program, checkpointer)
+        check_tokenizer(preprocess, recipe.model["text"]["vocab_size"], saved)
+        manifest = {"version": mm.__version__, "config": plain(config)} | data_manifest(preprocess)
+        write_start(program, directory, manifest)
+        batches = registry.call(
+            train_batches,
+            loading,
+            "config.input",
+            source=source,
+            preprocess=preprocess,
+            global_batch_size=recipe.global_batch_size,
+            seed=recipe.seed,
+            sharding=program.batch_sharding,
+            start_step=start_step,
+        )
+        stack.callback(batches.close)
+        writer = MetricsWriter(directory, start_step)
+        stack.callback(writer.close)
+        progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
+        stack.callback(progress.close)
+        run = Run(
+            program, start_step, batches, evaluations, log_every_steps, checkpointer, manifest,
+            writer, progress, signals,
+        )  # fmt: skip
+        state, results, stopped = loop(run, state)
+        if stopped:
+            say(f"stopped; saved in {directory}: the same command continues")
+            return preemption.PREEMPTED
+        # A run that was complete at its start is evaluated again: its evals may have changed.
+        write_results(directory, results or run_evaluations(program, state.params, evaluations))
+        return 0
+
+
+def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], bool]:
+    """Steps, logs, evaluates and saves.
+
+    Returns (state, results of the last step if this call made it, whether it was told to stop).
+    """
+    results: dict[str, float] = {}
+    total_steps = run.program.recipe.total_steps
+    previous: tuple[int, Mapping[str, Any]] | None = None
+    for step in range(run.start_step + 1, total_steps + 1):
+        with run.progress.data_wait():
+            batch = next(run.batches)
+        if previous is None:
+            check_batch(run.program, batch)
+        state, metrics = run.program.train_step(state, batch)
+        # While the device works on this step, the one before is waited for and logged: the device
+        # never idles for the host, and the host is never more than one step ahead.
+        if previous is not None:
+            log(run, *previous)
+        previous = step, metrics
+        stop, last = run.signals.stop_requested(step), step == total_steps
+        due = {
+            name: evaluation
+            for name, evaluation in run.evaluations.items()
+            if last or (evaluation.every_steps and step % evaluation.every_steps == 0)
+        }
+        if due or last or stop or run.checkpointer.due(step):
+            jax.block_until_ready(metrics)
+            with run.progress.pause():
+                results = run_evaluations(run.program, state.params, due)
+                log(run, step, metrics, results)
+                previous = None
+                if last or stop or run.checkpointer.due(step):
+                    run.writer.sync()  # a checkpoint is never ahead of the log
+                    run.checkpointer.save(step, state, run.manifest, results)
+        if stop and not last:
+            return state, {}, True
+    return state, results, False
+
+
+def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) -> None:
+    """Waits for `step`; writes its line if one is due, or if it was evaluated."""
+    loss = float(metrics["loss"])
+    run.progress.step(step, loss)
+    if step % run.log_every_steps == 0 or results:
+        run.writer.write(step, {**metrics, **run.progress.rates(), **results})
+    if results:
+        run.progress.message(f"step {step}\n{show(results)}")
+    if not math.isfinite(loss):
+        saved = run.checkpointer.latest_step()
+        raise FloatingPointError(
+            f"the loss of step {step} is {loss}; the last checkpoint is of step {saved}: look at "
+            f"metrics.jsonl, then lower config.optimizer.learning_rate or lengthen the warm-up"
+        )
+
+
+def write_results(directory: str, results: Mapping[str, float]) -> None:
+    """The final evaluation as one flat JSON object, and on the console."""
+    path = epath.Path(directory) / "results.json"
+    if jax.process_index() == 0:
+        workdir.write_json(path, results)
+    say(f"results\n{show(results)}\nwritten to {path}")
+
+
+def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainState, int, dict]:
+    """The latest checkpoint, or a fresh state: (state, its step, its manifest)."""
+    if checkpointer.latest_step() is None:
+        return program.init(program.recipe.seed), 0, {}
+    state, manifest = checkpointer.restore(program.state)
+    say(f"continuing from the checkpoint of step {manifest['step']}")
+    return state, manifest["step"], manifest
+
+
+def write_start(program: Program, directory: str, manifest: Mapping) -> None:
+    """Writes environment.json, tokenizer.json and the parameter table.
+
+    Raises ValueError if a moment is split unlike its parameter.
+    """
+    rows = parameter_table.rows(program.state.params, program.state.opt_state)
+    if unlike := [f"{row.path} {row.spec}" for row in rows if "!=" in row.spec]:
+        raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
+    if jax.process_index() == 0:
+        path = epath.Path(directory)
+        workdir.write_json(path / "environment.json", workdir.environment())
+        workdir.write_atomic(path / "parameters.txt", parameter_table.text(rows))
+        if manifest["tokenizer_json"]:
+            workdir.write_atomic(path / "tokenizer.json", manifest["tokenizer_json"])
+    say(parameter_table.summary(rows))
+
+
+def say(text: str) -> None:
+    """Prints on the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def log_settings(*, every_steps: int) -> int:
+    """config.log: a line in metrics.jsonl every so many steps."""
+    if every_steps < 1:
+        raise BadInput(f"every_steps={every_steps} must be at least 1")
+    return every_steps

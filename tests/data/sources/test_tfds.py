@@ -1,0 +1,177 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data.sources import Feature, open_source
+from mm.config import BadInput
+
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "label": tfds.features.Text(),
+        "tags": tfds.features.Sequence(tfds.features.Text()),
+        "vendor": tfds.features.Text(),
+        "rank": np.int64,
+        "labels": {"de": tfds.features.Text()},
+    }
+)
+
+
+def examples(count):
+    for i in range(count):
+        yield (
+            f"{i:03d}",
+            {
+                "image": np.full((8, 8, 3), i, np.uint8),
+                "label": f"label {i}",
+                "tags": [f"tag {j}" for j in range(i % 3)],
+                "vendor": ("noto", "emojione")[i % 2],
+                "rank": i,
+                "labels": {"de": f"größe {i}"},
+            },
+        )
+
+
+class Tiny(tfds.core.dataset_builders.AdhocBuilder):
+    url_infos = None  # nothing is downloaded; else TFDS imports a package that it does not require
+
+
+def prepare(folder, file_format="array_record"):
+    builder = Tiny(
+        name="tiny",
+        version="1.0.0",
+        features=FEATURES,
+        split_datasets={"train": list(examples(20)), "seen": list(examples(7))},
+        data_dir=folder,
+        file_format=file_format,
+    )
+    builder.download_and_prepare()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("tfds"))
+
+
+def open_tiny(data_dir, split="train", **kwargs):
+    spec = {"name": "tfds", "dataset": "tiny", "split": split, "data_dir": data_dir}
+    return open_source(spec | kwargs, "config.input.source")
+
+
+def ranks(source):
+    return [int(r["rank"]) for r in source.read(np.arange(len(source)), ["rank"])]
+
+
+def test_features_say_what_the_fields_are(data_dir):
+    assert open_tiny(data_dir).features == {
+        "image": Feature("image"),
+        "label": Feature("text"),
+        "labels/de": Feature("text"),
+        "rank": Feature("int64"),
+        "tags": Feature("text", ragged=True),
+        "vendor": Feature("text"),
+    }
+
+
+def test_reads_in_the_order_asked_and_only_what_is_asked(data_dir):
+    source = open_tiny(data_dir)
+    every = ranks(source)
+    assert sorted(every) == list(range(20))
+    ids = np.array([11, 2, 11])
+    records = source.read(ids, ["rank", "tags", "labels/de"])
+    for index, record in zip(ids, records, strict=True):
+        rank = every[index]
+        assert record == {
+            "rank": rank,
+            "tags": [f"tag {j}" for j in range(rank % 3)],
+            "labels/de": f"größe {rank}",
+        }
+
+
+def test_pictures_stay_encoded(data_dir):
+    record = open_tiny(data_dir).read(np.array([4]), ["image", "rank"])[0]
+    pixels = np.asarray(Image.open(io.BytesIO(record["image"])))
+    assert pixels.shape == (8, 8, 3) and np.all(pixels == record["rank"])
+
+
+def test_cached_pictures_are_decoded_and_the_same(data_dir):
+    plain, cached = open_tiny(data_dir), open_tiny(data_dir, cache=True)
+    assert cached.features["image"] == Feature("uint8", shape=(3, 8, 8))
+    ids = np.array([3, 17, 3])
+    for left, right in zip(plain.read(ids), cached.read(ids), strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(left.pop("image"))))
+        np.testing.assert_array_equal(pixels.transpose(2, 0, 1), right["image"])
+        assert left == {key: value for key, value in right.items() if key != "image"}
+
+
+@pytest.mark.parametrize(
+    "split, size", [("train[:90%]", 18), ("train+seen", 27), ("seen[2:]", 5), ("train[-3:]", 3)]
+)
+def test_parts_and_sums_of_splits(data_dir, split, size):
+    assert len(open_tiny(data_dir, split)) == size
+
+
+def test_parts_of_a_split_are_disjoint(data_dir):
+    first, rest = open_tiny(data_dir, "train[:25%]"), open_tiny(data_dir, "train[25%:]")
+    assert sorted(ranks(first) + ranks(rest)) == list(range(20))
+
+
+def test_exclude_and_only_filter_by_a_text_field(data_dir):
+    assert sorted(ranks(open_tiny(data_dir, exclude={"vendor": ("emojione",)}))) == [
+        *range(0, 20, 2)
+    ]
+    assert sorted(ranks(open_tiny(data_dir, only={"vendor": "emojione"}))) == [*range(1, 20, 2)]
+    both = open_tiny(data_dir, only={"vendor": "noto"}, exclude={"label": ("label 4", "label 6")})
+    assert sorted(ranks(both)) == [0, 2, 8, 10, 12, 14, 16, 18]
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"dataset": "tinny"}, r"no data set 'tinny' in .*: prepare it with `tfds build tinny"),
+        ({"dataset": "emoji"}, r"prepare it with `python -m data.builders.emoji --data_dir=/"),
+        ({"split": "trian"}, r"split 'trian'.*has \['train', 'seen'\]"),
+        ({"split": "train[:x]"}, r"split 'train\[:x\]'.*cannot be read"),
+        ({"exclude": {"vendr": "noto"}}, r"'vendr'.*did you mean 'vendor'"),
+        ({"exclude": {"vendor": ("nota",)}}, r"no example has that; did you mean 'noto'"),
+        ({"only": {"tags": "tag 1"}}, r"'tags': is no text field"),
+        ({"only": {"vendor": "noto"}, "exclude": {"vendor": "noto"}}, r"no example has|is empty"),
+        ({"splt": "train"}, r"unknown key 'splt'; did you mean 'split'"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(data_dir, kwargs, message):
+    with pytest.raises(BadInput, match=message) as error:
+        open_tiny(data_dir, **kwargs)
+    assert str(error.value).startswith("config.input.source: ".rstrip(": "))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    prepare(tmp_path)
+    shard = next(tmp_path.glob("tiny/1.0.0/*train*"))
+    shard.unlink()
+    with pytest.raises(BadInput, match=f"{shard.name}: is missing"):
+        open_tiny(str(tmp_path))
+
+
+def test_files_without_random_access_are_refused(tmp_path):
+    prepare(tmp_path, "tfrecord")
+    with pytest.raises(BadInput, match="stored as tfrecord.*--file_format=array_record"):
+        open_tiny(str(tmp_path))
+
+
+def test_opening_imports_no_builder_code(data_dir):
+    code = (
+        "import sys, numpy as np; from data.sources import open_source\n"
+        f"spec = dict(name='tfds', dataset='tiny', split='train', data_dir={data_dir!r})\n"
+        "s = open_source(spec, 'x')\n"
+        "assert len(s.read(np.arange(3))) == 3\n"
+        "assert not [m for m in sys.modules if m.startswith('data.builders')]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

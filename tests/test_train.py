@@ -1,0 +1,186 @@
+"""The whole of a run: what it writes, how it continues, and how it refuses."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import main
+from data.tokenizers.train import train as train_tokenizer
+from mm.runtime import metrics, preemption
+from mm.runtime.checkpoint import Checkpointer
+from tests.runs import assert_same_run, column
+from tests.tiny import TEXTS
+
+
+@pytest.fixture
+def run(tokenizer, capsys):
+    """run(workdir, "--config.seed=1", ...) -> (exit code, stdout, stderr)."""
+
+    def call(workdir, *flags):
+        arguments = [f"--config=tests/tiny.py:tokenizer={tokenizer}", f"--workdir={workdir}"]
+        with pytest.raises(SystemExit) as stopped:
+            main.main([*arguments, *flags])
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tokenizer, tmp_path_factory):
+    """A run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with pytest.raises(SystemExit) as stopped:
+        main.main([f"--config=tests/tiny.py:tokenizer={tokenizer}", f"--workdir={workdir}"])
+    assert not stopped.value.code
+    return workdir
+
+
+def test_every_step_is_one_line_with_the_rates(finished):
+    lines = metrics.read(finished / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert {"examples_per_second", "data_wait_fraction", "learning_rate"} <= lines[-1].keys()
+
+
+def test_the_final_evaluation_is_one_flat_object(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results.keys() == {
+        f"held_out/{direction}/{metric}"
+        for direction in ("text_to_image", "image_to_text")
+        for metric in ("recall@1", "recall@5", "recall@10", "median_rank")
+    }
+    last = metrics.read(finished / "metrics.jsonl")[-1]
+    assert {key: last[key] for key in results} == results
+
+
+def test_a_run_says_what_it_ran_and_where(finished):
+    assert json.loads((finished / "config.json").read_text())["total_steps"] == 8
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__ and "git" in environment
+    assert "model/image/encoder/blocks/mlp/up/kernel" in (finished / "parameters.txt").read_text()
+    assert list((finished / "tensorboard").glob("events.*"))
+
+
+def test_the_checkpoint_carries_preprocessing_and_tokenizer(finished, tokenizer):
+    manifest = Checkpointer(finished / "checkpoints", read_only=True).manifest()
+    assert manifest["version"] and manifest["format_version"]
+    assert manifest["preprocess"].startswith("decode|random_resized_crop")
+    assert manifest["tokenizer"]["length"] == 8 and manifest["tokenizer"]["lowercase"]
+    assert manifest["tokenizer_json"] == tokenizer.read_text()
+
+
+def test_a_run_that_is_complete_only_evaluates_again(finished, run):
+    before = (finished / "metrics.jsonl").read_text()
+    code, out, _ = run(finished)
+    assert code == 0 and "continuing from the checkpoint of step 8" in out
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_eval_mode_gives_the_results_of_the_run(finished, run):
+    code, _, _ = run(finished, "--mode=eval")
+    results = json.loads((finished / "results.json").read_text())
+    assert code == 0 and json.loads((finished / "eval-8.json").read_text()) == results
+
+
+def test_a_stopped_run_continues_bit_for_bit(finished, run, tmp_path, monkeypatch):
+    stop = preemption.StopSignals.stop_requested
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", lambda self, step: step == 3)
+    code, out, _ = run(tmp_path)
+    assert code == preemption.PREEMPTED and "the same command continues" in out
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", stop)
+    code, out, _ = run(tmp_path)
+    assert code == 0 and "continuing from the checkpoint of step 3" in out
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_run_continues_on_another_mesh(finished, run, tmp_path, monkeypatch):
+    stop = preemption.StopSignals.stop_requested
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", lambda self, step: step == 4)
+    run(tmp_path)
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", stop)
+    flags = ("--config.sharding.rules=fsdp_tp", "--config.sharding.mesh={'fsdp': 4, 'tensor': 2}")
+    code, _, err = run(tmp_path, *flags)
+    assert code == 0, err
+    np.testing.assert_allclose(column(tmp_path, "loss"), column(finished, "loss"), rtol=1e-4)
+    assert column(tmp_path, "batch_hash") == column(finished, "batch_hash")
+
+
+def test_an_override_lands_in_the_saved_config(run, tmp_path):
+    code, _, _ = run(tmp_path, "--config.total_steps=2", "--config.optimizer.learning_rate", "0.5")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert code == 0 and config["total_steps"] == 2
+    assert config["optimizer"]["learning_rate"] == 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
+    code, _, err = run(tmp_path, "--config.optimizer.learning_rate=1e30")
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "the loss of step" in line and "learning_rate" in line
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config.sed=1"], "unknown config key 'sed': config has no 'sed'; did you mean 'seed'?"),
+        (["--config.model.image.wdith=1"], "did you mean 'width'?"),
+        (["--config.seed=one"], "config.seed=one: expected int, got str"),
+        (["--config.global_batch_size=20"], "must be a positive multiple of 8"),
+        (["--config.model.image.num_heads=3"], "does not divide by num_heads=3"),
+        (["--config.input.source.num_exmples=3"], "did you mean 'num_examples'?"),
+        (["--config.input.preprocess=decode|resise(16)"], "did you mean 'resize'?"),
+        (["--config.evals.held_out.batch_size=12"], "config.evals.held_out"),
+        (["--config.evals.held_out.every_steps=0"], "expected a positive int or None"),
+        (["--config.model.text.vocab_size=16"], "config.model.text.vocab_size=16"),
+        (["--config.model.text.length=9"], "makes text int32[16, 8], the model reads int32[16, 9]"),
+        (["--config.log.every_steps=0"], "config.log: every_steps=0"),
+        (["--config.checkpoint.keep_lst=1"], "did you mean 'keep_last'?"),
+        (
+            [
+                "--config.input.source={'name': 'tfds', 'dataset': 'emoji', 'split': 'train', "
+                "'data_dir': '/nowhere'}"
+            ],
+            "prepare it with `python -m data.builders.emoji --data_dir=/nowhere`",
+        ),
+        (["--mode=eval"], "no checkpoints"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code_before_training(run, tmp_path, flags, message):
+    code, _, err = run(tmp_path, *flags)
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and message in errors[0], err
+    assert "Traceback" not in err and not (tmp_path / "results.json").exists()
+
+
+def test_the_workdir_of_another_config_is_refused(finished, run):
+    code, _, err = run(finished, "--config.optimizer.learning_rate=0.5")
+    assert code == 2
+    assert "optimizer.learning_rate (given 0.5, found 0.01)" in err
+
+
+def test_an_unreadable_checkpoint_is_named(run, tmp_path):
+    run(tmp_path, "--config.total_steps=4", "--config.optimizer.schedule.warmup_steps=1")
+    for file in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    code, _, err = run(
+        tmp_path, "--config.total_steps=4", "--config.optimizer.schedule.warmup_steps=1"
+    )
+    assert code == 2 and str(tmp_path / "checkpoints" / "4") in err and "delete that" in err
+
+
+def test_another_tokenizer_is_refused_for_old_weights(finished, run, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(train_tokenizer([*TEXTS, "zebra"], 60))
+    config = json.loads((finished / "config.json").read_text())
+    flag = config["evals"]["held_out"]["preprocess"]
+    path = flag.split('tokenize("')[1].split('"')[0]
+    code, _, err = run(
+        finished,
+        "--mode=eval",
+        f"--config.evals.held_out.preprocess={flag.replace(path, str(other))}",
+    )
+    assert code == 2 and "was trained with another tokenizer" in err
