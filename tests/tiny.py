@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from mm.config import parse_arg
 
-
 TEXTS = ["red circle", "grey square", "blue diamond", "purple cross", "yellow orange black green"]
 
 

@@ -25,9 +25,15 @@ _BLOCK = 16  # pictures at a time; at 64 x 64 pixels, their floats take 0.8 MB
 
 
 class Encoded(NamedTuple):
-    """Encoded bytes, or decoded uint8 [3, h, w]; one a picture."""
+    """Encoded bytes, or decoded uint8 [3, h, w]; one a picture.
+
+    margin: how far the picture goes on beyond each edge, as a share of its side, in the value
+    `outside` (0 .. 255).
+    """
 
     pictures: list
+    margin: float = 0.0
+    outside: float = 0.0
 
 
 class Planned(NamedTuple):
@@ -35,7 +41,7 @@ class Planned(NamedTuple):
 
     boxes: float32 [b, 4], y0 x0 y1 x1 as fractions of the picture; x1 < x0 is mirrored. holes: what
     is painted over, before any colour. A colour p becomes matrix @ p + around @ m, where m is the
-    picture's mean colour.
+    picture's mean colour. Boxes may reach `margin` beyond the edges, where the value is `outside`.
     """
 
     pictures: list
@@ -44,6 +50,8 @@ class Planned(NamedTuple):
     holes: "tuple[Holes, ...]"
     matrix: Float32[np.ndarray, "b 3 3"]
     around: Float32[np.ndarray, "b 3 3"] | None = None
+    margin: float = 0.0
+    outside: float = 0.0
 
 
 class Holes(NamedTuple):
@@ -63,15 +71,28 @@ def decode(*, key: str = "image") -> Op:
     return Op(apply, reads=(key,))
 
 
+@registry.register("op", "pad")
+def pad(*, share: float, value: float = 255.0) -> Op:
+    """Puts a margin around the picture: `share` of its side on each edge, of one grey value."""
+    if not 0 < share <= 1 or not 0 <= value <= 255:
+        raise BadInput(f"share={share}, value={value}: expected 0 .. 1 and 0 .. 255")
+
+    def apply(columns: Columns, draws: Draws) -> Columns:
+        image = _expect(columns, Encoded, "after decode, before resize or random_resized_crop")
+        return columns | {"image": image._replace(margin=share, outside=value)}
+
+    return Op(apply)
+
+
 @registry.register("op", "resize")
 def resize(*, size: int) -> Op:
     """Squashes the whole picture to size x size."""
     _check_size(size)
 
     def apply(columns: Columns, draws: Draws) -> Columns:
-        pictures = _expect(columns, Encoded, "after decode, and only once").pictures
-        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
-        return columns | {"image": _plan(pictures, boxes, size)}
+        image = _expect(columns, Encoded, "after decode, and only once")
+        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(image.pictures), 1))
+        return columns | {"image": _plan(image, boxes, size)}
 
     return Op(apply)
 
@@ -97,7 +118,7 @@ def random_resized_crop(
     low, high = np.log(ratio)
 
     def apply(columns: Columns, draws: Draws) -> Columns:
-        pictures = _expect(columns, Encoded, "after decode, and only once").pictures
+        image = _expect(columns, Encoded, "after decode, and only once")
         u = draws.uniform(4).astype(np.float64)
         area = scale[0] + u[0] * (scale[1] - scale[0])
         aspect = np.exp(low + u[1] * (high - low))
@@ -105,7 +126,7 @@ def random_resized_crop(
         width = np.minimum(np.sqrt(area * aspect), 1.0)
         top, left = u[2] * (1.0 - height), u[3] * (1.0 - width)
         boxes = np.stack([top, left, top + height, left + width], axis=1).astype(np.float32)
-        return columns | {"image": _plan(pictures, boxes, size)}
+        return columns | {"image": _plan(image, boxes, size)}
 
     return Op(apply)
 
@@ -241,8 +262,12 @@ def _expect(columns: Columns, kind: type, place: str) -> Any:
 _PLANNED = "after resize or random_resized_crop, before value_range"
 
 
-def _plan(pictures: list, boxes: Float32[np.ndarray, "b 4"], size: int) -> Planned:
-    return Planned(pictures, boxes, size, (), np.broadcast_to(_EYE, (len(pictures), 3, 3)))
+def _plan(image: Encoded, boxes: Float32[np.ndarray, "b 4"], size: int) -> Planned:
+    """boxes: of the picture with its margin."""
+    matrix = np.broadcast_to(_EYE, (len(image.pictures), 3, 3))
+    margin = np.float32(image.margin)
+    boxes = boxes * (1 + 2 * margin) - margin
+    return Planned(image.pictures, boxes, size, (), matrix, None, image.margin, image.outside)
 
 
 def _recolor(
@@ -305,17 +330,20 @@ def _make_alike(
 ) -> Float32[np.ndarray, "b size size 3"]:
     """`_make` for pictures that all have one shape."""
     size, (_, height, width) = image.size, decoded[0].shape
-    down = _weights(image.boxes[:, 0::2], height, size)
-    across = _weights(image.boxes[:, 1::2], width, size)
+    outside = np.float32(image.outside)
+    down = _weights(image.boxes[:, 0::2], height, size, image.margin)
+    across = _weights(image.boxes[:, 1::2], width, size, image.margin)
     across = np.ascontiguousarray(across.transpose(0, 2, 1))
     factor = np.float32((high - low) / 255)
     mean_of = np.full(size * size, factor / np.float32(size * size))
     done = np.empty((len(decoded), size, size, 3), np.float32)
     for start in range(0, len(decoded), _BLOCK):
         some = slice(start, start + _BLOCK)
-        stack = np.stack(decoded[some]).astype(np.float32)
+        # What is beyond the picture has no weight, so it counts as zero: let zero be `outside`.
+        stack = np.stack(decoded[some]).astype(np.float32) - outside
         tall = stack.reshape(-1, 3 * height, width) @ across[some]
         pixels = down[some, None] @ tall.reshape(-1, 3, height, size)
+        pixels += outside
         for corners, value in image.holes:
             _punch(pixels, corners[some], value)
         colors = pixels.reshape(-1, 3, size * size)
@@ -340,24 +368,30 @@ def _punch(
 
 
 def _weights(
-    ends: Float32[np.ndarray, "b 2"], length: int, size: int
+    ends: Float32[np.ndarray, "b 2"], length: int, size: int, margin: float
 ) -> Float32[np.ndarray, "b size length"]:
     """How much each of `length` pixels counts in each of `size` that cover ends[0] .. ends[1].
 
-    A triangle about the new pixel's centre, as wide as an old or a new pixel, whichever is greater;
-    cut at the edge of the picture and normalized.
+    A triangle about the new pixel's centre, as wide as an old or a new pixel, whichever is greater,
+    normalized; cut at the picture's edges, before that if there is no margin, else after it.
     """
     first, last = ends[:, :1] * np.float32(length), ends[:, 1:] * np.float32(length)
     step = (last - first) / np.float32(size)  # negative if mirrored
     radius = np.maximum(np.abs(step), 1)
     centers = first + (np.arange(size, dtype=np.float32) + np.float32(0.5)) * step
     # Only so many pixels in a row can count: the rest of the matrix stays zero.
-    count = min(length, int(2 * max(length / size, 1)) + 2)
+    count = int(2 * max((1 + 2 * margin) * length / size, 1)) + 2
     start = np.ceil(centers - radius - np.float32(0.5)).astype(np.int64)
-    index = np.clip(start, 0, length - count)[:, :, None] + np.arange(count)
-    near = centers[:, :, None] - (index.astype(np.float32) + np.float32(0.5))
-    near = np.maximum(1 - np.abs(near) / radius[:, :, None], 0)
-    near /= near.sum(axis=2, keepdims=True)
+
+    def triangle(index: Int64[np.ndarray, "b size n"]) -> np.ndarray:
+        away = centers[:, :, None] - (index.astype(np.float32) + np.float32(0.5))
+        return np.maximum(1 - np.abs(away) / radius[:, :, None], 0)
+
+    inside = min(length, count)
+    index = np.clip(start, 0, length - inside)[:, :, None] + np.arange(inside)
+    near = triangle(index)
+    whole = triangle(start[:, :, None] + np.arange(count)) if margin else near
+    near /= whole.sum(axis=2, keepdims=True)
     weights = np.zeros((len(ends), size, length), np.float32)
     index += np.arange(len(ends) * size).reshape(-1, size, 1) * length
     weights.reshape(-1)[index] = near

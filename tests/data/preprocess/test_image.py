@@ -11,7 +11,7 @@ from data.preprocess.image import _turn_hue
 from data.preprocess.parse import parse
 
 ALL = (
-    "decode|random_resized_crop(12, scale=(0.2, 1))|flip|cutout(0.4)"
+    "decode|pad(0.1)|random_resized_crop(12, scale=(0.2, 1))|flip|cutout(0.4)"
     "|color_jitter(0.4, 0.4, 0.4, 0.1)|grayscale(0.3)|mix_channels(0.2, 0.5)|value_range(-1, 1)"
 )
 
@@ -49,6 +49,20 @@ def test_resize_is_that_of_pil(height, width, size):
     expected = Image.fromarray(image.transpose(1, 2, 0)).resize((size, size), Image.BILINEAR)
     found = run(f"decode|resize({size})|value_range(0, 255)", [image])[0]
     assert np.abs(found - np.asarray(expected, np.float32)).max() <= 1  # PIL rounds twice
+
+
+@pytest.mark.parametrize("height, width, size", [(64, 64, 48), (40, 20, 24), (4, 4, 12)])
+def test_a_padded_picture_is_one_with_a_margin_around_it(height, width, size):
+    images = pictures(2, height, width)
+    top, left = height // 4, width // 4
+    canvas = [
+        np.pad(image, ((0, 0), (top, top), (left, left)), constant_values=255) for image in images
+    ]
+    expected = run(f"decode|resize({size})|value_range(0, 255)", canvas)
+    found = run(f"decode|pad(0.25)|resize({size})|value_range(0, 255)", images)
+    # The edge of the canvas itself, where the weights of a cut triangle differ, is left out.
+    edge = slice(1, -1)
+    np.testing.assert_allclose(found[:, edge, edge], expected[:, edge, edge], atol=1e-3)
 
 
 def test_resize_to_the_same_size_changes_nothing():
