@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     """The recipe."""
     config = ConfigDict()
     config.seed = 0
-    config.total_steps = 2000
+    config.total_steps = 1500
     config.global_batch_size = 512
     config.model = dict(
         image=dict(
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         learning_rate=2e-3,
         b2=0.98,
         weight_decay=0.05,
-        schedule=dict(name="cosine", warmup_steps=200),
+        schedule=dict(name="cosine", warmup_steps=150),
     )
     config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="dp")
     config.input = dict(

@@ -49,12 +49,21 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
 
 
 def run_evaluations(
-    program: Program, params: Any, evaluations: Mapping[str, Evaluation]
+    program: Program,
+    params: Any,
+    evaluations: Mapping[str, Evaluation],
+    pictures: epath.Path | None = None,
 ) -> dict[str, float]:
-    """Runs the given ones: {"seen/text_to_image/recall@1": 0.6, ...}."""
+    """Runs the given ones: {"seen/text_to_image/recall@1": 0.6, ...}.
+
+    Each draws what it found to `<name>.png` in the directory `pictures`, if there is one.
+    """
     results = {}
     for name, (evaluator, _) in evaluations.items():
-        found = evaluator.run(lambda batch: program.embed(params, batch), program.batch_sharding)
+        picture = None if pictures is None else pictures / f"{name}.png"
+        found = evaluator.run(
+            lambda batch: program.embed(params, batch), program.batch_sharding, picture
+        )
         results |= {f"{name}/{key}": value for key, value in found.items()}
     return results
 
@@ -69,7 +78,7 @@ def evaluate(config: ConfigDict, directory: str) -> int:
     checkpointer = Checkpointer(epath.Path(directory) / "checkpoints", read_only=True)
     state, manifest = checkpointer.restore(program.state)
     evaluations = open_evaluations(program, manifest)
-    results = run_evaluations(program, state.params, evaluations)
+    results = run_evaluations(program, state.params, evaluations, epath.Path(directory))
     if jax.process_index() == 0:
         path = epath.Path(directory) / f"eval-{manifest['step']}.json"
         workdir.write_json(path, results)

@@ -30,6 +30,7 @@ MAY_CHANGE = ("log", "checkpoint", "evals", "sharding", "input.workers", "input.
 class Run(NamedTuple):
     """What the loop works with; see `train`, which opens and closes it all."""
 
+    directory: epath.Path
     program: Program
     start_step: int
     batches: Iterator[Batch]
@@ -49,6 +50,7 @@ def train(config: ConfigDict, directory: str) -> int:
     before the first step for every mistake that can be known by then, and FloatingPointError when
     the loss is no longer finite.
     """
+    path = epath.Path(directory)
     with contextlib.ExitStack() as stack:
         program = build_program(config)
         recipe = program.recipe
@@ -65,13 +67,13 @@ def train(config: ConfigDict, directory: str) -> int:
             Checkpointer,
             recipe.checkpoint,
             "config.checkpoint",
-            directory=epath.Path(directory) / "checkpoints",
+            directory=path / "checkpoints",
         )
         stack.callback(checkpointer.close)
         state, start_step, saved = first_state(program, checkpointer)
         check_tokenizer(preprocess, recipe.model["text"]["vocab_size"], saved)
         manifest = {"version": mm.__version__, "config": plain(config)} | data_manifest(preprocess)
-        write_start(program, directory, manifest)
+        write_start(program, path, manifest)
         batches = registry.call(
             train_batches,
             loading,
@@ -89,15 +91,16 @@ def train(config: ConfigDict, directory: str) -> int:
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
         run = Run(
-            program, start_step, batches, evaluations, log_every_steps, checkpointer, manifest,
-            writer, progress, signals,
+            path, program, start_step, batches, evaluations, log_every_steps, checkpointer,
+            manifest, writer, progress, signals,
         )  # fmt: skip
         state, results, stopped = loop(run, state)
         if stopped:
             say(f"stopped; saved in {directory}: the same command continues")
             return preemption.PREEMPTED
         # A run that was complete at its start is evaluated again: its evals may have changed.
-        write_results(directory, results or run_evaluations(program, state.params, evaluations))
+        results = results or run_evaluations(program, state.params, evaluations, path)
+        write_results(path, results)
         return 0
 
 
@@ -129,7 +132,8 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
         if due or last or stop or run.checkpointer.due(step):
             jax.block_until_ready(metrics)
             with run.progress.pause():
-                results = run_evaluations(run.program, state.params, due)
+                pictures = run.directory if last else None
+                results = run_evaluations(run.program, state.params, due, pictures)
                 log(run, step, metrics, results)
                 previous = None
                 if last or stop or run.checkpointer.due(step):
@@ -146,7 +150,7 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
     run.progress.step(step, loss)
     if step % run.log_every_steps == 0 or results:
         run.writer.write(step, {**metrics, **run.progress.rates(), **results})
-    if results:
+    if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end
         run.progress.message(f"step {step}\n{show(results)}")
     if not math.isfinite(loss):
         saved = run.checkpointer.latest_step()
@@ -156,12 +160,15 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
         )
 
 
-def write_results(directory: str, results: Mapping[str, float]) -> None:
+def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
     """The final evaluation as one flat JSON object, and on the console."""
-    path = epath.Path(directory) / "results.json"
     if jax.process_index() == 0:
-        workdir.write_json(path, results)
-    say(f"results\n{show(results)}\nwritten to {path}")
+        workdir.write_json(path / "results.json", results)
+    pictures = sorted(str(picture) for picture in path.glob("*.png"))
+    lines = [f"results of the last step, in {path / 'results.json'}:", show(results)]
+    lines += [f"what was retrieved: {' '.join(pictures)}"] if pictures else []
+    lines += [f"every logged step: {path / 'metrics.jsonl'}; curves: tensorboard --logdir={path}"]
+    say("\n".join(lines))
 
 
 def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainState, int, dict]:
@@ -173,7 +180,7 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
     return state, manifest["step"], manifest
 
 
-def write_start(program: Program, directory: str, manifest: Mapping) -> None:
+def write_start(program: Program, path: epath.Path, manifest: Mapping) -> None:
     """Writes environment.json, tokenizer.json and the parameter table.
 
     Raises ValueError if a moment is split unlike its parameter.
@@ -182,7 +189,6 @@ def write_start(program: Program, directory: str, manifest: Mapping) -> None:
     if unlike := [f"{row.path} {row.spec}" for row in rows if "!=" in row.spec]:
         raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
     if jax.process_index() == 0:
-        path = epath.Path(directory)
         workdir.write_json(path / "environment.json", workdir.environment())
         workdir.write_atomic(path / "parameters.txt", parameter_table.text(rows))
         if manifest["tokenizer_json"]:

@@ -6,19 +6,25 @@ model that says the same of everything finds nothing.
 
 import contextlib
 import functools
+import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
+from PIL import Image
 
 from mm import registry
 from mm.config import BadInput
+from mm.report import retrieval as report
+from mm.runtime.workdir import write_atomic
 
 KS = (1, 5, 10)
+_CAPTIONS = 10  # in the picture
 _BLOCK = 128  # queries at a time; pools are padded to a multiple, so that no tile is a remainder
 
 
@@ -40,10 +46,12 @@ class Retrieval:
         self,
         embed: Callable[[dict], tuple[Float[Array, "b d"], Float[Array, "b d"]]],
         sharding: NamedSharding,
+        picture: epath.Path | None = None,
     ) -> dict[str, float]:
         """Returns "text_to_image/recall@1" and so on, as fractions; the same on every process.
 
-        embed: batch -> (zimg, ztxt), normalized. sharding: of a batch's rows.
+        embed: batch -> (zimg, ztxt), normalized. sharding: of a batch's rows. picture: a PNG to
+        write, with what is found for a few captions (process 0).
         """
         from data.loader import eval_batches  # here, since it loads TensorFlow
 
@@ -52,7 +60,34 @@ class Retrieval:
         )
         with contextlib.closing(batches):
             zimg, ztxt = embed_pool(embed, batches, sharding.mesh)
+        if picture is not None and jax.process_index() == 0:
+            self._draw(zimg, ztxt, picture)
         return metrics(zimg, ztxt, sharding.mesh)
+
+    def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, path: epath.Path) -> None:
+        """Captions spread evenly over the pool, so that nobody chose them."""
+        fields = {key: self.source.features[key].dtype for key in self.preprocess.reads}
+        text = next((key for key, dtype in fields.items() if dtype == "text"), None)
+        image = next((key for key, dtype in fields.items() if dtype in ("image", "uint8")), None)
+        if text is None or image is None:
+            return
+        rows = np.linspace(0, len(zimg) - 1, min(_CAPTIONS, len(zimg))).astype(int)
+        scores = ztxt[rows] @ zimg.T
+        shown = np.unique(report.best_columns(scores))
+        captions = [record[text] for record in self.source.read(rows, (text,))]
+        records = self.source.read(shown, (image,))
+        pictures = {i: _pil(r[image]) for i, r in zip(shown.tolist(), records, strict=True)}
+        title = f"{len(zimg):,} pictures; the best five for captions spread evenly over them"
+        buffer = io.BytesIO()
+        report.draw(captions, pictures, scores, rows.tolist(), title).save(buffer, "PNG")
+        write_atomic(path, buffer.getvalue())
+
+
+def _pil(picture: bytes | np.ndarray) -> Image.Image:
+    """From encoded bytes, or from uint8 [3, h, w]."""
+    if isinstance(picture, bytes):
+        return Image.open(io.BytesIO(picture))
+    return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
 
 
 def embed_pool(

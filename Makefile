@@ -1,0 +1,41 @@
+# make quickstart: everything from an empty folder to results; make test: the fast tests.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DATA := .data
+WORKDIR ?= workdirs/quickstart
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: quickstart data test test-slow test-all lint clean
+
+quickstart: data
+	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+data: $(DATA)/emoji/tokenizer-4096.json
+
+$(DATA)/emoji/tokenizer-4096.json: $(VENV)/installed
+	$(RUN) -m data.builders.emoji --data_dir=$(DATA)
+	$(RUN) -m data.tokenizers.train --dataset=emoji --data_dir=$(DATA)
+
+$(VENV)/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  f"error: {sys.executable} is Python {v[0]}.{v[1]}; expected 3.11 to 3.13: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+test: data
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: data
+	$(RUN) -m pytest -m slow
+
+test-all: data
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf .cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What a person looks at after a run. Reads arrays and files; imports no JAX."""
