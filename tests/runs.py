@@ -23,7 +23,8 @@ def command(config: str, workdir: Path, *flags: str) -> list[str]:
 
 
 def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    # As conftest.py: they compile much and compute little.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mm import registry
 
-_MODULES = ("synthetic", "tfds")
+_MODULES = ("jsonl", "synthetic", "tfds")
 
 
 class Feature(NamedTuple):

@@ -1,0 +1,85 @@
+"""SigLIP (Zhai et al. 2023) at size S on your own pairs of pictures and captions.
+
+pairs.jsonl has one pair a line, in any order that is not sorted, with the picture's path relative
+to the file:
+
+  {"image": "photos/0001.jpg", "caption": "a red bicycle leans on a wall"}
+
+Train a tokenizer on the first 99% of the lines, train on them, and evaluate the retrieval of the
+last 1%, which is also done during training and at its end:
+
+  python -m data.tokenizers.train --fields=caption --vocab_size=16384 --output=tokenizer.json \\
+    --source='{"name": "jsonl", "path": "pairs.jsonl", "last": 0.99}'
+  python main.py --config=configs/pairs.py:path=pairs.jsonl,tokenizer=tokenizer.json \\
+    --workdir=workdirs/pairs
+  python main.py --config=configs/pairs.py:path=pairs.jsonl,tokenizer=tokenizer.json \\
+    --workdir=workdirs/pairs --mode=eval
+
+`image=224` in the argument is the pictures' size in pixels, a multiple of 16. Parameters and their
+moments are split over all devices: one, or any power of two up to 128. Where memory is short, set
+--config.model.image.remat=full, then a smaller --config.global_batch_size.
+
+From the paper: the loss with its first scale and bias, 224 pixels, and b2. From its authors' code
+and models: pictures squashed to a square, map pooling, 64 tokens, the learning rate. Smaller than
+there: towers (B), vocabulary (32k), batch (32k is its best) and steps. No number has been tuned.
+"""
+
+from ml_collections import ConfigDict
+
+from mm.config import parse_arg
+
+HELD_OUT = 0.99  # the share of the file where the held-out lines begin
+PATCH_SIZE = 16
+LENGTH = 64  # tokens: that of the released SigLIP models
+TOWER = dict(width=384, depth=12, num_heads=6, remat="none")  # DeiT-S
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe. `arg`: "path=pairs.jsonl,tokenizer=tokenizer.json,image=224", all optional."""
+    given = parse_arg(arg, path="pairs.jsonl", tokenizer="tokenizer.json", image=224)
+    # Pairs with the very same caption are positives of each other, never negatives.
+    preprocess = (
+        f'decode|resize({given["image"]})|value_range(-1, 1)|caption("caption")'
+        f'|tokenize({given["tokenizer"]!r}, {LENGTH})|group("caption")'
+    )
+    config = ConfigDict()
+    config.seed = 0
+    config.total_steps = 20_000
+    config.global_batch_size = 1024
+    config.model = dict(
+        image=dict(name="vit", image_size=given["image"], patch_size=PATCH_SIZE, pool="map")
+        | TOWER,
+        text=dict(name="transformer", vocab_size=16_384, length=LENGTH, pool="last") | TOWER,
+        embed_dim=384,
+        dtype="bfloat16",
+    )
+    config.objectives = dict(contrastive=dict(name="contrastive", kind="sigmoid"))
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=1e-3,
+        b2=0.95,
+        # 1e-4 as the authors' code counts, which does not multiply it by the learning rate.
+        weight_decay=0.1,
+        schedule=dict(name="cosine", warmup_steps=1000),
+    )
+    config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="fsdp")
+    config.input = dict(
+        source=dict(name="jsonl", path=given["path"], image_key="image", first=0.0, last=HELD_OUT),
+        preprocess=preprocess,
+    )
+    config.evals = dict(
+        held_out=dict(
+            name="retrieval",
+            source=dict(
+                name="jsonl", path=given["path"], image_key="image", first=HELD_OUT, last=1.0
+            ),
+            preprocess=preprocess,
+            batch_size=256,
+            every_steps=1000,
+        )
+    )
+    config.checkpoint = dict(
+        every_steps=1000, keep_last=2, keep_best="held_out/text_to_image/recall@1"
+    )
+    config.log = dict(every_steps=50)
+    return config
