@@ -6,6 +6,7 @@ Every key of a config can be set: `--config.optimizer.learning_rate=3e-4`.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides, rest = split_overrides(sys.argv[1:] if arguments is None else arguments)
     flags = parser.parse_args(rest)
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each of its decisions
     from mm.config import BadInput, load, override
     from mm.runtime import distributed
 

@@ -49,6 +49,17 @@ class Preprocess(NamedTuple):
         """What turns text to numbers: travels with the checkpoint."""
         return next((op.tokenizer for op in self.ops if op.tokenizer), None)
 
+    def field_of(self, op_name: str) -> str | None:
+        """The first field that the op of that name reads, e.g. of "caption"; None without one."""
+        return next(
+            (
+                op.reads[0]
+                for name, op in zip(self.names, self.ops, strict=True)
+                if name.split("(")[0].strip() == op_name and op.reads
+            ),
+            None,
+        )
+
     def check(self, features: Mapping[str, Feature]) -> None:
         """Raises BadInput if an op reads a field that a source with these features lacks."""
         for name, op in zip(self.names, self.ops, strict=True):

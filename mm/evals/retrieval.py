@@ -66,9 +66,7 @@ class Retrieval:
 
     def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, path: epath.Path) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
-        fields = {key: self.source.features[key].dtype for key in self.preprocess.reads}
-        text = next((key for key, dtype in fields.items() if dtype == "text"), None)
-        image = next((key for key, dtype in fields.items() if dtype in ("image", "uint8")), None)
+        text, image = self.preprocess.field_of("caption"), self.preprocess.field_of("decode")
         if text is None or image is None:
             return
         rows = np.linspace(0, len(zimg) - 1, min(_CAPTIONS, len(zimg))).astype(int)

@@ -18,6 +18,15 @@ def test_opens_the_source_and_keeps_the_other_keys(tokenizer):
     assert set(preprocess.reads) == {"image", "label"}
 
 
+def test_knows_where_pictures_and_captions_come_from(tokenizer):
+    preprocess = opened(tokenizer).preprocess
+    assert [preprocess.field_of(op) for op in ("decode", "caption", "group")] == [
+        "image",
+        "label",
+        None,
+    ]
+
+
 @pytest.mark.parametrize(
     "spec, message",
     [
