@@ -16,11 +16,11 @@ from jax import Array, ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import mm.optim  # noqa: F401  (registers the optimizers)
 from mm import registry
 from mm.config import BadInput, plain
 from mm.models.multimodal import Multimodal
 from mm.objectives.views import Views
-from mm.optim.paths import flatten
 from mm.sharding.mesh import BATCH_AXES, make_mesh
 from mm.sharding.rules import ShardingRules, find_rules, shard_tree, use_sharding
 
@@ -103,51 +103,41 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     if recipe.total_steps < 1:
         raise BadInput(f"config.total_steps={recipe.total_steps}: must be at least 1")
     mesh, rules = registry.call(make_sharding, recipe.sharding, "config.sharding", devices=devices)
-    weights = check_weights(recipe.objectives)
     batch_parts = mesh.shape["replica"] * mesh.shape["fsdp"]
     if recipe.global_batch_size < 1 or recipe.global_batch_size % batch_parts:
         raise BadInput(
             f"config.global_batch_size={recipe.global_batch_size}: must be a positive multiple of "
             f"{batch_parts}, the replica x fsdp size of mesh {dict(mesh.shape)}"
         )
+    weights = check_weights(recipe.objectives)
 
-    def make(key):
+    def make(key: Array) -> System:
         return System(recipe.model, recipe.objectives, rngs=nnx.Rngs(params=key))
 
     system = nnx.eval_shape(make, jax.random.key(0))
     graphdef, variables = nnx.split(system, nnx.Param)
-    axes = {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
-    params = nnx.to_pure_dict(variables)
     transform, learning_rate = registry.build(
         "optimizer",
         recipe.optimizer,
         "config.optimizer",
-        params=params,
+        params=nnx.to_pure_dict(variables),
         total_steps=recipe.total_steps,
     )
 
-    def init(key):
+    def init(key: Array) -> TrainState:
         params = nnx.to_pure_dict(nnx.split(make(key), nnx.Param)[1])
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), {})
 
-    def loss_function(params, batch, key):
-        system = nnx.merge(graphdef, params)
-        views = Views(system.model, batch, key)
-        total, metrics = jnp.zeros(()), {}
-        for name, objective in system.objectives.items():
-            loss = objective(views, jax.random.fold_in(key, zlib.crc32(name.encode())))
-            total = total + weights[name] * loss.value
-            metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
-            metrics[f"{name}/loss"] = loss.value
-        return total, metrics
+    def loss_function(params: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        return total_loss(nnx.merge(graphdef, params), weights, batch, key)
 
-    def gradients(state, batch):
+    def gradients(state: TrainState, batch: Batch):
         # Keyed by seed and step; a mask drawn over the global batch does not depend on the mesh.
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         with use_sharding(mesh, rules):
             return jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
 
-    def train_step(state, batch):
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, metrics), grads = gradients(state, batch)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         metrics |= {
@@ -161,7 +151,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.extras), metrics
 
-    def embed(params, batch):
+    def embed(params: Any, batch: Batch) -> tuple[Array, Array]:
         model = nnx.merge(graphdef, params).model
         with use_sharding(mesh, rules):
             views = Views(model, batch, None)
@@ -169,47 +159,72 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
 
     replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
     abstract = jax.eval_shape(init, jax.random.key(0))
-    shardings = TrainState(
-        step=replicated,
-        params=shard_tree(abstract.params, axes, mesh, rules),
-        opt_state=optax.tree_utils.tree_map_params(
-            transform,
-            lambda _, sharding: sharding,
-            abstract.opt_state,
-            shard_tree(abstract.params, axes, mesh, rules),
-            transform_non_params=lambda _: replicated,
-        ),
-        extras={},
+    axes = {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
+    shardings = state_shardings(abstract, axes, transform, mesh, rules)
+    state = jax.tree.map(
+        lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
     jit_init = jax.jit(init, out_shardings=shardings)
-    spec = system.model.batch_spec(recipe.global_batch_size)
-    spec["id"] = ShapeDtypeStruct((recipe.global_batch_size,), jnp.uint32)
-    for objective in system.objectives.values():
-        spec |= objective.batch_spec(recipe.global_batch_size)
+    step_in, step_out = (shardings, by_batch), (shardings, replicated)
     return Program(
         recipe=recipe,
         mesh=mesh,
         rules=rules,
-        batch_spec=spec,
+        batch_spec=batch_spec(system, recipe.global_batch_size),
         batch_sharding=by_batch,
-        state=jax.tree.map(
-            lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-        ),
+        state=state,
         learning_rate=learning_rate,
         init=lambda seed: jit_init(jax.random.key(seed)),
         gradients=jax.jit(
-            gradients,
-            in_shardings=(shardings, by_batch),
-            out_shardings=(replicated, shardings.params),
+            gradients, in_shardings=step_in, out_shardings=(replicated, shardings.params)
         ),
         train_step=jax.jit(
-            train_step,
-            in_shardings=(shardings, by_batch),
-            out_shardings=(shardings, replicated),
-            donate_argnums=0,
+            train_step, in_shardings=step_in, out_shardings=step_out, donate_argnums=0
         ),
         embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
     )
+
+
+def total_loss(
+    system: System, weights: Mapping[str, float], batch: Batch, key: Array
+) -> tuple[Array, Metrics]:
+    """The weighted sum of the objectives over views that they share, and all their metrics."""
+    views = Views(system.model, batch, key)
+    total, metrics = jnp.zeros(()), {}
+    for name, objective in system.objectives.items():
+        loss = objective(views, jax.random.fold_in(key, zlib.crc32(name.encode())))
+        total = total + weights[name] * loss.value
+        metrics |= {f"{name}/{metric}": value for metric, value in loss.metrics.items()}
+        metrics[f"{name}/loss"] = loss.value
+    return total, metrics
+
+
+def state_shardings(
+    abstract: TrainState,
+    axes: Mapping[str, tuple],
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+) -> TrainState:
+    """Parameters by the rules, moments like their parameters, everything else on every device."""
+    params = shard_tree(abstract.params, axes, mesh, rules)
+    replicated = NamedSharding(mesh, P())
+    moments = optax.tree_utils.tree_map_params(
+        transform,
+        lambda _, sharding: sharding,
+        abstract.opt_state,
+        params,
+        transform_non_params=lambda _: replicated,
+    )
+    return TrainState(replicated, params, moments, {})
+
+
+def batch_spec(system: System, batch_size: int) -> dict[str, ShapeDtypeStruct]:
+    """All that a step reads of a batch: for the towers, for the objectives, and for the log."""
+    spec = system.model.batch_spec(batch_size)
+    for objective in system.objectives.values():
+        spec |= objective.batch_spec(batch_size)
+    return spec | {"id": ShapeDtypeStruct((batch_size,), jnp.uint32)}
 
 
 def make_sharding(
@@ -250,8 +265,3 @@ def check_batch(program: Program, batch: Batch) -> None:
                 f"config.input.preprocess: makes {name} {got.dtype}{list(got.shape)}, the "
                 f"model reads {want.dtype}{list(want.shape)}; change one of the two"
             )
-
-
-def count_parameters(program: Program) -> int:
-    """Number of scalars in all parameters."""
-    return sum(leaf.size for leaf in flatten(program.state.params).values())
