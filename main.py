@@ -9,12 +9,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 MODES = ("train", "eval")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the flags and runs a mode; returns the exit code (2: the input was wrong)."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Parses the flags, runs a mode, exits (with 2 when the input was wrong)."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
@@ -56,7 +57,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], li
             rest.append(argument)
             continue
         key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not equals and arguments:
+        if not equals and arguments and not arguments[0].startswith("--"):
             value = arguments.pop(0)
         overrides.append((key, value))
     return overrides, rest
@@ -74,4 +75,4 @@ def run(mode: str, config, workdir: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""How much longer is a step of the loop than the same step on a batch that is already there?
+"""How much longer is a step fed by the input than the same step on a batch that is there?
 
   python -m bench.loop --config=configs/quickstart.py
 

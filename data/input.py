@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data.preprocess import Preprocess
+from data.preprocess.draws import example_keys
 from data.preprocess.parse import parse
 from data.sources import Source, open_source
 from mm.config import BadInput
@@ -33,6 +36,13 @@ def open_input(spec: Mapping[str, Any], where: str) -> Input:
     preprocess.check(source.features)
     rest = {key: value for key, value in spec.items() if key not in ("source", "preprocess")}
     return Input(source, preprocess, rest)
+
+
+def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
+    """What the ops make of the first example, with a leading axis of one."""
+    records = source.read(np.zeros(1, np.int64), preprocess.reads)
+    columns = {key: [record[key] for record in records] for key in preprocess.reads}
+    return preprocess.apply(columns, example_keys(0, np.zeros(1, np.int64), np.zeros(1, np.int64)))
 
 
 def manifest(preprocess: Preprocess) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def mix(
 
 def splitmix64(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """Element x of the sequence of Steele, Lea and Flood, "Fast splittable pseudorandom number
-    generators", 2014. `data.preprocess.random` holds the same function in TensorFlow."""
+    generators", 2014."""
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -8,10 +8,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import mm.evals  # noqa: F401  (registers the evaluators)
-from data.input import check_tokenizer, open_input
+from data.input import check_tokenizer, example, open_input
 from mm import registry
 from mm.config import BadInput
-from mm.program import Program, build_program
+from mm.program import Program, build_program, check_batch
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
 
@@ -26,14 +26,15 @@ class Evaluation(NamedTuple):
 def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str, Evaluation]:
     """Opens every group of config.evals: `source`, `preprocess`, `every_steps`, and its own keys.
 
-    `saved` is the manifest of the checkpoint that is evaluated. Raises BadInput for what could not
-    run later: a missing data set, a batch that does not divide over the mesh, other token ids.
+    `saved` is the manifest of what the parameters were trained with. Raises BadInput for what could
+    not run later: a missing data set, other shapes, a batch that does not divide, other token ids.
     """
     evaluations = {}
     for name, spec in program.recipe.evals.items():
         where = f"config.evals.{name}"
         source, preprocess, rest = open_input(spec, where)
         check_tokenizer(preprocess, program.recipe.model["text"]["vocab_size"], saved)
+        check_batch(program, example(source, preprocess), f"{where}.preprocess", rows=False)
         every_steps = rest.pop("every_steps", None)
         if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
             raise BadInput(f"{where}.every_steps={every_steps!r}: expected a positive int or None")

@@ -228,10 +228,20 @@ def batch_spec(system: System, batch_size: int) -> dict[str, ShapeDtypeStruct]:
 
 
 def make_sharding(
-    *, mesh: Mapping, rules: str, devices: Sequence[jax.Device] | None = None
+    *,
+    mesh: Mapping,
+    rules: str,
+    replicate: bool = False,
+    devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Mesh, ShardingRules]:
-    """config.sharding: the mesh's sizes by axis, and the name of a preset of rules."""
-    return make_mesh(mesh, devices), find_rules(rules)
+    """config.sharding: the mesh's sizes by axis, and the name of a preset of rules.
+
+    replicate: allow large parameters that no rule splits.
+    """
+    found = find_rules(rules)
+    return make_mesh(mesh, devices), dataclasses.replace(
+        found, replicate=replicate or found.replicate
+    )
 
 
 def check_weights(objectives: Mapping) -> dict[str, float]:
@@ -253,15 +263,25 @@ def hash_ids(ids: Array) -> Array:
     return (mixed.sum(dtype=jnp.uint32) >> 1).astype(jnp.int32)
 
 
-def check_batch(program: Program, batch: Batch) -> None:
-    """Raises BadInput when the input's arrays are not those that the model reads."""
+def check_batch(
+    program: Program,
+    batch: Batch,
+    where: str = "config.input.preprocess",
+    rows: bool = True,
+) -> None:
+    """Raises BadInput when the input's arrays are not those that the model reads.
+
+    rows=False: of any number of rows, and only what the towers read (for evaluation).
+    """
     for name, want in program.batch_spec.items():
+        if not rows and name not in ("image", "text", "text_mask"):
+            continue
         if name not in batch:
             have = sorted(batch)
-            raise BadInput(f"config.input.preprocess: makes no {name!r} (makes {have})")
-        got = batch[name]
-        if got.shape != want.shape or got.dtype != want.dtype:
+            raise BadInput(f"{where}: makes no {name!r} (makes {have})")
+        got, first = batch[name], 0 if rows else 1
+        if got.shape[first:] != want.shape[first:] or got.dtype != want.dtype:
             raise BadInput(
-                f"config.input.preprocess: makes {name} {got.dtype}{list(got.shape)}, the "
-                f"model reads {want.dtype}{list(want.shape)}; change one of the two"
+                f"{where}: makes {name} {got.dtype}{list(got.shape[first:])}, the model reads "
+                f"{want.dtype}{list(want.shape[first:])}; change one of the two"
             )

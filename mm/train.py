@@ -24,7 +24,7 @@ from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
 
 # What may differ when a run is continued: it changes neither a batch nor what is computed from it.
-MAY_CHANGE = ("log", "checkpoint", "evals", "sharding", "input.workers", "input.prefetch")
+MAY_CHANGE = ("log", "checkpoint", "evals", "sharding", "input.num_workers", "input.prefetch")
 
 
 class Run(NamedTuple):
@@ -56,9 +56,11 @@ def train(config: ConfigDict, directory: str) -> int:
         recipe = program.recipe
         log_every_steps = registry.call(log_settings, recipe.log, "config.log")
         source, preprocess, loading = open_input(recipe.input, "config.input")
-        evaluations = open_evaluations(program)
+        evaluations = open_evaluations(program, data_manifest(preprocess))
         if jax.process_index() == 0:
             stack.enter_context(workdir.lock(directory))
+            if not has_begun(path):
+                (path / "config.json").unlink(missing_ok=True)  # of a start that was refused
             workdir.check_config(directory, config, MAY_CHANGE)
         # Closed after all the rest: a second signal must not kill the last save.
         signals = preemption.StopSignals()
@@ -152,11 +154,13 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
         run.writer.write(step, {**metrics, **run.progress.rates(), **results})
     if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end
         run.progress.message(f"step {step}\n{show(results)}")
-    if not math.isfinite(loss):
+    # The update, too: a finite loss may have gradients that are not, and they must not be saved.
+    if not math.isfinite(loss + float(metrics["update_norm"])):
         saved = run.checkpointer.latest_step()
         raise FloatingPointError(
-            f"the loss of step {step} is {loss}; the last checkpoint is of step {saved}: look at "
-            f"metrics.jsonl, then lower config.optimizer.learning_rate or lengthen the warm-up"
+            f"the loss of step {step} is {loss}, its update {float(metrics['update_norm'])}; the "
+            f"last checkpoint is of step {saved}: look at metrics.jsonl, then start in a new "
+            f"--workdir with a lower config.optimizer.learning_rate or a longer warm-up"
         )
 
 
@@ -169,6 +173,14 @@ def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
     lines += [f"what was retrieved: {' '.join(pictures)}"] if pictures else []
     lines += [f"every logged step: {path / 'metrics.jsonl'}; curves: tensorboard --logdir={path}"]
     say("\n".join(lines))
+
+
+def has_begun(path: epath.Path) -> bool:
+    """Whether a run left a line or a checkpoint in this workdir, which then is of its config."""
+    lines = path / "metrics.jsonl"
+    return (lines.exists() and lines.stat().length > 0) or any(
+        (path / "checkpoints").glob("[0-9]*")
+    )
 
 
 def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainState, int, dict]:

@@ -135,7 +135,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
         (["--config.evals.held_out.batch_size=12"], "config.evals.held_out"),
         (["--config.evals.held_out.every_steps=0"], "expected a positive int or None"),
         (["--config.model.text.vocab_size=16"], "config.model.text.vocab_size=16"),
-        (["--config.model.text.length=9"], "makes text int32[16, 8], the model reads int32[16, 9]"),
+        (["--config.model.text.length=9"], "makes text int32[8], the model reads int32[9]"),
+        (
+            ["--config.evals.held_out.preprocess=decode|resize(24)|value_range(-1, 1)"],
+            "config.evals.held_out.preprocess: makes image float32[24, 24, 3], the model reads",
+        ),
         (["--config.log.every_steps=0"], "config.log: every_steps=0"),
         (["--config.checkpoint.keep_lst=1"], "did you mean 'keep_last'?"),
         (
@@ -153,6 +157,13 @@ def test_bad_input_is_one_line_and_a_code_before_training(run, tmp_path, flags, 
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1 and message in errors[0], err
     assert "Traceback" not in err and not (tmp_path / "results.json").exists()
+
+
+def test_a_refused_start_does_not_bind_its_workdir(run, tmp_path):
+    code, _, _ = run(tmp_path, "--config.model.text.length=9")
+    assert code == 2
+    code, _, err = run(tmp_path, "--config.total_steps=2")
+    assert code == 0, err
 
 
 def test_the_workdir_of_another_config_is_refused(finished, run):

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-Dtype = Literal["float32", "bfloat16", "float64"]
+Dtype = Literal["float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu"]
 Norm = Literal["layer_norm", "rms_norm"]
 

@@ -39,7 +39,8 @@ class Contrastive(nnx.Module):
         image_keep: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        scale = init_scale or {"softmax": 1 / 0.07, "sigmoid": 10.0}[kind]
+        default = {"softmax": 1 / 0.07, "sigmoid": 10.0}[kind]
+        scale = default if init_scale is None else init_scale
         if not 0 < scale <= max_scale:
             raise BadInput(f"init_scale={scale} must lie in (0, max_scale={max_scale}]")
         if not 0 < image_keep <= 1:
