@@ -1,70 +1,93 @@
-"""How much longer is a step fed by the input than the same step on a batch that is there?
+"""How much longer is a step of the training loop than the same step on a batch that is there?
 
   python -m bench.loop --config=configs/quickstart.py
 
-Both are measured in turn in one run; what is printed are medians, and the median of the ratios.
+Runs `mm.train.train` itself, with its input, log and checkpoints (one in every 50 steps, to be
+strict) but without evaluations, and stops it now and then to time bare steps of the same Program on
+one batch. Prints the medians, and the ratio of the totals, in which a slow step cannot hide.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import io
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from unittest import mock
 
 import jax
 
-from data.input import open_input
-from data.loader import train_batches
 from mm import config as configs
-from mm import registry
-from mm.program import build_program
+from mm import train
+from mm.program import Program, build_program
 
-STEPS = 8  # in a measurement
+STEPS = 25  # of the loop between two measurements of bare steps
+BARE = 10
+WARM_UP = 10  # steps of the loop before the first measurement
+
+
+class Stopwatch:
+    """A train_step that times what happens between its calls, and bare steps in between."""
+
+    def __init__(self, program: Program):
+        self.step, self.calls = program.train_step, 0
+        self.state = program.init(1)  # of its own: a step donates its state
+        self.loop: list[float] = []
+        self.bare: list[float] = []
+
+    def __call__(self, state, batch):
+        """As the train_step of the program."""
+        done = self.calls - WARM_UP
+        if done >= 0 and done % STEPS == 0:
+            jax.block_until_ready(state)
+            if done:
+                self.loop.append((time.perf_counter() - self.begin) / STEPS)
+            time.sleep(3)  # the input fills its buffers and a checkpoint is written
+            self.bare.append(self.time_bare(batch))
+            self.begin = time.perf_counter()
+        self.calls += 1
+        return self.step(state, batch)
+
+    def time_bare(self, batch) -> float:
+        """Seconds a step; as in the loop, the step before is waited for while this one runs."""
+        self.state, previous = self.step(self.state, batch)
+        jax.block_until_ready(previous)
+        begin = time.perf_counter()
+        for _ in range(BARE):
+            self.state, metrics = self.step(self.state, batch)
+            jax.block_until_ready(previous)
+            previous = metrics
+        jax.block_until_ready(previous)
+        return (time.perf_counter() - begin) / BARE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.loop")
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=10)
     flags = parser.parse_args()
-    program = build_program(configs.load(flags.config))
-    source, preprocess, rest = open_input(program.recipe.input, "config.input")
-    batches = registry.call(
-        train_batches,
-        rest,
-        "config.input",
-        source=source,
-        preprocess=preprocess,
-        global_batch_size=program.recipe.global_batch_size,
-        seed=0,
-        sharding=program.batch_sharding,
-    )
-    resident = next(batches)
-    state = program.init(0)
+    config = configs.load(flags.config)
+    config.total_steps = WARM_UP + flags.rounds * STEPS + 1
+    config.evals = {}
+    config.checkpoint = dict(every_steps=50)
+    watches = []
 
-    def seconds_a_step(next_batch: Callable[[], dict], state):
-        """As mm.train.loop: the step before is waited for while this one runs."""
-        begin, previous = time.perf_counter(), None
-        for _ in range(STEPS):
-            state, metrics = program.train_step(state, next_batch())
-            jax.block_until_ready(previous)
-            previous = metrics
-        jax.block_until_ready(previous)
-        return (time.perf_counter() - begin) / STEPS, state
+    def build(config) -> Program:
+        program = build_program(config)
+        watches.append(Stopwatch(program))
+        return dataclasses.replace(program, train_step=watches[0])
 
-    _, state = seconds_a_step(lambda: resident, state)  # compiles
-    alone, loop = [], []
-    for _ in range(flags.rounds):
-        time.sleep(2)  # the pipeline fills its buffers, so that it does not run beside the next
-        seconds, state = seconds_a_step(lambda: resident, state)
-        alone.append(seconds)
-        _, state = seconds_a_step(lambda: next(batches), state)  # empties the buffers
-        seconds, state = seconds_a_step(lambda: next(batches), state)
-        loop.append(seconds)
-    batches.close()
-    ratio = statistics.median(b / a for a, b in zip(alone, loop, strict=True))
+    with tempfile.TemporaryDirectory() as directory:
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with mock.patch.object(train, "build_program", build), quiet:
+            train.train(config, directory)
+    bare, loop = watches[0].bare[: flags.rounds], watches[0].loop
     print(
-        f"resident batch {statistics.median(alone) * 1e3:.1f} ms, "
-        f"loop {statistics.median(loop) * 1e3:.1f} ms a step, ratio {ratio:.3f}"
+        f"a bare step {statistics.median(bare) * 1e3:.1f} ms, one of the loop "
+        f"{statistics.median(loop) * 1e3:.1f} ms; all {len(loop)} rounds: "
+        f"ratio {sum(loop) / sum(bare):.3f}, the median one "
+        f"{statistics.median(b / a for a, b in zip(bare, loop, strict=True)):.3f}"
     )
 
 

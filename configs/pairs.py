@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     given = parse_arg(arg, path="pairs.jsonl", tokenizer="tokenizer.json", image=224)
     # Pairs with the very same caption are positives of each other, never negatives.
     preprocess = (
-        f'decode|resize({given["image"]})|value_range(-1, 1)|caption("caption")'
+        f'decode|resize({given["image"]})|caption("caption")'
         f'|tokenize({given["tokenizer"]!r}, {LENGTH})|group("caption")'
     )
     config = ConfigDict()

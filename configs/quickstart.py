@@ -10,7 +10,7 @@ has the ablations that chose these numbers.
 from ml_collections import ConfigDict
 
 EMOJI = dict(name="tfds", dataset="emoji", data_dir=".data", cache=True)
-TO_TENSORS = 'value_range(-1, 1)|tokenize("emoji", 24)|group("concept")'
+TO_TENSORS = 'tokenize("emoji", 24)|group("concept")'
 
 
 def get_config() -> ConfigDict:

@@ -271,7 +271,8 @@ def check_batch(
 ) -> None:
     """Raises BadInput when the input's arrays are not those that the model reads.
 
-    rows=False: of any number of rows, and only what the towers read (for evaluation).
+    Images may also be float32. rows=False: of any number of rows, and only what the towers read
+    (for evaluation).
     """
     for name, want in program.batch_spec.items():
         if not rows and name not in ("image", "text", "text_mask"):
@@ -280,7 +281,8 @@ def check_batch(
             have = sorted(batch)
             raise BadInput(f"{where}: makes no {name!r} (makes {have})")
         got, first = batch[name], 0 if rows else 1
-        if got.shape[first:] != want.shape[first:] or got.dtype != want.dtype:
+        allowed = (want.dtype, jnp.float32) if name == "image" else (want.dtype,)
+        if got.shape[first:] != want.shape[first:] or got.dtype not in allowed:
             raise BadInput(
                 f"{where}: makes {name} {got.dtype}{list(got.shape[first:])}, the model reads "
                 f"{want.dtype}{list(want.shape[first:])}; change one of the two"

@@ -161,6 +161,16 @@ def test_a_batch_of_the_wrong_shape_says_which_and_what_to_do(alone):
         check_batch(alone, {k: v for k, v in alone.batch_spec.items() if k != "text"})
 
 
+def test_uint8_images_are_read_as_minus_one_to_one(alone):
+    values = batch(alone)
+    shape = alone.batch_spec["image"].shape
+    values["image"] = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    params = alone.init(0).params
+    found = alone.embed(params, values)[0]
+    values["image"] = (values["image"] / 127.5 - 1).astype(np.float32)
+    np.testing.assert_allclose(found, alone.embed(params, values)[0], atol=1e-5)
+
+
 def test_the_batch_hash_sees_ids_and_their_order():
     ids = jnp.arange(16, dtype=jnp.uint32)
     assert hash_ids(ids) == hash_ids(ids)

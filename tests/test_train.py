@@ -137,8 +137,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
         (["--config.model.text.vocab_size=16"], "config.model.text.vocab_size=16"),
         (["--config.model.text.length=9"], "makes text int32[8], the model reads int32[9]"),
         (
-            ["--config.evals.held_out.preprocess=decode|resize(24)|value_range(-1, 1)"],
-            "config.evals.held_out.preprocess: makes image float32[24, 24, 3], the model reads",
+            ["--config.evals.held_out.preprocess=decode|resize(24)"],
+            "config.evals.held_out.preprocess: makes image uint8[24, 24, 3], the model reads",
         ),
         (["--config.log.every_steps=0"], "config.log: every_steps=0"),
         (["--config.checkpoint.keep_lst=1"], "did you mean 'keep_last'?"),

@@ -1,6 +1,6 @@
 """What happens to an example between the source and the batch, written as a string.
 
-`decode|random_resized_crop(48)|flip|value_range(-1, 1)|caption("label")|tokenize("emoji", 16)`: ops
+`decode|random_resized_crop(48)|flip|caption("label")|tokenize("emoji", 16)`: ops
 from left to right, each a registered function (kind "op") called with literals. An op works on
 columns, some examples at once, and draws what it needs from numbers keyed by seed, example and
 epoch: what happens to an example never depends on its neighbours, to the last bit.
@@ -10,7 +10,7 @@ example's place among the others. (PyPI's TensorFlow, built without AVX, is also
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt64
@@ -20,7 +20,16 @@ from data.sources import Feature
 from data.tokenizers import Tokenizer
 from mm.config import BadInput, suggest
 
-Columns = dict[str, Any]  # name -> list of values, array, or a picture still to be made
+Columns = dict[str, Any]  # name -> list of values, array, or what is Lazy
+
+
+@runtime_checkable
+class Lazy(Protocol):
+    """A column that is made when no op has more to say about it."""
+
+    def make(self) -> np.ndarray:
+        """The array [b, ...]."""
+        ...
 
 
 class Op(NamedTuple):
@@ -85,14 +94,17 @@ class Preprocess(NamedTuple):
                 columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
             except BadInput as error:
                 raise BadInput(f"{self.where}: {name}: {error}") from error
-        written = {key: value for key, value in columns.items() if raw.get(key) is not value}
-        for key, value in written.items():
-            if not isinstance(value, np.ndarray):
+        written = {}
+        for key, value in columns.items():
+            if raw.get(key) is value:
+                continue
+            written[key] = value.make() if isinstance(value, Lazy) else value
+            if not isinstance(written[key], np.ndarray):
                 raise BadInput(f"{self.where}: {key!r} is not yet numbers{_NEXT.get(key, '')}")
         return written
 
 
 _NEXT = {
-    "image": "; put resize or random_resized_crop after decode, and value_range last",
+    "image": "; put resize or random_resized_crop after decode",
     "text": "; put tokenize last",
 }

@@ -1,16 +1,16 @@
 """Ops on pictures.
 
 A picture is made lazily: every pass over the pixels costs as much as all that is decided about
-them. Cropping and flipping only move the corners of a box, colour ops multiply 3 x 3 matrices, and
-`value_range`, the last op, takes a few pictures at a time from encoded bytes to numbers while they
-are in a core's cache. Until there a value is in 0 .. 255.
+them. Cropping and flipping only move the corners of a box and colour ops multiply 3 x 3 matrices;
+at the end one affine map and one colour matrix make each picture, both by OpenCV on uint8.
 """
 
-from collections import defaultdict
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
+from PIL import Image
 
 from data.preprocess import Columns, Op
 from data.preprocess.draws import Draws
@@ -18,14 +18,15 @@ from data.sources.pictures import decode as decode_picture
 from mm import registry
 from mm.config import BadInput
 
+cv2.setNumThreads(0)  # the loader's workers are the threads
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, of red, green, blue
 _EYE = np.eye(3, dtype=np.float32)
 _GREY = np.tile(_LUMA, (3, 1))  # a colour times this is its grey
-_BLOCK = 16  # pictures at a time; at 64 x 64 pixels, their floats take 0.8 MB
 
 
 class Encoded(NamedTuple):
-    """Encoded bytes, or decoded uint8 [3, h, w]; one a picture.
+    """Encoded bytes, or decoded uint8 [h, w, 3]; one a picture.
 
     margin: how far the picture goes on beyond each edge, as a share of its side, in the value
     `outside` (0 .. 255).
@@ -41,17 +42,22 @@ class Planned(NamedTuple):
 
     boxes: float32 [b, 4], y0 x0 y1 x1 as fractions of the picture; x1 < x0 is mirrored. holes: what
     is painted over, before any colour. A colour p becomes matrix @ p + around @ m, where m is the
-    picture's mean colour. Boxes may reach `margin` beyond the edges, where the value is `outside`.
+    picture's mean colour; None leaves it as it is. Boxes may reach `margin` beyond the edges, where
+    the value is `outside`.
     """
 
     pictures: list
     boxes: Float32[np.ndarray, "b 4"]
     size: int
-    holes: "tuple[Holes, ...]"
-    matrix: Float32[np.ndarray, "b 3 3"]
+    holes: "tuple[Holes, ...]" = ()
+    matrix: Float32[np.ndarray, "b 3 3"] | None = None
     around: Float32[np.ndarray, "b 3 3"] | None = None
     margin: float = 0.0
     outside: float = 0.0
+
+    def make(self) -> UInt8[np.ndarray, "b size size 3"]:
+        """The pictures, each by itself: a result does not depend on its neighbours."""
+        return _make(self)
 
 
 class Holes(NamedTuple):
@@ -86,13 +92,14 @@ def pad(*, share: float, value: float = 255.0) -> Op:
 
 @registry.register("op", "resize")
 def resize(*, size: int) -> Op:
-    """Squashes the whole picture to size x size."""
+    """Squashes the whole picture to size x size: bilinear with antialiasing, by PIL."""
     _check_size(size)
 
     def apply(columns: Columns, draws: Draws) -> Columns:
         image = _expect(columns, Encoded, "after decode, and only once")
-        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(image.pictures), 1))
-        return columns | {"image": _plan(image, boxes, size)}
+        pictures = [_squash(_decoded(picture), image, size) for picture in image.pictures]
+        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
+        return columns | {"image": Planned(pictures, boxes, size)}
 
     return Op(apply)
 
@@ -104,7 +111,7 @@ def random_resized_crop(
     scale: tuple[float, ...] = (0.5, 1.0),
     ratio: tuple[float, ...] = (3 / 4, 4 / 3),
 ) -> Op:
-    """Resizes a random part to size x size (Szegedy et al., "Going deeper", 2014).
+    """Resizes a random part to size x size (Szegedy et al., "Going deeper", 2014); bilinear.
 
     scale: least and greatest share of the picture's area, drawn uniformly. ratio: least and
     greatest width / height relative to the picture's, drawn uniformly in the logarithm. A side that
@@ -126,7 +133,13 @@ def random_resized_crop(
         width = np.minimum(np.sqrt(area * aspect), 1.0)
         top, left = u[2] * (1.0 - height), u[3] * (1.0 - width)
         boxes = np.stack([top, left, top + height, left + width], axis=1).astype(np.float32)
-        return columns | {"image": _plan(image, boxes, size)}
+        margin = np.float32(image.margin)
+        boxes = boxes * (1 + 2 * margin) - margin
+        return columns | {
+            "image": Planned(
+                image.pictures, boxes, size, margin=image.margin, outside=image.outside
+            )
+        }
 
     return Op(apply)
 
@@ -232,12 +245,16 @@ def cutout(*, size: float = 0.5, p: float = 0.5, value: float = 127.5) -> Op:
 
 @registry.register("op", "value_range")
 def value_range(*, low: float, high: float) -> Op:
-    """Maps 0 .. 255 to low .. high and clips; `image` is float32 [b, size, size, 3] from here."""
+    """Maps 0 .. 255 to low .. high: `image` is float32 from here, four times the bytes.
+
+    Without it `image` stays uint8, which the model maps to -1 .. 1 on the device.
+    """
     if not low < high:
         raise BadInput(f"low={low}, high={high}: expected low < high")
+    values = np.linspace(low, high, 256).astype(np.float32)
 
     def apply(columns: Columns, draws: Draws) -> Columns:
-        return columns | {"image": _make(_expect(columns, Planned, _PLANNED), low, high)}
+        return columns | {"image": values[_expect(columns, Planned, _PLANNED).make()]}
 
     return Op(apply)
 
@@ -262,26 +279,21 @@ def _expect(columns: Columns, kind: type, place: str) -> Any:
 _PLANNED = "after resize or random_resized_crop, before value_range"
 
 
-def _plan(image: Encoded, boxes: Float32[np.ndarray, "b 4"], size: int) -> Planned:
-    """boxes: of the picture with its margin."""
-    matrix = np.broadcast_to(_EYE, (len(image.pictures), 3, 3))
-    margin = np.float32(image.margin)
-    boxes = boxes * (1 + 2 * margin) - margin
-    return Planned(image.pictures, boxes, size, (), matrix, None, image.margin, image.outside)
-
-
 def _recolor(
     image: Planned,
     matrix: Float32[np.ndarray, "b 3 3"],
     around: Float32[np.ndarray, "b 3 3"] | None = None,
 ) -> Planned:
     """p -> matrix @ p + around @ m after what `image` does already, m being the mean by then."""
-    before = image.around
+    first, before = image.matrix, image.around
+    if first is None:
+        return image._replace(matrix=matrix, around=around)
     new = None if before is None else _product(matrix, before)
     if around is not None:
-        mean = image.matrix if before is None else image.matrix + before
-        new = _product(around, mean) + (0 if new is None else new)
-    return image._replace(matrix=_product(matrix, image.matrix), around=new)
+        new = _product(around, first if before is None else first + before) + (
+            0 if new is None else new
+        )
+    return image._replace(matrix=_product(matrix, first), around=new)
 
 
 def _product(a: Float32[np.ndarray, "b 3 3"], b: Float32[np.ndarray, "b 3 3"]) -> np.ndarray:
@@ -301,98 +313,73 @@ def _turn_hue(angle: Float32[np.ndarray, " b"]) -> Float32[np.ndarray, "b 3 3"]:
     return cos * _EYE + sin * cross + (1 - cos) / 3
 
 
-def _make(image: Planned, low: float, high: float) -> Float32[np.ndarray, "b size size 3"]:
-    """Resizes bilinearly with antialiasing (as PIL's filters do), colours and scales.
+def _decoded(picture: bytes | UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return decode_picture(picture) if isinstance(picture, bytes) else picture
 
-    Resizing is linear in rows and in columns, so it is two small matrix products a picture;
-    pictures of one shape go together.
-    """
-    decoded = [decode_picture(p) if isinstance(p, bytes) else p for p in image.pictures]
-    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, picture in enumerate(decoded):
-        by_shape[picture.shape].append(index)
-    if len(by_shape) == 1:
-        return _make_alike(decoded, image, low, high)
-    done = np.empty((len(decoded), image.size, image.size, 3), np.float32)
-    for members in by_shape.values():
-        some = image._replace(
-            boxes=image.boxes[members],
-            holes=tuple(Holes(corners[members], value) for corners, value in image.holes),
-            matrix=image.matrix[members],
-            around=None if image.around is None else image.around[members],
+
+def _squash(
+    picture: UInt8[np.ndarray, "h w 3"], image: Encoded, size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """`resize` of one picture with its margin."""
+    if image.margin:
+        height, width = (round(image.margin * side) for side in picture.shape[:2])
+        picture = np.pad(
+            picture,
+            ((height, height), (width, width), (0, 0)),
+            constant_values=round(image.outside),
         )
-        done[members] = _make_alike([decoded[i] for i in members], some, low, high)
-    return done
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _make_alike(
-    decoded: list[UInt8[np.ndarray, "3 h w"]], image: Planned, low: float, high: float
-) -> Float32[np.ndarray, "b size size 3"]:
-    """`_make` for pictures that all have one shape."""
-    size, (_, height, width) = image.size, decoded[0].shape
-    outside = np.float32(image.outside)
-    down = _weights(image.boxes[:, 0::2], height, size, image.margin)
-    across = _weights(image.boxes[:, 1::2], width, size, image.margin)
-    across = np.ascontiguousarray(across.transpose(0, 2, 1))
-    factor = np.float32((high - low) / 255)
-    mean_of = np.full(size * size, factor / np.float32(size * size))
-    done = np.empty((len(decoded), size, size, 3), np.float32)
-    for start in range(0, len(decoded), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        # What is beyond the picture has no weight, so it counts as zero: let zero be `outside`.
-        stack = np.stack(decoded[some]).astype(np.float32) - outside
-        tall = stack.reshape(-1, 3 * height, width) @ across[some]
-        pixels = down[some, None] @ tall.reshape(-1, 3, height, size)
-        pixels += outside
+def _make(image: Planned) -> UInt8[np.ndarray, "b size size 3"]:
+    """One affine map and one colour matrix a picture; see `Planned`."""
+    size, pictures = image.size, [_decoded(picture) for picture in image.pictures]
+    sides = np.array([picture.shape[:2] for picture in pictures], np.float32)
+    first = image.boxes[:, :2] * sides
+    step = (image.boxes[:, 2:] * sides - first) / np.float32(size)  # negative if mirrored
+    for i in np.nonzero((np.abs(step) >= 2).any(axis=1))[0]:
+        pictures[i], first[i], step[i] = _reduce(pictures[i], first[i], step[i], size)
+    # From the index of a new pixel to that of an old one; pixels are counted at their centres.
+    maps = np.zeros((len(pictures), 2, 3))
+    maps[:, 0, 0], maps[:, 1, 1] = step[:, 1], step[:, 0]
+    maps[:, :, 2] = (first + step / 2 - np.float32(0.5))[:, ::-1]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    border = cv2.BORDER_CONSTANT if image.margin else cv2.BORDER_REPLICATE
+    outside, shape = (image.outside,) * 3, (size, size)
+    done = np.empty((len(pictures), size, size, 3), np.uint8)
+    plain = np.empty((size, size, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        pixels = done[i] if image.matrix is None else plain
+        cv2.warpAffine(picture, maps[i], shape, pixels, flags, border, outside)
         for corners, value in image.holes:
-            _punch(pixels, corners[some], value)
-        colors = pixels.reshape(-1, 3, size * size)
-        offset = np.float32(low)
-        if image.around is not None:
-            mean = (colors @ mean_of)[:, None, :]
-            offset = offset + (image.around[some] * mean).sum(axis=2, keepdims=True)
-        colors = (image.matrix[some] * factor) @ colors
-        colors += offset
-        np.clip(colors, low, high, out=colors)
-        for channel in range(3):  # three times faster than one transposed copy
-            done[some, ..., channel] = colors[:, channel].reshape(-1, size, size)
+            top, left, bottom, right = corners[i]
+            pixels[top:bottom, left:right] = round(value)
+        if image.matrix is not None:
+            color = image.matrix[i]
+            if image.around is not None:
+                mean = np.array(cv2.mean(pixels)[:3], np.float32)
+                color = np.concatenate([color, image.around[i] @ mean[:, None]], axis=1)
+            cv2.transform(pixels, color, done[i])
     return done
 
 
-def _punch(
-    pixels: Float32[np.ndarray, "n 3 size size"], corners: Int64[np.ndarray, "n 4"], value: float
-) -> None:
-    """Paints a hole into each picture."""
-    for picture, (top, left, bottom, right) in zip(pixels, corners, strict=True):
-        picture[:, top:bottom, left:right] = value
+def _reduce(
+    picture: UInt8[np.ndarray, "h w 3"],
+    first: Float32[np.ndarray, "2"],
+    step: Float32[np.ndarray, "2"],
+    size: int,
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "2"], Float32[np.ndarray, "2"]]:
+    """Shrinks the part that is wanted until a step is shorter than two pixels.
 
-
-def _weights(
-    ends: Float32[np.ndarray, "b 2"], length: int, size: int, margin: float
-) -> Float32[np.ndarray, "b size length"]:
-    """How much each of `length` pixels counts in each of `size` that cover ends[0] .. ends[1].
-
-    A triangle about the new pixel's centre, as wide as an old or a new pixel, whichever is greater,
-    normalized; cut at the picture's edges, before that if there is no margin, else after it.
+    Bilinear sampling looks at two pixels in a row: with longer steps it would skip some.
     """
-    first, last = ends[:, :1] * np.float32(length), ends[:, 1:] * np.float32(length)
-    step = (last - first) / np.float32(size)  # negative if mirrored
-    radius = np.maximum(np.abs(step), 1)
-    centers = first + (np.arange(size, dtype=np.float32) + np.float32(0.5)) * step
-    # Only so many pixels in a row can count: the rest of the matrix stays zero.
-    count = int(2 * max((1 + 2 * margin) * length / size, 1)) + 2
-    start = np.ceil(centers - radius - np.float32(0.5)).astype(np.int64)
-
-    def triangle(index: Int64[np.ndarray, "b size n"]) -> np.ndarray:
-        away = centers[:, :, None] - (index.astype(np.float32) + np.float32(0.5))
-        return np.maximum(1 - np.abs(away) / radius[:, :, None], 0)
-
-    inside = min(length, count)
-    index = np.clip(start, 0, length - inside)[:, :, None] + np.arange(inside)
-    near = triangle(index)
-    whole = triangle(start[:, :, None] + np.arange(count)) if margin else near
-    near /= whole.sum(axis=2, keepdims=True)
-    weights = np.zeros((len(ends), size, length), np.float32)
-    index += np.arange(len(ends) * size).reshape(-1, size, 1) * length
-    weights.reshape(-1)[index] = near
-    return weights
+    sides = np.array(picture.shape[:2])
+    ends = np.stack([first, first + step * size])
+    low = np.clip(np.floor(ends.min(axis=0)).astype(int), 0, sides - 1)
+    high = np.clip(np.ceil(ends.max(axis=0)).astype(int), low + 1, sides)
+    factor = np.maximum(np.abs(step).astype(int), 1)
+    part = picture[low[0] : high[0], low[1] : high[1]]
+    height, width = -(-(high - low) // factor)
+    small = cv2.resize(part, (int(width), int(height)), interpolation=cv2.INTER_AREA)
+    scale = (np.array([height, width]) / (high - low)).astype(np.float32)
+    return small, (first - low.astype(np.float32)) * scale, step * scale

@@ -14,7 +14,7 @@ class InMemory:
     """`source`, each record read and decoded once. For sets of small pictures, all of one size.
 
     Decoding a 64 x 64 PNG takes longer than all its augmentation, and 10,000 such take 120 MB.
-    Pictures are uint8 [3, h, w]. The memory fills as examples are first asked for, so opening costs
+    Pictures are uint8 [h, w, 3]. The memory fills as examples are first asked for, so opening costs
     nothing.
     """
 

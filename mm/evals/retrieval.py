@@ -82,10 +82,10 @@ class Retrieval:
 
 
 def _pil(picture: bytes | np.ndarray) -> Image.Image:
-    """From encoded bytes, or from uint8 [3, h, w]."""
+    """From encoded bytes, or from uint8 [h, w, 3]."""
     if isinstance(picture, bytes):
         return Image.open(io.BytesIO(picture))
-    return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+    return Image.fromarray(picture)
 
 
 def embed_pool(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, ShapeDtypeStruct
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from mm import registry
 from mm.models.encoder import Encoded
@@ -42,9 +42,18 @@ class Multimodal(nnx.Module):
         )
 
     def encode_image(
-        self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Array | None = None
+        self,
+        image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+        *,
+        keep: float = 1.0,
+        rng: Array | None = None,
     ) -> Encoded:
-        """The image tower; `keep` < 1 drops patches at random and needs `rng`."""
+        """The image tower; `keep` < 1 drops patches at random and needs `rng`.
+
+        Of uint8, 0 .. 255 becomes -1 .. 1: so they come from the input, at a quarter of the bytes.
+        """
+        if image.dtype == jnp.uint8:
+            image = image.astype(jnp.float32) / 127.5 - 1
         return self.image(image, keep=keep, rng=rng)
 
     def encode_text(
@@ -65,7 +74,7 @@ class Multimodal(nnx.Module):
         """Shapes and dtypes of the arrays that the towers read."""
         size, length = self.image.image_size, self.text.length
         return {
-            "image": ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32),
+            "image": ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
             "text": ShapeDtypeStruct((batch_size, length), jnp.int32),
             "text_mask": ShapeDtypeStruct((batch_size, length), jnp.bool_),
         }

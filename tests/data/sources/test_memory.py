@@ -42,5 +42,5 @@ def test_each_record_is_read_once():
 
 def test_pictures_of_several_sizes_are_refused():
     memory = InMemory(Counting())
-    with pytest.raises(BadInput, match=r"example 3 is \[3, 6, 4\].*set cache=False"):
+    with pytest.raises(BadInput, match=r"example 3 is \[6, 4, 3\].*set cache=False"):
         memory.read(np.array([0, 3]), ["image"])

@@ -20,7 +20,7 @@ def test_an_example_is_a_function_of_seed_and_id():
 
 
 def test_pictures_have_the_size_asked_for():
-    assert decode(synthetic().read(np.array([3]))[0]["image"]).shape == (3, 16, 16)
+    assert decode(synthetic().read(np.array([3]))[0]["image"]).shape == (16, 16, 3)
 
 
 def test_the_same_concept_comes_in_different_pictures():
