@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--workdir", required=True, help="where the run lives; gs:// works too")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument(
+        "--step", help="for eval: the checkpoint, a number, latest (default) or best"
+    )
+    parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
         dest="_",
@@ -38,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from mm.runtime import distributed
 
     try:
+        if flags.step and flags.mode != "eval":
+            raise BadInput(f"--step={flags.step}: goes with --mode=eval, not {flags.mode}")
         config = load(flags.config)
         override(config, overrides)
         distributed.start()
-        code = run(flags.mode, config, flags.workdir)
+        code = run(flags.mode, config, flags.workdir, flags.step)
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, BadInput) else 1
@@ -63,7 +68,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], li
     return overrides, rest
 
 
-def run(mode: str, config, workdir: str) -> int:
+def run(mode: str, config, workdir: str, step: str | None) -> int:
     """Runs one mode; the imports are here so that a wrong flag is answered at once."""
     if mode == "train":
         from mm.train import train
@@ -71,7 +76,7 @@ def run(mode: str, config, workdir: str) -> int:
         return train(config, workdir)
     from mm.evaluate import evaluate
 
-    return evaluate(config, workdir)
+    return evaluate(config, workdir, step or "latest")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
   python -m bench.loop --config=configs/quickstart.py
 
-Runs `mm.train.train` itself, with its input, log and checkpoints (one in every 50 steps, to be
-strict) but without evaluations, and stops it now and then to time bare steps of the same Program on
-one batch. Prints the medians, and the ratio of the totals, in which a slow step cannot hide.
+Runs `mm.train.train` itself, with its input, log and checkpoints but without evaluations, and
+stops it now and then to time bare steps of the same Program on one batch. Prints the medians, and
+the ratio of the totals, in which a slow step cannot hide.
 """
 
 import argparse
@@ -22,8 +22,7 @@ from mm import config as configs
 from mm import train
 from mm.program import Program, build_program
 
-STEPS = 25  # of the loop between two measurements of bare steps
-BARE = 10
+STEPS = 15  # of the loop, then as many bare ones
 WARM_UP = 10  # steps of the loop before the first measurement
 
 
@@ -54,23 +53,23 @@ class Stopwatch:
         self.state, previous = self.step(self.state, batch)
         jax.block_until_ready(previous)
         begin = time.perf_counter()
-        for _ in range(BARE):
+        for _ in range(STEPS):
             self.state, metrics = self.step(self.state, batch)
             jax.block_until_ready(previous)
             previous = metrics
         jax.block_until_ready(previous)
-        return (time.perf_counter() - begin) / BARE
+        return (time.perf_counter() - begin) / STEPS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.loop")
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
     flags = parser.parse_args()
     config = configs.load(flags.config)
     config.total_steps = WARM_UP + flags.rounds * STEPS + 1
     config.evals = {}
-    config.checkpoint = dict(every_steps=50)
+    config.checkpoint.keep_best = None  # by a metric of an evaluation
     watches = []
 
     def build(config) -> Program:

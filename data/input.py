@@ -45,14 +45,28 @@ def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
     return preprocess.apply(columns, example_keys(0, np.zeros(1, np.int64), np.zeros(1, np.int64)))
 
 
-def manifest(preprocess: Preprocess) -> dict[str, Any]:
-    """What has to travel with weights so that others feed them alike: ops, tokenizer, length."""
+def manifest(source: Source, preprocess: Preprocess) -> dict[str, Any]:
+    """What has to travel with weights so that others feed them alike: ops, tokenizer, length.
+
+    And the number of examples, on which the order depends.
+    """
     tokenizer = preprocess.tokenizer
     return {
+        "num_examples": len(source),
         "preprocess": preprocess.text,
         "tokenizer": None if tokenizer is None else tokenizer.manifest(),
         "tokenizer_json": None if tokenizer is None else tokenizer.json,
     }
+
+
+def check_source(source: Source, where: str, saved: Mapping) -> None:
+    """Raises BadInput if a run that is continued would not find the examples it began with."""
+    before = saved.get("num_examples", len(source))
+    if before != len(source):
+        raise BadInput(
+            f"{where}: has {len(source):,} examples, had {before:,} when this run began; restore "
+            "it, or start in a new --workdir"
+        )
 
 
 def check_tokenizer(preprocess: Preprocess, vocab_size: int, saved: Mapping | None = None) -> None:

@@ -22,6 +22,7 @@ from data.order import example_at
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.sources import Source
+from data.sources.pictures import BadExample
 from mm.config import BadInput
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
@@ -150,8 +151,20 @@ def host_batches(
         batch["id"] = ids.astype(np.uint32)
         return batch | ({"valid": real} if valid else {})
 
+    def named(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`prepare`, but an example that is broken is named."""
+        try:
+            return prepare(step, rows)
+        except BadExample as error:
+            for row in rows[:, None]:
+                try:
+                    prepare(step, row)
+                except BadExample:
+                    raise BadInput(f"example {slots.at(step, row)[0][0]}: {error}") from error
+            raise
+
     # One row now: mistakes in the config show here, and tf.data wants to know what is made.
-    example = prepare(start, rows[:1])
+    example = named(start, rows[:1])
     keys = tuple(example)
     row_bytes = sum(value.nbytes for value in example.values())
     chunk_rows = min(max(_CHUNK_BYTES // row_bytes, 16), _CHUNK_ROWS)
@@ -161,7 +174,7 @@ def host_batches(
     def prepare_chunk(chunk: np.ndarray) -> list[np.ndarray]:
         try:
             step, part = divmod(int(chunk), len(parts))
-            batch = prepare(step, parts[part])
+            batch = named(step, parts[part])
             return [batch[key] for key in keys]
         except Exception as error:
             errors.append(error)  # tf.data would pass on its text only

@@ -17,14 +17,12 @@ _ROUND_KEYS = np.arange(_ROUNDS, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95
 
 
 def example_at(
-    slots: Shaped[np.ndarray, " b"], num_examples: int, seed: int, shuffle: bool = True
+    slots: Shaped[np.ndarray, " b"], num_examples: int, seed: int
 ) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
     """Returns (ids, epochs) of slots >= 0; each epoch holds every id in [0, num_examples) once."""
     if num_examples < 1:
         raise ValueError(f"num_examples={num_examples}: there must be at least one")
     epochs, positions = np.divmod(np.asarray(slots, np.int64), num_examples)
-    if not shuffle:
-        return positions, epochs
     return _permute(positions, num_examples, mix(hash_seed(seed), epochs)), epochs
 
 

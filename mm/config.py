@@ -1,4 +1,4 @@
-"""Configs: load a recipe, apply overrides, freeze, fingerprint.
+"""Configs: load a recipe, apply overrides, compare.
 
 A recipe is a Python file with `get_config(arg="")` that returns an `ml_collections.ConfigDict`. It
 is code until it is read, and data from then on: plain values, saved as JSON beside every run.
@@ -6,11 +6,10 @@ is code until it is read, and data from then on: plain values, saved as JSON bes
 
 import ast
 import difflib
-import hashlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,22 @@ def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def fingerprint(config: Mapping) -> str:
-    """Twelve hex digits that change when any value changes."""
-    text = json.dumps(plain(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def differences(given: Mapping, found: Mapping, may_change: Collection[str] = ()) -> str:
+    """Each key whose values differ, as "key (given 1, found 2)", eight at most; "" for none.
+
+    Keys equal to an entry of `may_change`, or below it ("log" covers "log.every_steps"), are left
+    out. Both as `plain` makes them.
+    """
+    new, old = dict(flatten(given)), dict(flatten(found))
+
+    def show(values: Mapping[str, Any], key: str) -> str:
+        return json.dumps(values[key]) if key in values else "nothing"
+
+    changed = [
+        f"{key} (given {show(new, key)}, found {show(old, key)})"
+        for key in sorted(old.keys() | new.keys())
+        if show(old, key) != show(new, key)
+        and not any(key == entry or key.startswith(f"{entry}.") for entry in may_change)
+    ]
+    more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    return ", ".join(changed[:8]) + more

@@ -10,10 +10,17 @@ from ml_collections import ConfigDict
 import mm.evals  # noqa: F401  (registers the evaluators)
 from data.input import check_tokenizer, example, open_input
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, differences, plain
 from mm.program import Program, build_program, check_batch
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
+
+# Keys of a model that change how it is trained or computed, but not what it computes.
+SAME_FUNCTION = ("dtype",) + tuple(
+    f"{tower}.{key}"
+    for tower in ("image", "text")
+    for key in ("dtype", "remat", "unroll", "dropout", "pool_dropout")
+)
 
 
 class Evaluation(NamedTuple):
@@ -69,22 +76,57 @@ def run_evaluations(
     return results
 
 
-def evaluate(config: ConfigDict, directory: str) -> int:
-    """`--mode=eval`: evaluates the latest checkpoint of a run, which may go on meanwhile.
+def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
+    """`--mode=eval`: evaluates a checkpoint of a run, which may go on meanwhile.
 
-    Prints the results and writes them to `<directory>/eval-<step>.json`. Raises BadInput when there
-    is no checkpoint, it cannot be read or it belongs to another model.
+    step: a number, "latest", or "best" by config.checkpoint.keep_best. Prints the results and
+    writes them, and the pictures, to `<directory>/eval-<step>/`. Raises BadInput when there is no
+    such checkpoint, it cannot be read or it belongs to another model.
     """
     program = build_program(config)
-    checkpointer = Checkpointer(epath.Path(directory) / "checkpoints", read_only=True)
-    state, manifest = checkpointer.restore(program.state)
+    checkpointer = Checkpointer(
+        epath.Path(directory) / "checkpoints",
+        keep_best=program.recipe.checkpoint.get("keep_best"),
+        read_only=True,
+    )
+    number = find_step(checkpointer, step)
+    check_model(program, checkpointer.manifest(number)["config"]["model"])
+    state, manifest = checkpointer.restore(program.state, number)
     evaluations = open_evaluations(program, manifest)
-    results = run_evaluations(program, state.params, evaluations, epath.Path(directory))
+    path = epath.Path(directory) / f"eval-{manifest['step']}"
+    path.mkdir(exist_ok=True)
+    results = run_evaluations(program, state.params, evaluations, path)
     if jax.process_index() == 0:
-        path = epath.Path(directory) / f"eval-{manifest['step']}.json"
-        workdir.write_json(path, results)
+        workdir.write_json(path / "results.json", results)
         print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}")
     return 0
+
+
+def find_step(checkpointer: Checkpointer, step: str) -> int | None:
+    """The number that `--step` means; None is the latest."""
+    if step == "latest":
+        return None
+    if step == "best":
+        best = checkpointer.best_step()
+        if best is None:
+            raise BadInput(
+                f"--step=best: no checkpoint in {checkpointer.directory} has the metric of "
+                "config.checkpoint.keep_best; give a number or latest"
+            )
+        return best
+    if not step.isdecimal():
+        raise BadInput(f"--step={step}: expected a number, latest or best")
+    return int(step)
+
+
+def check_model(program: Program, trained: Mapping) -> None:
+    """Raises BadInput if the weights were trained in another model of the same shapes."""
+    changed = differences(plain(program.recipe.model), trained, SAME_FUNCTION)
+    if changed:
+        raise BadInput(
+            f"config.model is not what the checkpoint was trained with: {changed}; use its config, "
+            "which is in the run's workdir"
+        )
 
 
 def show(results: Mapping[str, float]) -> str:

@@ -83,11 +83,9 @@ class Program:
 
     recipe: Recipe
     mesh: Mesh
-    rules: ShardingRules
     batch_spec: dict[str, ShapeDtypeStruct]
     batch_sharding: NamedSharding
     state: TrainState  # ShapeDtypeStructs with shardings
-    learning_rate: optax.Schedule
     init: Callable[[int], TrainState]
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -169,11 +167,9 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     return Program(
         recipe=recipe,
         mesh=mesh,
-        rules=rules,
         batch_spec=batch_spec(system, recipe.global_batch_size),
         batch_sharding=by_batch,
         state=state,
-        learning_rate=learning_rate,
         init=lambda seed: jit_init(jax.random.key(seed)),
         gradients=jax.jit(
             gradients, in_shardings=step_in, out_shardings=(replicated, shardings.params)

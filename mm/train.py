@@ -10,11 +10,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import mm
-from data.input import check_tokenizer, open_input
+from data.input import check_source, check_tokenizer, open_input
 from data.input import manifest as data_manifest
 from data.loader import train_batches
 from mm import registry
-from mm.config import BadInput, plain
+from mm.config import BadInput, plain, suggest
 from mm.evaluate import Evaluation, open_evaluations, run_evaluations, show
 from mm.program import Batch, Program, TrainState, build_program, check_batch
 from mm.runtime import preemption, workdir
@@ -56,7 +56,8 @@ def train(config: ConfigDict, directory: str) -> int:
         recipe = program.recipe
         log_every_steps = registry.call(log_settings, recipe.log, "config.log")
         source, preprocess, loading = open_input(recipe.input, "config.input")
-        evaluations = open_evaluations(program, data_manifest(preprocess))
+        evaluations = open_evaluations(program, data_manifest(source, preprocess))
+        check_best(recipe.checkpoint, recipe.evals)
         if jax.process_index() == 0:
             stack.enter_context(workdir.lock(directory))
             if not has_begun(path):
@@ -73,8 +74,10 @@ def train(config: ConfigDict, directory: str) -> int:
         )
         stack.callback(checkpointer.close)
         state, start_step, saved = first_state(program, checkpointer)
+        check_source(source, "config.input.source", saved)
         check_tokenizer(preprocess, recipe.model["text"]["vocab_size"], saved)
-        manifest = {"version": mm.__version__, "config": plain(config)} | data_manifest(preprocess)
+        manifest = {"version": mm.__version__, "config": plain(config)}
+        manifest |= data_manifest(source, preprocess)
         write_start(program, path, manifest)
         batches = registry.call(
             train_batches,
@@ -131,6 +134,8 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
             for name, evaluation in run.evaluations.items()
             if last or (evaluation.every_steps and step % evaluation.every_steps == 0)
         }
+        if stop and not last:
+            due = {}  # whoever stops a job gives it seconds, not minutes: save first
         if due or last or stop or run.checkpointer.due(step):
             jax.block_until_ready(metrics)
             with run.progress.pause():
@@ -212,6 +217,17 @@ def say(text: str) -> None:
     """Prints on the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def check_best(checkpoint: Mapping, evals: Mapping) -> None:
+    """Raises BadInput when config.checkpoint.keep_best is a metric that no evaluation gives."""
+    best = checkpoint.get("keep_best")
+    if best is not None and str(best).split("/")[0] not in evals:
+        raise BadInput(
+            f"config.checkpoint.keep_best={best!r}: no such evaluation in config.evals "
+            f"({sorted(evals)}){suggest(str(best), [f'{name}/' for name in evals])}; set it to one "
+            "of their metrics or to None"
+        )
 
 
 def log_settings(*, every_steps: int) -> int:

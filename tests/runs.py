@@ -38,7 +38,7 @@ def finish(arguments: list[str], devices: int = 1) -> str:
 
 
 def kill(arguments: list[str], workdir: Path, when: str, rng: random.Random) -> bool:
-    """Starts a run and kills it with -9; returns whether it was caught at `when`.
+    """Starts a run and kills it with -9; returns whether it was caught alive, and at `when`.
 
     when: "save", while a checkpoint is being written; "step", up to two seconds after a new step
     was logged; "start", up to ten seconds after the start.

@@ -106,8 +106,8 @@ def test_parse_arg_names_a_near_key():
         configs.parse_arg("varient=L", variant="B/16")
 
 
-def test_fingerprint_sees_values_and_not_key_order():
-    a, b = ConfigDict({"x": 1, "y": (1, 2)}), ConfigDict({"y": [1, 2], "x": 1})
-    assert configs.fingerprint(a) == configs.fingerprint(b)
-    b.x = 2
-    assert configs.fingerprint(a) != configs.fingerprint(b)
+def test_differences_name_keys_and_values_but_those_that_may_change():
+    given = {"x": 1, "log": {"every": 5}, "y": {"a": [1, 2]}}
+    found = {"x": 2, "log": {"every": 6}, "y": {"a": [1, 2], "b": None}}
+    changed = configs.differences(given, found, ("log",))
+    assert changed == "x (given 1, found 2), y.b (given nothing, found null)"

@@ -82,7 +82,30 @@ def test_a_run_that_is_complete_only_evaluates_again(finished, run):
 def test_eval_mode_gives_the_results_of_the_run(finished, run):
     code, _, _ = run(finished, "--mode=eval")
     results = json.loads((finished / "results.json").read_text())
-    assert code == 0 and json.loads((finished / "eval-8.json").read_text()) == results
+    assert code == 0 and json.loads((finished / "eval-8" / "results.json").read_text()) == results
+    assert (finished / "eval-8" / "held_out.png").exists()
+
+
+def test_eval_mode_takes_the_step_that_is_asked_for(finished, run):
+    lines = {line["step"]: line for line in metrics.read(finished / "metrics.jsonl")}
+    key = "held_out/text_to_image/recall@1"
+    best = max((lines[step][key], step) for step in (4, 8))[1]
+    code, out, err = run(finished, "--mode=eval", "--step=best")
+    assert code == 0 and f"checkpoint of step {best}" in out, err
+    code, out, _ = run(finished, "--mode=eval", "--step=4")
+    results = json.loads((finished / "eval-4" / "results.json").read_text())
+    assert code == 0 and results[key] == lines[4][key]
+    code, _, err = run(finished, "--mode=eval", "--step=5")
+    assert code == 2 and "no checkpoint of step 5" in err and "[4, 8]" in err
+
+
+def test_eval_mode_refuses_another_function_of_the_same_shapes(finished, run):
+    config = json.loads((finished / "config.json").read_text())
+    text = config["model"]["text"] | {"pool": "mean"}
+    code, _, err = run(finished, "--mode=eval", f"--config.model.text={text}")
+    assert code == 2 and 'text.pool (given "mean", found nothing)' in err, err
+    code, _, _ = run(finished, "--mode=eval", "--config.model.image.dropout=0.0")
+    assert code == 0
 
 
 def test_a_stopped_run_continues_bit_for_bit(finished, run, tmp_path, monkeypatch):
@@ -94,6 +117,32 @@ def test_a_stopped_run_continues_bit_for_bit(finished, run, tmp_path, monkeypatc
     code, out, _ = run(tmp_path)
     assert code == 0 and "continuing from the checkpoint of step 3" in out
     assert_same_run(tmp_path, finished)
+
+
+def test_a_run_that_is_told_to_stop_saves_before_it_evaluates(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", lambda self, step: step == 4)
+    code, _, _ = run(tmp_path)
+    last = metrics.read(tmp_path / "metrics.jsonl")[-1]
+    assert code == preemption.PREEMPTED and (tmp_path / "checkpoints" / "4").is_dir()
+    assert last["step"] == 4 and not any(key.startswith("held_out/") for key in last)
+
+
+def test_a_run_does_not_continue_on_a_changed_source(finished, run, monkeypatch):
+    from data.sources import synthetic
+
+    monkeypatch.setattr(synthetic._Synthetic, "__len__", lambda self: self._num_examples + 1)
+    code, _, err = run(finished)
+    assert code == 2 and "has 41 examples, had 40 when this run began" in err
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(run, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    line = json.dumps({"image": "broken.png", "label": "x", "tags": ["y"], "concept": "z"})
+    (tmp_path / "pairs.jsonl").write_text(f"{line}\n" * 16)
+    source = {"name": "jsonl", "path": str(tmp_path / "pairs.jsonl")}
+    code, _, err = run(tmp_path / "run", f"--config.input.source={source}")
+    assert code == 2 and "config.input: example 1: " in err and "cannot be decoded" in err, err
+    assert "Traceback" not in err
 
 
 def test_a_run_continues_on_another_mesh(finished, run, tmp_path, monkeypatch):
@@ -141,6 +190,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
             "config.evals.held_out.preprocess: makes image uint8[24, 24, 3], the model reads",
         ),
         (["--config.log.every_steps=0"], "config.log: every_steps=0"),
+        (["--config.checkpoint.keep_best=seen/r"], "no such evaluation in config.evals"),
+        (["--config.model.image.dropout=1.0"], "dropout=1.0: expected at least 0 and less than 1"),
+        (["--step=best"], "--step=best: goes with --mode=eval"),
+        (["--mode=eval", "--step=last"], "no checkpoints"),
         (["--config.checkpoint.keep_lst=1"], "did you mean 'keep_last'?"),
         (
             [

@@ -93,7 +93,7 @@ class Preprocess(NamedTuple):
                 # Keyed by name and occurrence: adding an op leaves the draws of the others alone.
                 columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
             except BadInput as error:
-                raise BadInput(f"{self.where}: {name}: {error}") from error
+                raise type(error)(f"{self.where}: {name}: {error}") from error
         written = {}
         for key, value in columns.items():
             if raw.get(key) is value:

@@ -4,13 +4,25 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
 
+from mm.config import BadInput
+
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
 tf.config.set_visible_devices([], "GPU")
 
 
+class BadExample(BadInput):
+    """What is wrong is the data: whoever knows its number adds it."""
+
+
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of a PNG, JPEG, GIF (its first frame) or BMP.
+    """RGB of a PNG, JPEG, WebP, GIF (its first frame) or BMP. Raises BadExample for all else.
 
     TensorFlow decodes a small PNG in half of PIL's time, and other threads may run meanwhile.
     """
-    return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+    try:
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+    except tf.errors.InvalidArgumentError:
+        raise BadExample(
+            f"a picture of {len(encoded):,} bytes that begins with {encoded[:8]!r} cannot be "
+            "decoded; expected a whole PNG, JPEG, WebP, GIF or BMP"
+        ) from None

@@ -18,6 +18,7 @@ from mm.models.layers import (
     Linear,
     Mlp,
     Norm,
+    check_rate,
     dropout,
     norm,
     param,
@@ -113,6 +114,7 @@ class Encoder(nnx.Module):
             dropout_rate=dropout_rate,
             dtype=dtype,
         )
+        check_rate("dropout", dropout_rate)
         self.blocks = stack(make, depth, rngs) if depth else None
         self.final_norm = norm(norm_kind, width, rngs=rngs)
         self.depth, self.remat, self.unroll = depth, remat, unroll
@@ -195,6 +197,7 @@ class FlattenPool(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
+        check_rate("pool_dropout", dropout_rate)
         axes = ("tokens", "embed", "mlp")
         self.hidden = Linear((num_tokens, width), (hidden,), axes, dtype=dtype, rngs=rngs)
         self.activation, self.dropout_rate = activation, dropout_rate

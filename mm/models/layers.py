@@ -15,6 +15,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from mm.config import BadInput
+
 Dtype = Literal["float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu"]
 Norm = Literal["layer_norm", "rms_norm"]
@@ -165,6 +167,12 @@ def dot_product_attention(
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises BadInput unless 0 <= rate < 1."""
+    if not 0 <= rate < 1:
+        raise BadInput(f"{name}={rate}: expected at least 0 and less than 1")
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

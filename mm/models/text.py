@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from mm import registry
 from mm.models.encoder import AttentionPool, Encoded, Encoder, Remat, last_pool, mean_pool
-from mm.models.layers import Activation, Dtype, Norm, dropout, param
+from mm.models.layers import Activation, Dtype, Norm, check_rate, dropout, param
 from mm.sharding.rules import constrain
 
 
@@ -45,6 +45,7 @@ class TextTransformer(nnx.Module):
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
+        check_rate("dropout", dropout)
         self.vocab_size, self.length, self.width = vocab_size, length, width
         self.causal, self.pool, self.dropout_rate = causal, pool, dropout
         self.dtype = jnp.dtype(dtype)

@@ -12,16 +12,16 @@ from mm.models.multimodal import Multimodal
 
 
 class Views:
-    """Lazy encodings of a batch. Objectives that ask for the same view share its computation.
+    """Lazy encodings of a batch. Objectives that ask for the same share its computation.
 
-    A view "clean" reads batch["image"]; another reads batch["image_<name>"] (likewise text). `rng`
-    is None in evaluation. Randomness is keyed by tower and view, so it does not depend on which
-    objective asks first.
+    A view "clean" reads batch["image"]; another reads batch["image_<name>"] (likewise text). Asked
+    for in another way (`how`), it is another encoding. `rng` is None in evaluation. Randomness is
+    keyed by tower, view and way, so it does not depend on which objective asks first.
     """
 
     def __init__(self, model: Multimodal, batch: Mapping[str, Array], rng: Array | None):
         self.model, self.batch, self._rng = model, batch, rng
-        self._cache: dict[tuple[str, str], tuple[dict[str, Any], Encoded]] = {}
+        self._cache: dict[str, Encoded] = {}
 
     def image(self, name: str = "clean", **how: Any) -> Encoded:
         """The encoded image of that view; `how` goes to `Multimodal.encode_image`."""
@@ -33,20 +33,15 @@ class Views:
         return self._encode("text", name, how, mask=mask)
 
     def _encode(self, tower: str, name: str, how: dict[str, Any], **arrays: Array) -> Encoded:
-        if (tower, name) not in self._cache:
+        way = "".join(f" {key}={value}" for key, value in sorted(how.items()))
+        key = f"{tower}/{name}{way}"
+        if key not in self._cache:
             rng = self._rng
             if rng is not None:
-                rng = jax.random.fold_in(rng, zlib.crc32(f"{tower}/{name}".encode()))
+                rng = jax.random.fold_in(rng, zlib.crc32(key.encode()))
             encode = getattr(self.model, f"encode_{tower}")
-            encoded = encode(self.batch[_key(tower, name)], **arrays, **how, rng=rng)
-            self._cache[tower, name] = how, encoded
-        asked, encoded = self._cache[tower, name]
-        if asked != how:
-            raise ValueError(
-                f"view {name!r} of the {tower} is asked for with {how} and with {asked}; "
-                f"give the second one a name of its own"
-            )
-        return encoded
+            self._cache[key] = encode(self.batch[_key(tower, name)], **arrays, **how, rng=rng)
+        return self._cache[key]
 
 
 def _key(tower: str, name: str) -> str:

@@ -32,8 +32,17 @@ def match_factors(
     Raises BadInput for an entry that is first for no parameter, since it would do nothing.
     """
     for entry in entries:
-        if len(entry) != 2 or not isinstance(entry[0], str):
-            raise BadInput(f"{where}: {entry!r} is not a (regex, factor) pair")
+        if (
+            len(entry) != 2
+            or not isinstance(entry[0], str)
+            or isinstance(entry[1], bool)
+            or not isinstance(entry[1], int | float)
+        ):
+            raise BadInput(f"{where}: {entry!r} is not a pair of a regex and a number")
+        try:
+            re.compile(entry[0])
+        except re.error as error:
+            raise BadInput(f"{where}: {entry[0]!r} is not a regular expression: {error}") from error
     names, used = list(flatten(tree)), set()
     factors = {}
     for name in names:

@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from mm.config import BadInput, flatten, plain
+from mm.config import BadInput, differences, plain
 
 _PACKAGES = (
     "jax jaxlib libtpu flax optax orbax-checkpoint tensorstore numpy tensorflow tensorflow-cpu "
@@ -104,8 +104,8 @@ def check_config(
 ) -> None:
     """Writes `config.json` on the first start; later, refuses a config that is another.
 
-    Keys equal to an entry of `may_change`, or below it ("log" covers "log.every_steps"), may
-    differ between starts; the file then takes the new values. Hold the lock; process 0 only.
+    Keys that `may_change` covers (see `mm.config.differences`) may differ between starts; the file
+    then takes the new values. Hold the lock; process 0 only.
     Raises BadInput that lists each differing key with what was given and what was found.
     """
     path = epath.Path(workdir) / "config.json"
@@ -115,29 +115,14 @@ def check_config(
             found = json.loads(path.read_text())
         except ValueError:
             raise BadInput(f"{path} is not JSON; restore it or give another --workdir") from None
-        old, new = dict(flatten(found)), dict(flatten(given))
-        changed = [
-            f"{key} (given {_show(new, key)}, found {_show(old, key)})"
-            for key in sorted(old.keys() | new.keys())
-            if _show(old, key) != _show(new, key) and not _covered(key, may_change)
-        ]
-        if changed:
-            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        if changed := differences(given, found, may_change):
             raise BadInput(
-                f"workdir {os.fspath(workdir)} belongs to another config: "
-                f"{', '.join(changed[:8])}{more}; give another --workdir or the config as it was"
+                f"workdir {os.fspath(workdir)} belongs to another config: {changed}; give another "
+                "--workdir or the config as it was"
             )
         if found == given:
             return
     write_json(path, given)
-
-
-def _covered(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _show(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key]) if key in values else "nothing"
 
 
 def environment() -> dict[str, Any]:

@@ -74,7 +74,8 @@ class ShardingRules:
         if size >= LARGE and not any(spec) and splittable and not self.replicate:
             raise BadInput(
                 f"{path}: shape {shape} ({axes}) would be replicated on mesh {dict(mesh.shape)}; "
-                f"give one of its axes a rule that divides it, or set sharding.replicate=True"
+                "give one of its axes a rule that divides it, or add replicate=True to "
+                "config.sharding"
             )
         while spec and spec[-1] is None:
             spec.pop()

@@ -42,9 +42,9 @@ def test_an_incomplete_group_is_refused(spec, message):
 
 
 def test_the_manifest_holds_ops_tokenizer_and_length(tokenizer):
-    found = manifest(opened(tokenizer).preprocess)
+    found = manifest(*opened(tokenizer)[:2])
     assert found["preprocess"].startswith("decode|resize(8)")
-    assert found["tokenizer"]["length"] == 8
+    assert found["tokenizer"]["length"] == 8 and found["num_examples"] == len(opened(tokenizer)[0])
     assert found["tokenizer_json"] == tokenizer.read_text()
 
 
@@ -54,7 +54,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tokenizer):
 
 
 def test_weights_of_another_tokenizer_are_refused(tokenizer):
-    preprocess = opened(tokenizer).preprocess
-    check_tokenizer(preprocess, 64, manifest(preprocess))
+    source, preprocess, _ = opened(tokenizer)
+    check_tokenizer(preprocess, 64, manifest(source, preprocess))
     with pytest.raises(BadInput, match="was trained with another tokenizer"):
         check_tokenizer(preprocess, 64, {"tokenizer": {"sha256": "0" * 64}})

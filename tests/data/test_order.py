@@ -54,11 +54,6 @@ def test_epochs_and_seeds_differ():
     assert agree < 0.01  # two random orders agree at 1 place in 1000
 
 
-def test_without_shuffle_ids_come_in_order():
-    ids, epochs = example_at(np.arange(7), 3, seed=5, shuffle=False)
-    assert ids.tolist() == [0, 1, 2, 0, 1, 2, 0] and epochs.tolist() == [0, 0, 0, 1, 1, 1, 2]
-
-
 @pytest.mark.parametrize("n", [5, 10, 64, 101])
 def test_every_position_gets_every_id_equally_often(n):
     """Chi-squared over (position, id): its mean is (n - 1)^2, its variance twice that."""

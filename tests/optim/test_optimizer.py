@@ -62,7 +62,9 @@ def test_factors_take_the_first_match():
     [
         (((r"c/.*", 1.0),), "'c/.*' matches no parameter"),
         (((r".*", 1.0), (r"a/.*", 2.0)), "'a/.*' matches no parameter that an earlier"),
-        ((("a/bias",),), "is not a"),
+        ((("a/bias",),), "is not a pair of a regex and a number"),
+        (((".*", "half"),), "is not a pair of a regex and a number"),
+        ((("a/(bias", 1.0),), "is not a regular expression: missing"),
     ],
 )
 def test_an_entry_that_does_nothing_is_refused(entries, message):
