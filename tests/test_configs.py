@@ -17,7 +17,7 @@ from mm.program import build_program
 from mm.runtime import metrics
 from mm.train import train
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
 PAIRS = 120  # the last 1% is one of them
 BATCH = 16
 # What is smaller in a test, and how small; a number that is smaller already stays.

@@ -6,16 +6,17 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mm import registry
 from mm.config import BadInput
 from mm.models.layers import param
 from mm.objectives.base import Loss
 from mm.objectives.views import Views
-from mm.sharding.rules import constrain
+from mm.sharding.ring import over_batch, ring, total
 
 
 @registry.register("objective", "contrastive")
@@ -59,14 +60,13 @@ class Contrastive(nnx.Module):
         group = views.batch["group"]
         metrics = {"logit_scale": scale}
         if self.bias is None:
-            loss, logits = softmax_loss(zimg, ztxt, group, scale)
+            loss, accuracy = softmax_loss(zimg, ztxt, group, scale)
         else:
-            loss, logits = sigmoid_loss(zimg, ztxt, group, scale, self.bias[...])
+            loss, accuracy = sigmoid_loss(zimg, ztxt, group, scale, self.bias[...])
             metrics["logit_bias"] = self.bias[...]
-        hits = positives(group, group)
         metrics |= {
-            "image_to_text_accuracy": accuracy(logits, hits),
-            "text_to_image_accuracy": accuracy(logits.T, hits),
+            "image_to_text_accuracy": accuracy[0],
+            "text_to_image_accuracy": accuracy[1],
             "image_pooled_norm": jnp.linalg.norm(views.image(**how).pooled, axis=-1).mean(),
             "text_pooled_norm": jnp.linalg.norm(views.text().pooled, axis=-1).mean(),
         }
@@ -97,28 +97,18 @@ def _clamp_backward(limit, x, gradient):
 clamp_from_above.defvjp(_clamp_forward, _clamp_backward)
 
 
-def positives(rows: Int[Array, "b"], columns: Int[Array, "c"]) -> Bool[Array, "b c"]:
-    """True where two examples are of one group."""
-    return rows[:, None] == columns[None, :]
-
-
 def softmax_loss(
     zimg: Float[Array, "b e"],
     ztxt: Float[Array, "b e"],
     group: Int[Array, "b"],
     scale: Float[Array, ""],
-) -> tuple[Float[Array, ""], Float[Array, "b b"]]:
-    """InfoNCE, the mean of both directions, and the logits [image, text].
+) -> tuple[Float[Array, ""], Float[Array, "2"]]:
+    """InfoNCE, the mean of both directions, and the accuracies (image to text, text to image).
 
     With several positives a row's target is uniform over them (UniCL, Yang et al. 2022, eq. 2, 3):
     L = -1/(2B) sum_i 1/|P(i)| sum_{p in P(i)} [log softmax_p(s x_i Y) + log softmax_p(s y_i X)].
     """
-    logits = constrain(scale * zimg @ ztxt.T, "batch", None)
-    targets = positives(group, group).astype(logits.dtype)
-    targets = targets / targets.sum(1, keepdims=True)
-    image_to_text = -(targets * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
-    text_to_image = -(targets * jax.nn.log_softmax(logits, axis=0)).sum(0).mean()
-    return (image_to_text + text_to_image) / 2, logits
+    return _loss("softmax", zimg, ztxt, group, scale, jnp.zeros_like(scale))
 
 
 def sigmoid_loss(
@@ -127,18 +117,129 @@ def sigmoid_loss(
     group: Int[Array, "b"],
     scale: Float[Array, ""],
     bias: Float[Array, ""],
-) -> tuple[Float[Array, ""], Float[Array, "b b"]]:
+) -> tuple[Float[Array, ""], Float[Array, "2"]]:
     """SigLIP, eq. 1: -1/B sum_ij log sigmoid(z_ij (s x_i . y_j + b)), z = 1 on positives, else -1.
 
-    B is the global batch, whatever the number of devices. Returns the logits [image, text] too.
+    B is the global batch, whatever the number of devices. Returns the accuracies, too.
     """
-    logits = constrain(scale * zimg @ ztxt.T + bias, "batch", None)
-    signs = jnp.where(positives(group, group), 1.0, -1.0)
-    return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits), logits
+    return _loss("sigmoid", zimg, ztxt, group, scale, bias)
 
 
-def accuracy(logits: Float[Array, "b c"], hits: Bool[Array, "b c"]) -> Float[Array, ""]:
-    """Share of rows whose best column is a positive; a tie with a negative is a miss."""
-    best_hit = jnp.where(hits, logits, -jnp.inf).max(1)
-    best_miss = jnp.where(hits, -jnp.inf, logits).max(1)
-    return (best_hit > best_miss).mean(dtype=logits.dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(kind: str, zimg: Array, ztxt: Array, group: Array, scale: Array, bias: Array):
+    return _forward(kind, zimg, ztxt, group, scale, bias)[0]
+
+
+def _forward(kind, zimg, ztxt, group, scale, bias):
+    """(loss, accuracies), and what the backward pass needs: at most three numbers a pair."""
+    size = len(zimg)
+
+    def local(arrays, scalars):
+        zimg, ztxt, group = arrays
+        scale, bias = scalars
+        zero = jnp.zeros(len(zimg), zimg.dtype)
+        low = zero - jnp.inf
+
+        def tile(rows, row_sums, columns, column_sums):
+            logits = scale * rows["z"] @ columns["z"].T + bias
+            same = rows["group"][:, None] == columns["group"][None]
+            hits, misses = jnp.where(same, logits, -jnp.inf), jnp.where(same, -jnp.inf, logits)
+            row_sums = dict(row_sums)
+            if kind == "softmax":
+                row_sums["loss"] += jnp.where(same, logits, 0).sum(1)
+                row_sums["count"] += same.sum(1)
+                row_sums["exponentials"] = _add(row_sums["exponentials"], logits, 1)
+                column_sums = column_sums | {
+                    "exponentials": _add(column_sums["exponentials"], logits, 0)
+                }
+            else:
+                row_sums["loss"] -= jax.nn.log_sigmoid(jnp.where(same, logits, -logits)).sum(1)
+
+            def best(sums, axis):
+                return sums | {
+                    "hit": jnp.maximum(sums["hit"], hits.max(axis)),
+                    "miss": jnp.maximum(sums["miss"], misses.max(axis)),
+                }
+
+            return best(row_sums, 1), best(column_sums, 0)
+
+        sums = {"hit": low, "miss": low}
+        if kind == "softmax":
+            sums["exponentials"] = low, zero
+        row_sums, column_sums = ring(
+            tile,
+            {"z": zimg, "group": group},
+            sums | {"loss": zero, "count": zero},
+            {"z": ztxt, "group": group},
+            sums,
+        )
+        loss, saved = row_sums["loss"], ()
+        if kind == "softmax":
+            row, column = (_log(side["exponentials"]) for side in (row_sums, column_sums))
+            loss = (row + column) / 2 - loss / row_sums["count"]
+            saved = {"log": row, "count": row_sums["count"]}, {"log": column}
+        hits = [side["hit"] > side["miss"] for side in (row_sums, column_sums)]
+        scalars = (loss, *(hit.astype(loss.dtype) for hit in hits))
+        return saved, [total(x) / size for x in scalars]
+
+    saved, (loss, *accuracies) = over_batch(local, (zimg, ztxt, group), (scale, bias))
+    return (loss, jnp.stack(accuracies)), (zimg, ztxt, group, scale, bias, saved)
+
+
+def _backward(kind, residuals, cotangents):
+    """Makes each tile again, instead of keeping any."""
+    zimg, ztxt, group, scale, bias, saved = residuals
+    size = len(zimg)
+
+    def local(arrays, scalars):
+        zimg, ztxt, group, saved = arrays
+        rows, columns = saved or ({}, {})
+        scale, bias, gradient = scalars
+
+        def tile(rows, row_sums, columns, column_sums):
+            products = rows["z"] @ columns["z"].T
+            logits = scale * products + bias
+            same = rows["group"][:, None] == columns["group"][None]
+            if kind == "softmax":
+                shares = jnp.exp(logits - rows["log"][:, None]) + jnp.exp(logits - columns["log"])
+                slope = shares / 2 - jnp.where(same, 1 / rows["count"][:, None], 0)
+            else:
+                slope = jnp.where(same, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
+            slope = slope * (gradient / size)
+            row_sums = {
+                "z": row_sums["z"] + scale * slope @ columns["z"],
+                "scale": row_sums["scale"] + (slope * products).sum(1),
+                "bias": row_sums["bias"] + slope.sum(1),
+            }
+            return row_sums, column_sums + scale * slope.T @ rows["z"]
+
+        zero = jnp.zeros(len(zimg), zimg.dtype)
+        sums, dtxt = ring(
+            tile,
+            {"z": zimg, "group": group, **rows},
+            {"z": jnp.zeros_like(zimg), "scale": zero, "bias": zero},
+            {"z": ztxt, "group": group, **columns},
+            jnp.zeros_like(ztxt),
+        )
+        return (sums["z"], dtxt), (total(sums["scale"]), total(sums["bias"]))
+
+    (dimg, dtxt), (dscale, dbias) = over_batch(
+        local, (zimg, ztxt, group, saved), (scale, bias, cotangents[0])
+    )
+    no_gradient = np.zeros(group.shape, jax.dtypes.float0)
+    return dimg, dtxt, no_gradient, dscale, dbias
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _add(sums: tuple[Array, Array], logits: Array, axis: int) -> tuple[Array, Array]:
+    """More terms of a sum of exponentials, kept as (greatest logit, sum relative to it)."""
+    greatest, rest = sums
+    new = jnp.maximum(greatest, logits.max(axis))
+    terms = jnp.exp(logits - jnp.expand_dims(new, axis)).sum(axis)
+    return new, rest * jnp.exp(greatest - new) + terms
+
+
+def _log(sums: tuple[Array, Array]) -> Array:
+    return sums[0] + jnp.log(sums[1])

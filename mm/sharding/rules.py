@@ -137,6 +137,12 @@ def use_sharding(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
         _active.reset(token)
 
 
+def active_mesh() -> Mesh | None:
+    """The mesh in use, or None."""
+    active = _active.get()
+    return None if active is None else active[0]
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """States how an activation is laid out; without a mesh in use, returns x as it is."""
     active = _active.get()

@@ -7,15 +7,18 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mm.config import BadInput
 from mm.objectives.contrastive import (
     Contrastive,
-    accuracy,
     clamp_from_above,
     sigmoid_loss,
     softmax_loss,
 )
+from mm.sharding.mesh import BATCH_AXES, make_mesh
+from mm.sharding.rules import find_rules, use_sharding
 
 GROUPS = {
     "all different": np.arange(12),
@@ -83,6 +86,37 @@ def test_loss_and_gradients_equal_the_dense_reference(kind, groups, x64, toleran
         assert relative(got, want) < tolerance
 
 
+MESHES = [dict(fsdp=2), dict(replica=2, fsdp=2), dict(fsdp=4, tensor=2), dict(replica=8)]
+
+
+@pytest.mark.parametrize("x64, tolerance", [(True, 1e-9), (False, 1e-5)])
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_ring_of_devices_computes_the_dense_reference(kind, shape, x64, tolerance, monkeypatch):
+    monkeypatch.setattr("mm.sharding.ring.BLOCK", 2)  # several tiles on a device, too
+    numbers = (*inputs(n=32), np.arange(32) % 27, 7.0, -3.0)
+    numbers = numbers[:4] if kind == "softmax" else numbers
+    reference = reference_softmax if kind == "softmax" else reference_sigmoid
+    mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
+    split, same = NamedSharding(mesh, P(BATCH_AXES)), NamedSharding(mesh, P())
+    with jax.enable_x64(x64), use_sharding(mesh, find_rules("dp")):
+        dtype = jnp.float64 if x64 else jnp.float32
+        arrays = [jnp.asarray(a, jnp.int32 if i == 2 else dtype) for i, a in enumerate(numbers)]
+        arrays = [jax.device_put(a, split if a.ndim else same) for a in arrays]
+        function = softmax_loss if kind == "softmax" else sigmoid_loss
+        differentiable = tuple(i for i in range(len(arrays)) if i != 2)
+        compute = jax.jit(jax.value_and_grad(function, differentiable, has_aux=True))
+        (loss, accuracy), gradients = compute(*arrays)
+    want, want_gradients = reference(*numbers)
+    assert relative(loss, want) < tolerance
+    for got, want in zip(gradients, want_gradients, strict=True):
+        assert relative(got, want) < tolerance
+    z = numbers[0] @ numbers[1].T
+    same = numbers[2][:, None] == numbers[2][None]
+    best = [(np.where(same, z, -9).max(i) > np.where(same, -9, z).max(i)).mean() for i in (1, 0)]
+    np.testing.assert_allclose(accuracy, best, rtol=1e-6)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=6, max_size=6), st.permutations(range(6)))
 def test_the_order_of_a_batch_does_not_matter(group, order):
@@ -102,8 +136,9 @@ def test_a_repeated_picture_is_no_false_negative():
 
 
 def test_accuracy_counts_a_tie_as_a_miss():
-    logits = jnp.array([[1.0, 1.0], [0.0, 2.0]])
-    assert accuracy(logits, jnp.eye(2, dtype=bool)) == 0.5
+    x = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    accuracy = softmax_loss(x, x, jnp.array([0, 1, 2]), jnp.float32(5.0))[1]
+    np.testing.assert_allclose(accuracy, [1 / 3, 1 / 3])
 
 
 def test_the_scale_is_clamped_but_can_come_back():
