@@ -226,11 +226,11 @@ def batch_spec(system: System, batch_size: int) -> dict[str, ShapeDtypeStruct]:
 def make_sharding(
     *,
     mesh: Mapping,
-    rules: str,
+    rules: str | Mapping,
     replicate: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Mesh, ShardingRules]:
-    """config.sharding: the mesh's sizes by axis, and the name of a preset of rules.
+    """config.sharding: the mesh's sizes by axis, and a preset of rules or rules of its own.
 
     replicate: allow large parameters that no rule splits.
     """

@@ -14,6 +14,7 @@ MESHES = {
     "dp": ("dp", dict(fsdp=8)),
     "fsdp": ("fsdp", dict(fsdp=8)),
     "replica x fsdp": ("fsdp", dict(replica=2, fsdp=4)),
+    "hsdp": ("hsdp", dict(replica=2, fsdp=4)),
     "fsdp x tensor": ("fsdp_tp", dict(fsdp=4, tensor=2)),
 }
 

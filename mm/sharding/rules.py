@@ -8,7 +8,8 @@ for an unknown axis or two dimensions on one mesh axis raise, unless the rules s
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mm import registry
 from mm.config import BadInput, suggest
 from mm.sharding.mesh import AXES, BATCH_AXES
 
@@ -30,13 +32,13 @@ LARGE = 2**22  # elements; above this, a replicated parameter is taken for an ov
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Maps logical axes to mesh axes, for parameters and for activations apart.
+    """Maps logical axes to mesh axes (one, or several), for parameters and for activations apart.
 
     `replicate` states on purpose that parameters which no rule splits may be large.
     """
 
-    parameters: Mapping[str, str]
-    activations: Mapping[str, str | tuple[str, ...]]
+    parameters: Mapping
+    activations: Mapping
     replicate: bool = False
 
     def __post_init__(self):
@@ -63,14 +65,22 @@ class ShardingRules:
         if len(axes) != len(shape):
             raise ValueError(f"{path}: shape {shape} has axes {axes}; one name a dimension")
         size = int(np.prod(shape))
-        spec: list[str | None] = []
+        spec: list[str | tuple[str, ...] | None] = []
+        used: set[str] = set()
         for logical, length in zip(axes, shape, strict=True):
-            axis = self.parameters.get(logical)
-            if axis in spec and axis is not None:
+            over = _axes(self.parameters.get(logical))
+            if both := used.intersection(over):
+                axis = min(both)
                 raise BadInput(f"{path}: axes {axes} put two dimensions on mesh axis {axis!r}")
-            parts = mesh.shape[axis] if axis else 1
-            spec.append(axis if parts > 1 and length % parts == 0 and size >= SMALL else None)
-        splittable = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+            over = tuple(axis for axis in over if mesh.shape[axis] > 1)
+            parts = math.prod(mesh.shape[axis] for axis in over)
+            if parts == 1 or length % parts or size < SMALL:
+                spec.append(None)
+                continue
+            used.update(over)
+            spec.append(over[0] if len(over) == 1 else over)
+        over = {axis for axes in self.parameters.values() for axis in _axes(axes)} or AXES
+        splittable = any(mesh.shape[axis] > 1 for axis in over)
         if size >= LARGE and not any(spec) and splittable and not self.replicate:
             raise BadInput(
                 f"{path}: shape {shape} ({axes}) would be replicated on mesh {dict(mesh.shape)}; "
@@ -86,7 +96,7 @@ class ShardingRules:
         return P(*(self.activations.get(axis) for axis in axes))
 
 
-def _axes(mesh_axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _axes(mesh_axes: str | Sequence[str] | None) -> tuple[str, ...]:
     if mesh_axes is None:
         return ()
     return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
@@ -97,19 +107,25 @@ _TENSOR = {"mlp": "tensor", "heads": "tensor", "vocab": "tensor"}
 PRESETS = {
     # Parameters on every device, the batch split: small models.
     "dp": ShardingRules(parameters={}, activations=_BATCH, replicate=True),
-    # Parameters and moments split over fsdp (ZeRO-3), copies across `replica` (hybrid on slices).
-    "fsdp": ShardingRules(parameters={"embed": "fsdp"}, activations=_BATCH),
-    # As fsdp, and heads, MLP and vocabulary split over tensor (Megatron).
+    # Parameters and moments split over all devices of the batch (ZeRO-3).
+    "fsdp": ShardingRules(parameters={"embed": BATCH_AXES}, activations=_BATCH),
+    # Split inside of a slice, copies across `replica`: the slow network carries gradients only.
+    "hsdp": ShardingRules(parameters={"embed": "fsdp"}, activations=_BATCH),
+    # As hsdp, and heads, MLP and vocabulary split over tensor (Megatron).
     "fsdp_tp": ShardingRules(parameters={"embed": "fsdp", **_TENSOR}, activations=_BATCH),
 }
 
 
-def find_rules(name: str) -> ShardingRules:
-    """The preset of that name, or BadInput with the names there are."""
-    if name not in PRESETS:
-        hint = suggest(name, PRESETS)
-        raise BadInput(f"config.sharding.rules={name!r}: expected one of {list(PRESETS)}{hint}")
-    return PRESETS[name]
+def find_rules(rules: str | Mapping) -> ShardingRules:
+    """The preset of that name, or rules of the config's own: dict(parameters=, activations=)."""
+    if isinstance(rules, Mapping):
+        return registry.call(
+            ShardingRules, {"activations": _BATCH, **rules}, "config.sharding.rules"
+        )
+    if rules not in PRESETS:
+        hint = suggest(rules, PRESETS)
+        raise BadInput(f"config.sharding.rules={rules!r}: expected one of {list(PRESETS)}{hint}")
+    return PRESETS[rules]
 
 
 def shard_tree(tree: Any, axes: Mapping[str, tuple], mesh: Mesh, rules: ShardingRules) -> Any:

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,23 @@ def test_fsdp_tp_splits_both_dimensions():
     assert spec == P(None, "fsdp", "tensor")
 
 
+def test_fsdp_splits_over_slices_and_hsdp_copies_across_them():
+    a_mesh, shape = mesh(replica=2), (512, 2048)
+    fsdp, hsdp = (
+        PRESETS[name].parameter_spec("k", shape, ("embed", "mlp"), a_mesh)
+        for name in ("fsdp", "hsdp")
+    )
+    assert fsdp == P(("replica", "fsdp")) and hsdp == P("fsdp")
+
+
+def test_a_config_can_state_its_own_rules():
+    rules = find_rules({"parameters": {"mlp": "fsdp", "embed": ["tensor"]}})
+    spec = rules.parameter_spec("k", (512, 2048), ("embed", "mlp"), mesh(tensor=2))
+    assert spec == P("tensor", "fsdp") and rules.activations["batch"] == ("replica", "fsdp")
+    with pytest.raises(BadInput, match="config.sharding.rules: unknown key 'parametres'"):
+        find_rules({"parametres": {}})
+
+
 def test_small_arrays_stay_whole():
     spec = PRESETS["fsdp"].parameter_spec("b", (512,), ("embed",), mesh())
     assert 512 < SMALL and spec == P()
@@ -63,7 +81,7 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 
 
 def test_a_large_replicated_array_is_refused():
-    with pytest.raises(BadInput, match=r"big: .* would be replicated .* sharding.replicate=True"):
+    with pytest.raises(BadInput, match=r"big: .* would be replicated .* add replicate=True"):
         PRESETS["fsdp"].parameter_spec("big", (LARGE, 1), ("patch", "mlp"), mesh())
 
 
@@ -106,9 +124,11 @@ def test_every_spec_divides_its_array(shape, axes, preset, tensor):
         spec = PRESETS[preset].parameter_spec("x", tuple(shape), axes[: len(shape)], a_mesh)
     except BadInput:
         return
-    used = [axis for axis in spec if axis is not None]
+    split = [((axis,) if isinstance(axis, str) else axis or ()) for axis in spec]
+    used = [axis for axes in split for axis in axes]
     assert len(used) == len(set(used)) and set(used) <= set(AXES)
-    assert all(n % a_mesh.shape[a] == 0 for n, a in zip(shape, spec, strict=False) if a)
+    for length, axes in zip(shape, split, strict=False):
+        assert length % int(np.prod([a_mesh.shape[axis] for axis in axes])) == 0
 
 
 def test_shard_tree_places_arrays_by_their_path():
