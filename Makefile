@@ -4,12 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DATA := .data
 WORKDIR ?= workdirs/quickstart
+FLAGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: quickstart data test test-slow test-all lint clean
 
 quickstart: data
-	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
 
 data: $(DATA)/emoji/tokenizer-4096.json
 
