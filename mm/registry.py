@@ -9,7 +9,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 from mm.config import BadInput, suggest
 
@@ -71,24 +71,37 @@ def call(constructor: Callable, kwargs: Mapping, where: str, **given: Any) -> An
 
 def check(constructor: Callable, kwargs: Mapping, where: str, given: Sequence[str] = ()) -> dict:
     """Returns `kwargs` with ints made floats and lists made tuples where the signature says so."""
-    # A metaclass (flax's) may hide the signature of a class; its __init__ tells.
-    function = constructor.__init__ if inspect.isclass(constructor) else constructor
-    parameters = inspect.signature(function).parameters
-    hints = typing.get_type_hints(function)
-    allowed = [key for key in parameters if key not in given and key != "self"]
+    schema = {key: value for key, value in _schema(constructor).items() if key not in given}
+    allowed = list(schema)
     checked = {}
     for key, value in kwargs.items():
         if key not in allowed:
             raise BadInput(f"{where}: unknown key {key!r}{suggest(key, allowed)} (have {allowed})")
-        checked[key] = _checked(f"{where}.{key}", value, hints.get(key, Any))
-    missing = [
-        key
-        for key in allowed
-        if key not in checked and parameters[key].default is inspect.Parameter.empty
-    ]
+        checked[key] = _checked(f"{where}.{key}", value, schema[key].hint)
+    missing = [key for key in allowed if key not in checked and schema[key].required]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(map(repr, missing))}")
     return checked
+
+
+class _Key(NamedTuple):
+    hint: Any
+    required: bool
+
+
+def _schema(constructor: Callable) -> dict[str, _Key]:
+    """The keys that a constructor takes. `**rest: Annotated[Any, C]` stands for the keys of C."""
+    # A metaclass (flax's) may hide the signature of a class; its __init__ tells.
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+    hints = typing.get_type_hints(function, include_extras=True)
+    schema = {}
+    for key, parameter in inspect.signature(function).parameters.items():
+        hint = hints.get(key, Any)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            schema |= _schema(hint.__metadata__[0])
+        elif key != "self":
+            schema[key] = _Key(hint, parameter.default is inspect.Parameter.empty)
+    return schema
 
 
 def _checked(where: str, value: Any, hint: Any) -> Any:

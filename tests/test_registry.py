@@ -1,5 +1,6 @@
+import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -33,6 +34,31 @@ def test_builds_with_config_and_given_values():
     assert build(width=3, sizes=[1, 2]) == (3, 0.5, "a", None, (1, 2), None, 7)
 
 
+@dataclasses.dataclass(kw_only=True)
+class Rest:
+    depth: int
+    rate: float = 0.5
+
+
+@registry.register("test", "open")
+class Open:
+    def __init__(self, *, width: int, **rest: Annotated[Any, Rest]):
+        self.rest = Rest(**rest)
+
+
+def test_keys_may_be_those_of_a_dataclass():
+    def build(**spec):
+        return registry.build("test", {"name": "open", **spec}, "config.x").rest
+
+    assert build(width=3, depth=2, rate=1) == Rest(depth=2, rate=1.0)
+    with pytest.raises(BadInput, match="did you mean 'depth'"):
+        build(width=3, dept=2)
+    with pytest.raises(BadInput, match="missing 'depth'"):
+        build(width=3)
+    with pytest.raises(BadInput, match="config.x.depth='2': expected int"):
+        build(width=3, depth="2")
+
+
 def test_an_int_serves_as_float():
     rate = build(width=3, rate=1)[1]
     assert rate == 1.0 and type(rate) is float
@@ -60,7 +86,8 @@ def test_bad_specs_are_refused_with_their_place(spec, message):
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(BadInput, match=r"no test 'thign'; did you mean 'thing'\? \(have \['thing'"):
+    message = r"no test 'thign'; did you mean 'thing'\? \(have \['open', 'thing'"
+    with pytest.raises(BadInput, match=message):
         registry.build("test", {"name": "thign"}, "config.x")
 
 

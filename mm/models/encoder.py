@@ -1,5 +1,6 @@
 """The stack of pre-norm Transformer blocks that image and text towers share, and their pooling."""
 
+import dataclasses
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -40,26 +41,61 @@ class Encoded(NamedTuple):
     mask: Bool[Array, "b n"] | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """The stack of blocks: keys that every tower's config has.
+
+    `mlp_dim` is 4 x width by default. `unroll` blocks are laid out one after the other in the
+    compiled scan (more is faster on CPU and slower to compile); `remat` says what the backward pass
+    recomputes: "none", all but matmuls ("dots"), or everything ("full"). `dropout` is a rate.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int | None = None
+    activation: Activation = "gelu"
+    norm: Norm = "layer_norm"
+    dropout: float = 0.0
+    remat: Remat = "none"
+    unroll: int = 1
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise BadInput(
+                f"width={self.width} does not divide by num_heads={self.num_heads}; "
+                f"change num_heads to a divisor of the width"
+            )
+        if self.depth < 0 or self.unroll < 1:
+            raise BadInput(
+                f"depth={self.depth} must be at least 0 and unroll={self.unroll} at least 1"
+            )
+        check_rate("dropout", self.dropout)
+
+    def make_norm(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A norm of the stack's kind and width."""
+        return norm(self.norm, self.width, rngs=rngs)
+
+    def make_attention(self, rngs: nnx.Rngs) -> Attention:
+        """An attention layer of the stack's heads."""
+        return Attention(self.width, self.num_heads, dtype=self.dtype, rngs=rngs)
+
+    def make_mlp(self, rngs: nnx.Rngs) -> Mlp:
+        """An MLP of the stack's size."""
+        hidden = self.mlp_dim or 4 * self.width
+        return Mlp(self.width, hidden, activation=self.activation, dtype=self.dtype, rngs=rngs)
+
+
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm: Xiong et al. 2020)."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        mlp_dim: int,
-        *,
-        activation: Activation,
-        norm_kind: Norm,
-        dropout_rate: float,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.attention_norm = norm(norm_kind, width, rngs=rngs)
-        self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
-        self.mlp_norm = norm(norm_kind, width, rngs=rngs)
-        self.mlp = Mlp(width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs)
-        self.dropout_rate = dropout_rate
+    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
+        self.attention_norm = spec.make_norm(rngs)
+        self.attention = spec.make_attention(rngs)
+        self.mlp_norm = spec.make_norm(rngs)
+        self.mlp = spec.make_mlp(rngs)
+        self.dropout_rate = spec.dropout
 
     def __call__(
         self,
@@ -75,49 +111,12 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """`depth` blocks, stored stacked along a leading "layers" axis, scanned, then a final norm.
+    """Blocks stored stacked along a leading "layers" axis, scanned, then a final norm."""
 
-    `unroll` blocks are laid out one after the other in the compiled scan (more is faster on CPU and
-    slower to compile); `remat` says what the backward pass recomputes: "none", all but matmuls
-    ("dots"), or everything ("full").
-    """
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_dim: int | None = None,
-        activation: Activation = "gelu",
-        norm_kind: Norm = "layer_norm",
-        dropout_rate: float = 0.0,
-        remat: Remat = "none",
-        unroll: int = 1,
-        dtype: Dtype = "float32",
-        rngs: nnx.Rngs,
-    ):
-        if width % num_heads:
-            raise BadInput(
-                f"width={width} does not divide by num_heads={num_heads}; "
-                f"change num_heads to a divisor of the width"
-            )
-        if depth < 0 or unroll < 1:
-            raise BadInput(f"depth={depth} must be at least 0 and unroll={unroll} at least 1")
-        make = partial(
-            Block,
-            width,
-            num_heads,
-            mlp_dim or 4 * width,
-            activation=activation,
-            norm_kind=norm_kind,
-            dropout_rate=dropout_rate,
-            dtype=dtype,
-        )
-        check_rate("dropout", dropout_rate)
-        self.blocks = stack(make, depth, rngs) if depth else None
-        self.final_norm = norm(norm_kind, width, rngs=rngs)
-        self.depth, self.remat, self.unroll = depth, remat, unroll
+    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
+        self.blocks = stack(partial(Block, spec), spec.depth, rngs) if spec.depth else None
+        self.final_norm = spec.make_norm(rngs)
+        self.depth, self.remat, self.unroll = spec.depth, spec.remat, spec.unroll
 
     def __call__(
         self,
@@ -156,22 +155,12 @@ def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
 class AttentionPool(nnx.Module):
     """One learned query attends to the tokens, then an MLP (MAP head: Zhai et al. 2022)."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        mlp_dim: int,
-        *,
-        activation: Activation,
-        norm_kind: Norm,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
         xavier = jax.nn.initializers.xavier_uniform()
-        self.probe = param(rngs, xavier, (1, width), (None, "embed"))
-        self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
-        self.norm = norm(norm_kind, width, rngs=rngs)
-        self.mlp = Mlp(width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs)
+        self.probe = param(rngs, xavier, (1, spec.width), (None, "embed"))
+        self.attention = spec.make_attention(rngs)
+        self.norm = spec.make_norm(rngs)
+        self.mlp = spec.make_mlp(rngs)
 
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
@@ -188,19 +177,17 @@ class FlattenPool(nnx.Module):
 
     def __init__(
         self,
+        spec: EncoderSpec,
         num_tokens: int,
-        width: int,
         hidden: int,
-        *,
-        activation: Activation,
         dropout_rate: float,
-        dtype: Dtype,
+        *,
         rngs: nnx.Rngs,
     ):
         check_rate("pool_dropout", dropout_rate)
         axes = ("tokens", "embed", "mlp")
-        self.hidden = Linear((num_tokens, width), (hidden,), axes, dtype=dtype, rngs=rngs)
-        self.activation, self.dropout_rate = activation, dropout_rate
+        self.hidden = Linear((num_tokens, spec.width), (hidden,), axes, dtype=spec.dtype, rngs=rngs)
+        self.activation, self.dropout_rate = spec.activation, dropout_rate
 
     def __call__(
         self, tokens: Float[Array, "b n d"], key: Array | None = None

@@ -1,7 +1,6 @@
 """Text Transformer: bidirectional (as SigLIP) or causal (as CLIP); depth 0 is a bag of words."""
 
-from functools import partial
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from mm import registry
-from mm.models.encoder import AttentionPool, Encoded, Encoder, Remat, last_pool, mean_pool
-from mm.models.layers import Activation, Dtype, Norm, check_rate, dropout, param
+from mm.models.encoder import AttentionPool, Encoded, Encoder, EncoderSpec, last_pool, mean_pool
+from mm.models.layers import dropout, param
 from mm.sharding.rules import constrain
 
 
@@ -19,8 +18,9 @@ from mm.sharding.rules import constrain
 class TextTransformer(nnx.Module):
     """Token ids [b, length] to tokens [b, length, width] and a pooled [b, width].
 
-    Padding (False in the mask) is neither attended to nor pooled. `pool` is "last" (the last real
-    token, where the tokenizer puts its end mark), "mean" or "map". At depth 0 there is no final
+    The other keys are those of `EncoderSpec`. Padding (False in the mask) is neither attended to
+    nor pooled. `pool` is "last" (the last real token, where the tokenizer puts its end mark),
+    "mean" or "map". At depth 0 there is no final
     norm either: the length of a word's embedding is its weight in the mean.
     """
 
@@ -29,59 +29,28 @@ class TextTransformer(nnx.Module):
         *,
         vocab_size: int,
         length: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_dim: int | None = None,
         causal: bool = False,
         pool: Literal["last", "mean", "map"] = "last",
         position: Literal["learned", "none"] = "learned",
         embedding_std: float = 0.02,
-        activation: Activation = "gelu",
-        norm: Norm = "layer_norm",
-        dropout: float = 0.0,
-        remat: Remat = "none",
-        unroll: int = 1,
-        dtype: Dtype = "float32",
         rngs: nnx.Rngs,
+        **encoder: Annotated[Any, EncoderSpec],
     ):
-        check_rate("dropout", dropout)
-        self.vocab_size, self.length, self.width = vocab_size, length, width
-        self.causal, self.pool, self.dropout_rate = causal, pool, dropout
-        self.dtype = jnp.dtype(dtype)
+        spec = EncoderSpec(**encoder)
+        self.vocab_size, self.length, self.width = vocab_size, length, spec.width
+        self.causal, self.pool, self.dropout_rate = causal, pool, spec.dropout
+        self.dtype, self.pooled_width = jnp.dtype(spec.dtype), spec.width
         normal = jax.nn.initializers.normal
-        self.embedding = param(rngs, normal(embedding_std), (vocab_size, width), ("vocab", "embed"))
+        shape = (vocab_size, spec.width)
+        self.embedding = param(rngs, normal(embedding_std), shape, ("vocab", "embed"))
         self.position_embedding = (
-            param(rngs, normal(0.01), (length, width), ("tokens", "embed"))
+            param(rngs, normal(0.01), (length, spec.width), ("tokens", "embed"))
             if position == "learned"
             else None
         )
-        make = partial(
-            Encoder,
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            activation=activation,
-            norm_kind=norm,
-            dropout_rate=dropout,
-            remat=remat,
-            unroll=unroll,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.encoder = make() if depth else None
-        self.pooled_width = width
+        self.encoder = Encoder(spec, rngs=rngs) if spec.depth else None
         if pool == "map":
-            self.attention_pool = AttentionPool(
-                width,
-                num_heads,
-                mlp_dim or 4 * width,
-                activation=activation,
-                norm_kind=norm,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
         self, text: Int[Array, "b l"], mask: Bool[Array, "b l"], *, rng: Array | None = None

@@ -1,7 +1,7 @@
 """Vision Transformer (Dosovitskiy et al. 2021)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,15 @@ from jaxtyping import Float
 from mm import registry
 from mm.config import BadInput
 from mm.models import stem as _stem  # noqa: F401  (registers the stems)
-from mm.models.encoder import AttentionPool, Encoded, Encoder, FlattenPool, Remat, mean_pool
-from mm.models.layers import Activation, Dtype, Norm, dropout, param
+from mm.models.encoder import (
+    AttentionPool,
+    Encoded,
+    Encoder,
+    EncoderSpec,
+    FlattenPool,
+    mean_pool,
+)
+from mm.models.layers import dropout, param
 from mm.sharding.rules import constrain
 
 
@@ -22,11 +29,12 @@ from mm.sharding.rules import constrain
 class ViT(nnx.Module):
     """Image [b, image_size, image_size, 3] to tokens [b, n, width] and a pooled [b, width].
 
-    `stem` is the spec of a registered stem (default: one matmul a patch). `position` is "learned"
-    or "sincos2d" (MoCo v3, fixed); `pool` is "cls", "mean", "map" (attention pooling) or "flatten"
-    (a layer of `pool_dim` over all tokens side by side, where the place of a part tells much). A
-    call with `keep` < 1 drops patches at random, others in each example (FLIP, Li et al. 2023), and
-    needs `rng`. `pooled_width` is the width of the pooled vector.
+    The other keys are those of `EncoderSpec`. `stem` is the spec of a registered stem (default: one
+    matmul a patch). `position` is "learned" or "sincos2d" (MoCo v3, fixed); `pool` is "cls",
+    "mean", "map" (attention pooling) or "flatten" (a layer of `pool_dim` over all tokens side by
+    side, where the place of a part tells much). A call with `keep` < 1 drops patches at random,
+    others in each example (FLIP, Li et al. 2023), and needs `rng`. `pooled_width` is the width of
+    the pooled vector.
     """
 
     def __init__(
@@ -34,84 +42,50 @@ class ViT(nnx.Module):
         *,
         image_size: int,
         patch_size: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_dim: int | None = None,
         stem: Mapping | None = None,
         pool: Literal["cls", "mean", "map", "flatten"] = "map",
         pool_dim: int | None = None,
         pool_dropout: float = 0.0,
         position: Literal["learned", "sincos2d"] = "learned",
-        activation: Activation = "gelu",
-        norm: Norm = "layer_norm",
-        dropout: float = 0.0,
-        remat: Remat = "none",
-        unroll: int = 1,
-        dtype: Dtype = "float32",
         rngs: nnx.Rngs,
+        **encoder: Annotated[Any, EncoderSpec],
     ):
         if image_size % patch_size:
             raise BadInput(
                 f"image_size={image_size} does not divide by patch_size={patch_size}; "
                 f"the nearest that does is {max(1, round(image_size / patch_size)) * patch_size}"
             )
-        self.image_size, self.patch_size, self.width = image_size, patch_size, width
-        self.pool, self.dropout_rate, self.dtype = pool, dropout, jnp.dtype(dtype)
-        grid = image_size // patch_size
+        spec = EncoderSpec(**encoder)
+        if (pool == "flatten") != (pool_dim is not None):
+            raise BadInput(f"pool_dim={pool_dim} goes with pool='flatten', not {pool!r}")
+        if position == "sincos2d" and spec.width % 4:
+            raise BadInput(f"width={spec.width} must be a multiple of 4 for position='sincos2d'")
+        self.image_size, self.patch_size, self.width = image_size, patch_size, spec.width
+        self.pool, self.position = pool, position
+        self.dropout_rate, self.dtype = spec.dropout, jnp.dtype(spec.dtype)
+        self.pooled_width = pool_dim or spec.width
+        num_tokens = (image_size // patch_size) ** 2
         self.stem = registry.build(
             "stem",
             stem or {"name": "linear"},
             "stem",
             patch_size=patch_size,
-            width=width,
-            dtype=dtype,
+            width=spec.width,
+            dtype=spec.dtype,
             rngs=rngs,
         )
-        self.position = position
         if position == "learned":
-            init = jax.nn.initializers.normal(width**-0.5)
-            self.position_embedding = param(rngs, init, (grid**2, width), ("tokens", "embed"))
-        elif width % 4:
-            raise BadInput(f"width={width} must be a multiple of 4 for position='sincos2d'")
+            init = jax.nn.initializers.normal(spec.width**-0.5)
+            shape = (num_tokens, spec.width)
+            self.position_embedding = param(rngs, init, shape, ("tokens", "embed"))
         if pool == "cls":
-            self.cls = param(rngs, jax.nn.initializers.zeros, (1, width), (None, "embed"))
-        self.encoder = Encoder(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            activation=activation,
-            norm_kind=norm,
-            dropout_rate=dropout,
-            remat=remat,
-            unroll=unroll,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        if (pool == "flatten") != (pool_dim is not None):
-            raise BadInput(f"pool_dim={pool_dim} goes with pool='flatten', not {pool!r}")
-        self.pooled_width = pool_dim or width
+            init = jax.nn.initializers.zeros
+            self.cls = param(rngs, init, (1, spec.width), (None, "embed"))
+        self.encoder = Encoder(spec, rngs=rngs)
         if pool == "flatten":
-            self.flatten_pool = FlattenPool(
-                grid**2,
-                width,
-                pool_dim,
-                activation=activation,
-                dropout_rate=pool_dropout,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            self.flatten_pool = FlattenPool(spec, num_tokens, pool_dim, pool_dropout, rngs=rngs)
         if pool == "map":
-            self.attention_pool = AttentionPool(
-                width,
-                num_heads,
-                mlp_dim or 4 * width,
-                activation=activation,
-                norm_kind=norm,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
         self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Array | None = None

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from mm.config import BadInput
-from mm.models.encoder import Encoder
+from mm.models.encoder import Encoder, EncoderSpec
 from mm.models.layers import LayerNorm, Linear, RMSNorm, dot_product_attention
 from mm.models.stem import contrast
 from mm.models.text import TextTransformer
@@ -69,9 +69,8 @@ def test_a_query_that_may_see_nothing_is_finite():
 @pytest.mark.parametrize("unroll", [1, 3])
 def test_remat_and_unroll_change_no_gradient(remat, unroll):
     def gradients(remat, unroll):
-        encoder = Encoder(
-            width=8, depth=3, num_heads=2, remat=remat, unroll=unroll, rngs=nnx.Rngs(0)
-        )
+        spec = EncoderSpec(width=8, depth=3, num_heads=2, remat=remat, unroll=unroll)
+        encoder = Encoder(spec, rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(encoder)
         x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 8)), jnp.float32)
         return jax.grad(lambda p: (nnx.merge(graphdef, p)(x) ** 3).sum())(nnx.to_pure_dict(params))
