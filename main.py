@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     flags = parser.parse_args(rest)
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each of its decisions
+    import jax
+
     from mm.config import BadInput, load, override
     from mm.runtime import distributed
 
@@ -47,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         override(config, overrides)
         distributed.start()
         code = run(flags.mode, config, flags.workdir, flags.step)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"error: out of memory ({str(error).splitlines()[0]}); lower config.global_batch_size, "
+            "set config.model.image.remat=full, or use more devices",
+            file=sys.stderr,
+        )
+        code = 1
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, BadInput) else 1

@@ -15,8 +15,9 @@ last 1%, which is also done during training and at its end:
   python main.py --config=configs/pairs.py:path=pairs.jsonl,tokenizer=tokenizer.json \\
     --workdir=workdirs/pairs --mode=eval
 
-`image=224` in the argument is the pictures' size in pixels, a multiple of 16. Parameters and their
-moments are split over all devices: one, or any power of two up to 128. Where memory is short, set
+`image=224` in the argument is the pictures' size in pixels, a multiple of 16; `size=tiny` are
+towers of two blocks and batches of 64, to try it on a CPU. Parameters and their moments are split
+over all devices: one, or any power of two up to 128. Where memory is short, set
 --config.model.image.remat=full, then a smaller --config.global_batch_size.
 
 From the paper: the loss with its first scale and bias, 224 pixels, and b2. From its authors' code
@@ -26,17 +27,23 @@ there: towers (B), vocabulary (32k), batch (32k is its best) and steps. No numbe
 
 from ml_collections import ConfigDict
 
-from mm.config import parse_arg
+from mm.config import BadInput, parse_arg
 
 HELD_OUT = 0.99  # the share of the file where the held-out lines begin
 PATCH_SIZE = 16
 LENGTH = 64  # tokens: that of the released SigLIP models
-TOWER = dict(width=384, depth=12, num_heads=6, remat="none")  # DeiT-S
+SIZES = {
+    "S": dict(width=384, depth=12, num_heads=6, remat="none"),  # DeiT-S
+    "tiny": dict(width=128, depth=2, num_heads=4, remat="none"),
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe. `arg`: "path=pairs.jsonl,tokenizer=tokenizer.json,image=224", all optional."""
-    given = parse_arg(arg, path="pairs.jsonl", tokenizer="tokenizer.json", image=224)
+    """The recipe. `arg`: "path=pairs.jsonl,tokenizer=tokenizer.json,image=224,size=S", optional."""
+    given = parse_arg(arg, path="pairs.jsonl", tokenizer="tokenizer.json", image=224, size="S")
+    if given["size"] not in SIZES:
+        raise BadInput(f"config argument size={given['size']}: expected one of {list(SIZES)}")
+    tower, tiny = SIZES[given["size"]], given["size"] == "tiny"
     # Pairs with the very same caption are positives of each other, never negatives.
     preprocess = (
         f'decode|resize({given["image"]})|caption("caption")'
@@ -45,11 +52,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.total_steps = 20_000
-    config.global_batch_size = 1024
+    config.global_batch_size = 64 if tiny else 1024
     config.model = dict(
         image=dict(name="vit", image_size=given["image"], patch_size=PATCH_SIZE, pool="map")
-        | TOWER,
-        text=dict(name="transformer", vocab_size=16_384, length=LENGTH, pool="last") | TOWER,
+        | tower,
+        text=dict(name="transformer", vocab_size=16_384, length=LENGTH, pool="last") | tower,
         embed_dim=384,
         dtype="bfloat16",
     )
@@ -74,7 +81,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 name="jsonl", path=given["path"], image_key="image", first=HELD_OUT, last=1.0
             ),
             preprocess=preprocess,
-            batch_size=256,
+            batch_size=64 if tiny else 256,
             every_steps=1000,
         )
     )

@@ -140,7 +140,7 @@ def host_batches(
     """Yields the given rows of batches start, start + 1, ... as numpy arrays."""
     preprocess.check(source.features)
     num_workers = num_workers or min(16, max(1, (os.cpu_count() or 1) // 2))
-    errors: list[Exception] = []
+    failed: dict[int, Exception] = {}  # by the number of the chunk
 
     def prepare(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         ids, epochs, real = slots.at(step, rows)
@@ -176,9 +176,9 @@ def host_batches(
             step, part = divmod(int(chunk), len(parts))
             batch = named(step, parts[part])
             return [batch[key] for key in keys]
-        except Exception as error:
-            errors.append(error)  # tf.data would pass on its text only
-            raise
+        except Exception as error:  # tf.data would print a traceback and pass on its text only
+            failed[int(chunk)] = error
+            return [example[key][:0] for key in keys]
 
     def mapped(chunk: tf.Tensor) -> list[tf.Tensor]:
         return tf.numpy_function(prepare_chunk, [chunk], [example[key].dtype for key in keys])
@@ -187,7 +187,7 @@ def host_batches(
     chunks = chunks.map(mapped, num_parallel_calls=num_workers, deterministic=True)
     chunks = chunks.prefetch(max(prefetch, 1) * len(parts))
     chunks = chunks.with_options(_options(num_workers))
-    return _joined(chunks, keys, len(parts), errors)
+    return _joined(chunks, keys, len(parts), start, failed)
 
 
 def _options(num_workers: int) -> tf.data.Options:
@@ -201,21 +201,26 @@ def _options(num_workers: int) -> tf.data.Options:
 
 
 def _joined(
-    chunks: tf.data.Dataset, keys: tuple[str, ...], count: int, errors: list[Exception]
+    chunks: tf.data.Dataset,
+    keys: tuple[str, ...],
+    count: int,
+    start: int,
+    failed: dict[int, Exception],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Joins `count` chunks to a batch; raises the error that was behind tf.data's, if one was."""
+    """Joins `count` chunks to a batch; raises what went wrong when one of them was made."""
     iterator = chunks.as_numpy_iterator()
-    try:
-        while parts := list(itertools.islice(iterator, count)):
-            columns = zip(*parts, strict=True)
-            yield {
-                key: column[0] if count == 1 else np.concatenate(column)
-                for key, column in zip(keys, columns, strict=True)
-            }
-    except tf.errors.OpError as error:
-        if errors:
-            raise errors[0] from error
-        raise
+    for step in itertools.count(start):
+        parts = list(itertools.islice(iterator, count))
+        if not parts:
+            return
+        for chunk in range(step * count, (step + 1) * count):
+            if chunk in failed:
+                raise failed[chunk]
+        columns = zip(*parts, strict=True)
+        yield {
+            key: column[0] if count == 1 else np.concatenate(column)
+            for key, column in zip(keys, columns, strict=True)
+        }
 
 
 def _place(

@@ -21,12 +21,19 @@ class BadInput(Exception):
 
 
 def load(path_and_arg: str) -> ConfigDict:
-    """Reads `configs/name.py` or `configs/name.py:arg` and returns its `get_config(arg)`."""
+    """Reads `configs/name.py` or `configs/name.py:arg` and returns its `get_config(arg)`.
+
+    Or the config.json of a run.
+    """
     path, _, arg = path_and_arg.partition(":")
     file = Path(path)
     if not file.is_file():
         near = suggest(str(file), [str(p) for p in file.parent.glob("*.py")])
         raise BadInput(f"config {path!r}: no such file{near}")
+    if file.suffix == ".json":
+        return _load_json(file)
+    if file.suffix != ".py":
+        raise BadInput(f"config {path!r}: expected a .py file, or the config.json of a run")
     spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -42,6 +49,18 @@ def load(path_and_arg: str) -> ConfigDict:
         raise BadInput(
             f"config {path!r}: get_config returned {type(config).__name__}, not ConfigDict"
         )
+    config.lock()
+    return config
+
+
+def _load_json(file: Path) -> ConfigDict:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise BadInput(f"config {str(file)!r}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"config {str(file)!r}: expected an object, got {type(values).__name__}")
+    config = ConfigDict(values)
     config.lock()
     return config
 

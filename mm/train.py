@@ -79,6 +79,11 @@ def train(config: ConfigDict, directory: str) -> int:
         manifest = {"version": mm.__version__, "config": plain(config)}
         manifest |= data_manifest(source, preprocess)
         write_start(program, path, manifest)
+        if recipe.global_batch_size > len(source):
+            say(
+                f"note: a batch of {recipe.global_batch_size:,} is more than the {len(source):,} "
+                "examples there are, so each is in it several times"
+            )
         batches = registry.call(
             train_batches,
             loading,

@@ -101,6 +101,20 @@ def test_parse_arg_converts_to_the_types_of_the_defaults():
     }
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.json", "{", "is not JSON"),
+        ("a.json", "[1]", "expected an object, got list"),
+        ("a.yaml", "seed: 1", "expected a .py file, or the config.json of a run"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadInput, match=message):
+        configs.load(str(tmp_path / name))
+
+
 def test_parse_arg_names_a_near_key():
     with pytest.raises(BadInput, match="did you mean 'variant'"):
         configs.parse_arg("varient=L", variant="B/16")

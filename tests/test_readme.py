@@ -15,11 +15,7 @@ def test_the_objective_of_the_readme_runs_beside_the_contrastive_one():
     (code,) = [
         block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "class" in block
     ]
-    header = (
-        "import jax.numpy as jnp\nfrom flax import nnx\nfrom jax import Array\n"
-        "from mm import registry\nfrom mm.objectives import Loss, Views\n"
-    )
-    exec(compile(header + code, "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), {})
     config = get_config()
     config.objectives.contrastive.image_keep = 1.0
     config.objectives["alignment"] = dict(name="alignment", weight=0.1)

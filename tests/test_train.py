@@ -51,7 +51,7 @@ def test_the_final_evaluation_is_one_flat_object(finished):
         f"held_out/{direction}/{metric}"
         for direction in ("text_to_image", "image_to_text")
         for metric in ("recall@1", "recall@5", "recall@10", "median_rank")
-    }
+    } | {"held_out/pool_size"}
     last = metrics.read(finished / "metrics.jsonl")[-1]
     assert {key: last[key] for key in results} == results
 
@@ -99,6 +99,22 @@ def test_eval_mode_takes_the_step_that_is_asked_for(finished, run):
     assert code == 2 and "no checkpoint of step 5" in err and "[4, 8]" in err
 
 
+def test_the_config_of_a_run_can_be_run(finished, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main([f"--config={finished}/config.json", f"--workdir={finished}", "--mode=eval"])
+    assert not stopped.value.code, capsys.readouterr().err
+
+
+def test_a_device_without_room_is_told_in_one_line(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: wanted 181 GB\nmore")
+
+    monkeypatch.setattr(main, "run", fail)
+    code, _, err = run(tmp_path)
+    assert code == 1 and err.startswith("error: out of memory (RESOURCE_EXHAUSTED: wanted 181 GB);")
+    assert len(err.splitlines()) == 1 and "config.global_batch_size" in err
+
+
 def test_eval_mode_refuses_another_function_of_the_same_shapes(finished, run):
     config = json.loads((finished / "config.json").read_text())
     text = config["model"]["text"] | {"pool": "mean"}
@@ -138,7 +154,7 @@ def test_a_run_does_not_continue_on_a_changed_source(finished, run, monkeypatch)
 def test_a_picture_that_cannot_be_decoded_is_named(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     line = json.dumps({"image": "broken.png", "label": "x", "tags": ["y"], "concept": "z"})
-    (tmp_path / "pairs.jsonl").write_text(f"{line}\n" * 16)
+    (tmp_path / "pairs.jsonl").write_text(f"{line}\n" * 15)
     source = {"name": "jsonl", "path": str(tmp_path / "pairs.jsonl")}
     code, _, err = run(tmp_path / "run", f"--config.input.source={source}")
     assert code == 2 and "config.input: example 1: " in err and "cannot be decoded" in err, err

@@ -87,6 +87,7 @@ def test_nan_everywhere_finds_nothing():
 
 def test_perfect_embeddings_find_everything():
     found = retrieval.metrics(np.eye(30), np.eye(30), _mesh(8))
+    assert found.pop("pool_size") == 30
     assert set(found.values()) == {1.0}
     assert sorted(found) == sorted(
         f"{way}/{what}"
