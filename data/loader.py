@@ -8,6 +8,7 @@ sharding says. A batch is computed from its number alone, so starting at any ste
 import itertools
 import os
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ Batch = dict[str, jax.Array]
 _CHUNK_ROWS = 512
 _CHUNK_BYTES = 8 << 20
 _BATCHES_ON_DEVICE = 2  # made ahead: one waits while the next is on its way
+_thread = threading.local()
 _POLL_SECONDS = 0.2  # how soon a thread that waits notices that nobody wants it any more
 
 
@@ -58,8 +60,9 @@ def train_batches(
 ) -> "BatchIterator":
     """Endless batches start_step, start_step + 1, ... over `sharding` (of rows, axis 0).
 
-    Holds `image` uint8 [b, h, w, 3], `text` int32 [b, l], `text_mask` bool [b, l], as far as
-    `preprocess` writes them, `group` int32 [b] (same number: same thing) and `id` uint32 [b].
+    Holds `image` [b, h, w, 3] (uint8, or float32 after value_range), `text` int32 [b, l] and
+    `text_mask` bool [b, l], as far as `preprocess` writes them, `group` int32 [b] (same number:
+    same thing) and `id` uint32 [b].
     num_workers: threads that prepare chunks; None is one for two cores, 16 at most: beside a model
     on the same cores, more of them only wait for Python's lock. prefetch: batches ready on the
     host, besides those on the devices. Raises BadInput when the batch does not divide over the
@@ -172,6 +175,7 @@ def host_batches(
     last = np.iinfo(np.int64).max if slots.num_batches is None else slots.num_batches * len(parts)
 
     def prepare_chunk(chunk: np.ndarray) -> list[np.ndarray]:
+        _give_way()
         try:
             step, part = divmod(int(chunk), len(parts))
             batch = named(step, parts[part])
@@ -188,6 +192,17 @@ def host_batches(
     chunks = chunks.prefetch(max(prefetch, 1) * len(parts))
     chunks = chunks.with_options(_options(num_workers))
     return _joined(chunks, keys, len(parts), start, failed)
+
+
+def _give_way() -> None:
+    """Lowers the priority of this thread: it takes what a model on the same cores leaves.
+
+    A computation on all cores waits for the slowest of them, so a core taken from it for a moment
+    is lost on all. On Linux niceness is a thread's own; elsewhere it is the process's.
+    """
+    if sys.platform == "linux" and not getattr(_thread, "gives_way", False):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        _thread.gives_way = True
 
 
 def _options(num_workers: int) -> tf.data.Options:
@@ -289,6 +304,7 @@ def _produce(
 ) -> None:
     """Fills `ready` with batches; its last item is the exception that ended it."""
     end: BaseException = StopIteration()
+    _give_way()
     try:
         for arrays in local:
             if stop.is_set() or not _offer(place(arrays), ready, stop):

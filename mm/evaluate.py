@@ -14,6 +14,7 @@ from mm.config import BadInput, differences, plain
 from mm.program import Program, build_program, check_batch
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
+from mm.sharding.mesh import check_batch_size
 
 # Keys of a model that change how it is trained or computed, but not what it computes.
 SAME_FUNCTION = ("dtype",) + tuple(
@@ -46,12 +47,7 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
         if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
             raise BadInput(f"{where}.every_steps={every_steps!r}: expected a positive int or None")
         evaluator = registry.build("evaluator", rest, where, source=source, preprocess=preprocess)
-        parts = program.mesh.shape["replica"] * program.mesh.shape["fsdp"]
-        if evaluator.batch_size % parts:
-            raise BadInput(
-                f"{where}.batch_size={evaluator.batch_size}: must be a multiple of {parts}, the "
-                f"replica x fsdp size of mesh {dict(program.mesh.shape)}"
-            )
+        check_batch_size(f"{where}.batch_size", evaluator.batch_size, program.mesh)
         evaluations[name] = Evaluation(evaluator, every_steps)
     return evaluations
 

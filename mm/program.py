@@ -21,7 +21,7 @@ from mm import registry
 from mm.config import BadInput, plain
 from mm.models.multimodal import Multimodal
 from mm.objectives.views import Views
-from mm.sharding.mesh import BATCH_AXES, make_mesh
+from mm.sharding.mesh import BATCH_AXES, check_batch_size, make_mesh
 from mm.sharding.rules import ShardingRules, find_rules, shard_tree, use_sharding
 
 Batch = Mapping[str, Array]
@@ -101,12 +101,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     if recipe.total_steps < 1:
         raise BadInput(f"config.total_steps={recipe.total_steps}: must be at least 1")
     mesh, rules = registry.call(make_sharding, recipe.sharding, "config.sharding", devices=devices)
-    batch_parts = mesh.shape["replica"] * mesh.shape["fsdp"]
-    if recipe.global_batch_size < 1 or recipe.global_batch_size % batch_parts:
-        raise BadInput(
-            f"config.global_batch_size={recipe.global_batch_size}: must be a positive multiple of "
-            f"{batch_parts}, the replica x fsdp size of mesh {dict(mesh.shape)}"
-        )
+    check_batch_size("config.global_batch_size", recipe.global_batch_size, mesh)
     weights = check_weights(recipe.objectives)
 
     def make(key: Array) -> System:

@@ -12,6 +12,21 @@ AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")  # a batch is split over both
 
 
+def check_batch_size(where: str, size: int, mesh: Mesh) -> None:
+    """Raises BadInput unless a batch of `size` splits evenly over the mesh."""
+    parts = batch_parts(mesh)
+    if size < 1 or size % parts:
+        raise BadInput(
+            f"{where}={size}: must be a positive multiple of {parts}, the replica x fsdp size of "
+            f"mesh {dict(mesh.shape)}"
+        )
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Over how many devices a batch is split."""
+    return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of `devices` (default: all); one axis may be -1, which takes what is left.
 

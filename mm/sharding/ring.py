@@ -13,7 +13,7 @@ import jax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from mm.sharding.mesh import BATCH_AXES
+from mm.sharding.mesh import BATCH_AXES, batch_parts
 from mm.sharding.rules import active_mesh
 
 BLOCK = 128  # rows of a tile, at most
@@ -53,7 +53,7 @@ def ring(tile: Tile, rows: Any, row_sums: Any, columns: Any, column_sums: Any) -
     for a block of rows against all columns of one device.
     """
     mesh = active_mesh()
-    devices = 1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"]
+    devices = 1 if mesh is None else batch_parts(mesh)
     length = len(jax.tree.leaves(rows)[0])
     blocks = next(k for k in range(-(-length // BLOCK), length + 1) if length % k == 0)
     cut = partial(jax.tree.map, lambda x: x.reshape(blocks, length // blocks, *x.shape[1:]))
