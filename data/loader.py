@@ -198,10 +198,11 @@ def _give_way() -> None:
     """Lowers the priority of this thread: it takes what a model on the same cores leaves.
 
     A computation on all cores waits for the slowest of them, so a core taken from it for a moment
-    is lost on all. On Linux niceness is a thread's own; elsewhere it is the process's.
+    is lost on all. SCHED_IDLE and not niceness: a nice thread keeps the core for its whole slice,
+    an idle one yields it when anybody wakes. On Linux that is a thread's own.
     """
     if sys.platform == "linux" and not getattr(_thread, "gives_way", False):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         _thread.gives_way = True
 
 
