@@ -5,6 +5,7 @@ checkpoint that carries it and the length reproduces the ids.
 """
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -45,13 +46,12 @@ class Tokenizer:
 
     def encode(self, texts: list[str]) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
         """Returns (ids, mask), padded or cut on the right to `length`; end marks are never cut."""
-        ids = np.full((len(texts), self.length), self.pad_id, np.int32)
-        mask = np.zeros((len(texts), self.length), bool)
         room = self.length - len(self._before) - len(self._after)
-        for row, tokens in enumerate(self._tokens(texts)):
-            line = [*self._before, *tokens[:room], *self._after]
-            ids[row, : len(line)] = line
-            mask[row, : len(line)] = True
+        lines = [[*self._before, *line[:room], *self._after] for line in self._tokens(texts)]
+        lengths = np.array([len(line) for line in lines], int)
+        ids = np.full((len(texts), self.length), self.pad_id, np.int32)
+        mask = np.arange(self.length) < lengths[:, None]
+        ids[mask] = np.fromiter(itertools.chain.from_iterable(lines), np.int32, lengths.sum())
         return ids, mask
 
     def manifest(self) -> dict[str, Any]:
