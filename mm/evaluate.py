@@ -20,7 +20,7 @@ from mm.sharding.mesh import check_batch_size
 SAME_FUNCTION = ("dtype",) + tuple(
     f"{tower}.{key}"
     for tower in ("image", "text")
-    for key in ("dtype", "remat", "unroll", "dropout", "pool_dropout")
+    for key in ("dtype", "remat", "attention", "unroll", "dropout", "pool_dropout")
 )
 
 

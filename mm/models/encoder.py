@@ -1,6 +1,7 @@
 """The stack of pre-norm Transformer blocks that image and text towers share, and their pooling."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -8,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
-from mm.config import BadInput
+from mm import registry
+from mm.config import BadInput, suggest
+from mm.models.attention import Attention, Kernel, aligned_length
 from mm.models.layers import (
     ACTIVATIONS,
     Activation,
-    Attention,
     Dtype,
     Linear,
     Mlp,
@@ -26,11 +29,16 @@ from mm.models.layers import (
 )
 from mm.sharding.rules import constrain
 
-Remat = Literal["none", "dots", "full"]
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+# What a block may keep for its backward pass, by `checkpoint_name`: what its matmuls make. All else
+# (norms, activations, the scores of attention) is cheap to compute again.
+RESIDUALS = ("query", "key", "value", "attention", "middle", "hidden")
+# What is kept. "hidden", the widest, is half of the bytes and a third of the FLOPs.
+REMAT_PRESETS = {
+    "full": (),
+    "hidden": ("query", "key", "value", "attention", "middle"),
+    "cheap": RESIDUALS,
 }
+Remat = Literal["none", "cheap", "hidden", "full"]
 
 
 class Encoded(NamedTuple):
@@ -45,9 +53,12 @@ class Encoded(NamedTuple):
 class EncoderSpec:
     """The stack of blocks: keys that every tower's config has.
 
-    `mlp_dim` is 4 x width by default. `unroll` blocks are laid out one after the other in the
-    compiled scan (more is faster on CPU and slower to compile); `remat` says what the backward pass
-    recomputes: "none", all but matmuls ("dots"), or everything ("full"). `dropout` is a rate.
+    `mlp_dim` is 4 x width by default, `dropout` a rate, `attention` a kernel of
+    `mm.models.attention`. `unroll` blocks are laid out one after the other in the compiled scan
+    (more is faster and slower to compile; `depth` is no scan at all). `remat` says what the
+    backward pass computes again: nothing ("none"), what costs no matmul ("cheap"), that and the
+    MLP's hidden layer ("hidden"), or everything ("full"); or a dict of three lists that share out
+    RESIDUALS: `save`, `recompute`, and `offload` to the host's memory.
     """
 
     width: int
@@ -57,7 +68,8 @@ class EncoderSpec:
     activation: Activation = "gelu"
     norm: Norm = "layer_norm"
     dropout: float = 0.0
-    remat: Remat = "none"
+    remat: Remat | Mapping = "none"
+    attention: Kernel = "auto"
     unroll: int = 1
     dtype: Dtype = "float32"
 
@@ -72,6 +84,8 @@ class EncoderSpec:
                 f"depth={self.depth} must be at least 0 and unroll={self.unroll} at least 1"
             )
         check_rate("dropout", self.dropout)
+        if isinstance(self.remat, Mapping):
+            find_policy(self.remat)
 
     def make_norm(self, rngs: nnx.Rngs) -> nnx.Module:
         """A norm of the stack's kind and width."""
@@ -79,7 +93,9 @@ class EncoderSpec:
 
     def make_attention(self, rngs: nnx.Rngs) -> Attention:
         """An attention layer of the stack's heads."""
-        return Attention(self.width, self.num_heads, dtype=self.dtype, rngs=rngs)
+        return Attention(
+            self.width, self.num_heads, kernel=self.attention, dtype=self.dtype, rngs=rngs
+        )
 
     def make_mlp(self, rngs: nnx.Rngs) -> Mlp:
         """An MLP of the stack's size."""
@@ -90,56 +106,120 @@ class EncoderSpec:
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm: Xiong et al. 2020)."""
 
-    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, *, causal: bool = False, rngs: nnx.Rngs):
         self.attention_norm = spec.make_norm(rngs)
         self.attention = spec.make_attention(rngs)
         self.mlp_norm = spec.make_norm(rngs)
         self.mlp = spec.make_mlp(rngs)
-        self.dropout_rate = spec.dropout
+        self.dropout_rate, self.causal = spec.dropout, causal
 
     def __call__(
         self,
-        x: Float[Array, "b n d"],
-        mask: Bool[Array, "b #h #n n"] | None,
+        x: Float[Array, "bn d"],
+        mask: Bool[Array, "b n"] | None,
         key: Array | None = None,
-    ) -> Float[Array, "b n d"]:
+        *,
+        batch: int,
+    ) -> Float[Array, "bn d"]:
         keys = (None, None) if key is None else jax.random.split(key)
         y = self.attention_norm(x)
-        x = x + dropout(self.attention(y, y, mask), self.dropout_rate, keys[0])
+        y = self.attention(y, y, mask, batch=batch, causal=self.causal)
+        x = checkpoint_name(x + dropout(y, self.dropout_rate, keys[0]), "middle")
         y = self.mlp(self.mlp_norm(x))
-        return constrain(x + dropout(y, self.dropout_rate, keys[1]), "batch", "tokens", "width")
+        return constrain(x + dropout(y, self.dropout_rate, keys[1]), "batch", "width")
+
+    def training_flops(self, tokens: int) -> float:
+        """Of both passes over one example of so many tokens.
+
+        A causal block counts all pairs, as its matmuls compute them.
+        """
+        attention = self.attention.training_flops(tokens, tokens, tokens**2)
+        return attention + self.mlp.training_flops(tokens)
 
 
 class Encoder(nnx.Module):
     """Blocks stored stacked along a leading "layers" axis, scanned, then a final norm."""
 
-    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
-        self.blocks = stack(partial(Block, spec), spec.depth, rngs) if spec.depth else None
+    def __init__(self, spec: EncoderSpec, *, causal: bool = False, rngs: nnx.Rngs):
+        make = partial(Block, spec, causal=causal)
+        self.blocks = stack(make, spec.depth, rngs) if spec.depth else None
         self.final_norm = spec.make_norm(rngs)
         self.depth, self.remat, self.unroll = spec.depth, spec.remat, spec.unroll
+        self.attention = spec.attention
 
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        mask: Bool[Array, "b #h #n n"] | None = None,
+        mask: Bool[Array, "b n"] | None = None,
         key: Array | None = None,
     ) -> Float[Array, "b n d"]:
-        if self.depth:
-            x = self._scan(x, mask, key)
-        return self.final_norm(x)
+        if not self.depth:
+            return self.final_norm(x)
+        batch, length, width = x.shape
+        aligned = aligned_length(self.attention, batch, length, width, x.dtype)
+        if aligned > length:
+            real = jnp.ones((batch, length), bool) if mask is None else mask
+            mask = jnp.pad(real, ((0, 0), (0, aligned - length)))
+            x = jnp.pad(x, ((0, 0), (0, aligned - length), (0, 0)))
+        # One matrix, the tokens of all examples one below the other: on a TPU an example would be
+        # padded to whole registers, and each layout of that is a copy.
+        x = self._scan(x.reshape(batch * aligned, width), mask, key, batch)
+        return self.final_norm(x.reshape(batch, aligned, width)[:, :length])
 
-    def _scan(self, x: Array, mask: Array | None, key: Array | None) -> Array:
+    def training_flops(self, tokens: int) -> float:
+        """Of both passes over one example of so many tokens."""
+        return self.depth * self.blocks.training_flops(tokens) if self.depth else 0.0
+
+    def _scan(self, x: Array, mask: Array | None, key: Array | None, batch: int) -> Array:
         graphdef, params = nnx.split(self.blocks)
         keys = None if key is None else jax.random.split(key, self.depth)
 
         def apply(x, layer):
             params, key = layer
-            return nnx.merge(graphdef, params)(x, mask, key), None
+            return nnx.merge(graphdef, params)(x, mask, key, batch=batch), None
 
         if self.remat != "none":
             # Inside a scan nothing can move between the passes, so the guard only costs time.
-            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        return jax.lax.scan(apply, x, (params, keys), unroll=min(self.unroll, self.depth))[0]
+            guard = self.unroll >= self.depth
+            apply = jax.checkpoint(apply, policy=find_policy(self.remat), prevent_cse=guard)
+        if self.unroll >= self.depth:
+            # No scan: nothing that the backward pass needs is copied into and out of a stack.
+            for i in range(self.depth):
+                x, _ = apply(x, jax.tree.map(lambda leaf, i=i: leaf[i], (params, keys)))
+            return x
+        return jax.lax.scan(apply, x, (params, keys), unroll=self.unroll)[0]
+
+
+def find_policy(remat: str | Mapping) -> Callable:
+    """What `jax.checkpoint` keeps, for a preset or lists of names."""
+    if isinstance(remat, Mapping):
+        return registry.call(remat_policy, remat, "remat")
+    return jax.checkpoint_policies.save_only_these_names(*REMAT_PRESETS[remat])
+
+
+def remat_policy(
+    *,
+    save: tuple[str, ...] = (),
+    recompute: tuple[str, ...] = (),
+    offload: tuple[str, ...] = (),
+) -> Callable:
+    """Each of RESIDUALS has to be in one of the lists, so that none is forgotten."""
+    listed = [*save, *recompute, *offload]
+    for name in listed:
+        if name not in RESIDUALS:
+            raise BadInput(f"no residual {name!r}{suggest(name, RESIDUALS)} (have {RESIDUALS})")
+        if listed.count(name) > 1:
+            raise BadInput(f"{name!r} is in two of save, recompute and offload; keep one")
+    if missing := [name for name in RESIDUALS if name not in listed]:
+        raise BadInput(f"does not say what to do with {missing}: add them to recompute or save")
+    if not offload:
+        return jax.checkpoint_policies.save_only_these_names(*save)
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(save),
+        names_which_can_be_offloaded=list(offload),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -165,11 +245,15 @@ class AttentionPool(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b d"]:
-        probe = jnp.broadcast_to(self.probe[...], (len(tokens), *self.probe.shape))
-        x = self.attention(
-            probe.astype(tokens.dtype), tokens, None if mask is None else mask[:, None, None, :]
-        )
-        return (x + self.mlp(self.norm(x)))[:, 0]
+        batch, _, width = tokens.shape
+        probe = jnp.broadcast_to(self.probe[...].astype(tokens.dtype), (batch, width))
+        x = self.attention(probe, tokens.reshape(-1, width), mask, batch=batch)
+        return x + self.mlp(self.norm(x))
+
+    def training_flops(self, tokens: int) -> float:
+        """Of both passes over one example of so many tokens."""
+        # The probe's projection is the same for all examples, though computed for each.
+        return self.attention.training_flops(1, tokens, tokens) + self.mlp.training_flops(1)
 
 
 class FlattenPool(nnx.Module):
@@ -192,7 +276,7 @@ class FlattenPool(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "b n d"], key: Array | None = None
     ) -> Float[Array, "b m"]:
-        x = ACTIVATIONS[self.activation](self.hidden(tokens))
+        x = ACTIVATIONS[self.activation](self.hidden(tokens.reshape(len(tokens), -1)))
         return dropout(x, self.dropout_rate, key)
 
 

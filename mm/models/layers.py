@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from mm.config import BadInput
 
@@ -38,10 +39,10 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple) -
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last `len(inputs)` axes of x; W has shape inputs + outputs.
+    """y = x W + b over the last axis of x, as wide as the product of `inputs`; so y of `outputs`.
 
-    `inputs` and `outputs` are tuples of sizes, `axes` the logical names of W's dimensions, so that
-    attention's [embed, heads, kv] needs no reshape between a kernel and its sharding.
+    W has shape inputs + outputs, `axes` names its dimensions: attention's [embed, heads, kv] can be
+    split by heads. What it reads and writes is flat: heads side by side fill a TPU's 128 lanes.
     """
 
     def __init__(
@@ -67,18 +68,47 @@ class Linear(nnx.Module):
         self.bias = (
             param(rngs, jax.nn.initializers.zeros, outputs, axes[len(inputs) :]) if bias else None
         )
-        self.contract = len(inputs)
+        self.inputs, self.outputs = math.prod(inputs), math.prod(outputs)
         self.dtype = jnp.dtype(dtype)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        kernel = self.kernel[...].astype(self.dtype)
-        leading, inputs = x.shape[: -self.contract], kernel.shape[: self.contract]
-        outputs = kernel.shape[self.contract :]
-        # One matrix product of two matrices: XLA's CPU backend is a third slower on other ranks.
-        flat = x.astype(self.dtype).reshape(-1, math.prod(inputs))
-        y = flat @ kernel.reshape(math.prod(inputs), math.prod(outputs))
-        y = y.reshape(*leading, *outputs)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        kernel = self.kernel[...].reshape(self.inputs, self.outputs)
+        bias = None if self.bias is None else self.bias[...].reshape(self.outputs)
+        # Two matrices: XLA's CPU backend is a third slower on other ranks.
+        y = affine(x.astype(self.dtype).reshape(-1, self.inputs), kernel, bias)
+        return y.reshape(*x.shape[:-1], self.outputs)
+
+    def training_flops(self, rows: int) -> float:
+        """Of the forward pass, and of the gradients of both factors."""
+        return 6.0 * rows * self.inputs * self.outputs
+
+
+@jax.custom_vjp
+def affine(
+    x: Float[Array, "b i"], kernel: Float[Array, "i o"], bias: Float[Array, "o"] | None
+) -> Float[Array, "b o"]:
+    """x @ kernel + bias in the dtype of x; gradients of kernel and bias are summed up in theirs.
+
+    Else they would be rounded to bfloat16 before they are added to those of the other devices.
+    """
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def _affine_forward(x, kernel, bias):
+    return affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _affine_backward(residuals, gradient):
+    x, kernel, bias = residuals
+    dkernel = jax.lax.dot_general(
+        x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
+    )
+    dbias = None if bias is None else gradient.astype(bias.dtype).sum(0)
+    return gradient @ kernel.astype(gradient.dtype).T, dkernel, dbias
+
+
+affine.defvjp(_affine_forward, _affine_backward)
 
 
 class LayerNorm(nnx.Module):
@@ -125,48 +155,12 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        hidden = checkpoint_name(self.up(x), "hidden")
+        return self.down(ACTIVATIONS[self.activation](hidden))
 
-
-class Attention(nnx.Module):
-    """Multi-head attention of `queries` over `memory` (self-attention when they are the same).
-
-    softmax(Q K^T / sqrt(d_head)) V (Vaswani et al. 2017, eq. 1).
-    """
-
-    def __init__(self, width: int, num_heads: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        sizes, axes = (num_heads, width // num_heads), ("embed", "heads", "kv")
-        self.query = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.key = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.value = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.out = Linear(sizes, (width,), ("heads", "kv", "embed"), dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self,
-        queries: Float[Array, "b n d"],
-        memory: Float[Array, "b m d"],
-        mask: Bool[Array, "b #h #n m"] | None = None,
-    ) -> Float[Array, "b n d"]:
-        q, k, v = self.query(queries), self.key(memory), self.value(memory)
-        return self.out(dot_product_attention(q, k, v, mask))
-
-
-def dot_product_attention(
-    q: Float[Array, "b n h k"],
-    k: Float[Array, "b m h k"],
-    v: Float[Array, "b m h k"],
-    mask: Bool[Array, "b #h #n m"] | None = None,
-) -> Float[Array, "b n h k"]:
-    """Attention by two einsums, softmax in float32; True in `mask` means may be seen.
-
-    A query that may see nothing gets the mean of the values, never NaN.
-    """
-    scores = jnp.einsum("bnhk,bmhk->bhnm", q * (q.shape[-1] ** -0.5), k)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+    def training_flops(self, rows: int) -> float:
+        """Of the forward and the backward pass."""
+        return self.up.training_flops(rows) + self.down.training_flops(rows)
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -1,6 +1,7 @@
 """The model: an image tower, a text tower, and the space where they meet."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ class Multimodal(nnx.Module):
             return registry.build(f"{kind}_encoder", spec, f"config.model.{kind}", rngs=rngs)
 
         self.image, self.text = tower("image", image), tower("text", text)
+        self.embed_dim = embed_dim
         axes = ("embed", "projection")
         self.image_projection = Linear(
             (self.image.pooled_width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
@@ -69,6 +71,14 @@ class Multimodal(nnx.Module):
     def project_text(self, encoded: Encoded) -> Float[Array, "b e"]:
         """The normalized embedding of an encoded text."""
         return normalize(self.text_projection(encoded.pooled))
+
+    def training_flops(self, tower: str, **how: Any) -> float:
+        """Matmul FLOPs of both passes of a tower and its projection over one example.
+
+        Without what is computed twice to save memory. `how` goes to the tower's own.
+        """
+        flops = getattr(self, tower).training_flops(**how)
+        return flops + getattr(self, f"{tower}_projection").training_flops(1)
 
     def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
         """Shapes and dtypes of the arrays that the towers read."""

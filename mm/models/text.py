@@ -38,7 +38,7 @@ class TextTransformer(nnx.Module):
     ):
         spec = EncoderSpec(**encoder)
         self.vocab_size, self.length, self.width = vocab_size, length, spec.width
-        self.causal, self.pool, self.dropout_rate = causal, pool, spec.dropout
+        self.pool, self.dropout_rate = pool, spec.dropout
         self.dtype, self.pooled_width = jnp.dtype(spec.dtype), spec.width
         normal = jax.nn.initializers.normal
         shape = (vocab_size, spec.width)
@@ -48,7 +48,7 @@ class TextTransformer(nnx.Module):
             if position == "learned"
             else None
         )
-        self.encoder = Encoder(spec, rngs=rngs) if spec.depth else None
+        self.encoder = Encoder(spec, causal=causal, rngs=rngs) if spec.depth else None
         if pool == "map":
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
@@ -60,12 +60,16 @@ class TextTransformer(nnx.Module):
         if self.position_embedding is not None:
             x = x + self.position_embedding[...].astype(self.dtype)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
-        seen = mask[:, None, None, :]
-        if self.causal:
-            seen = seen & jnp.tril(jnp.ones((self.length, self.length), bool))
-        tokens = x if self.encoder is None else self.encoder(x, seen, keys[1])
+        tokens = x if self.encoder is None else self.encoder(x, mask, keys[1])
         if self.pool == "map":
             pooled = self.attention_pool(tokens, mask)
         else:
             pooled = (mean_pool if self.pool == "mean" else last_pool)(tokens, mask)
         return Encoded(tokens, pooled, mask)
+
+    def training_flops(self) -> float:
+        """Of both passes over one text of full length."""
+        flops = 0.0 if self.encoder is None else self.encoder.training_flops(self.length)
+        return flops + (
+            self.attention_pool.training_flops(self.length) if self.pool == "map" else 0
+        )

@@ -109,6 +109,18 @@ class ViT(nnx.Module):
             pooled = self.attention_pool(tokens) if self.pool == "map" else mean_pool(tokens)
         return Encoded(tokens, pooled, None)
 
+    def training_flops(self, keep: float = 1.0) -> float:
+        """Of both passes over one image, of whose patches a share `keep` is encoded."""
+        patches = (self.image_size // self.patch_size) ** 2
+        kept = patches if keep == 1.0 else max(1, round(patches * keep))
+        flops = self.stem.training_flops(patches)
+        flops += self.encoder.training_flops(kept + (self.pool == "cls"))
+        if self.pool == "flatten":
+            flops += self.flatten_pool.hidden.training_flops(1)
+        elif self.pool == "map":
+            flops += self.attention_pool.training_flops(kept)
+        return flops
+
     def _positions(self) -> Float[Array, "n d"]:
         if self.position == "learned":
             return self.position_embedding[...]

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from mm import registry
 from mm.config import BadInput
 from mm.models.layers import param
+from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss
 from mm.objectives.views import Views
 from mm.sharding.ring import over_batch, ring, total
@@ -71,6 +72,12 @@ class Contrastive(nnx.Module):
             "text_pooled_norm": jnp.linalg.norm(views.text().pooled, axis=-1).mean(),
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
+
+    def training_flops(self, model: Multimodal, batch_size: int) -> float:
+        """Matmul FLOPs of both passes over a batch: its towers, and every pair of it once."""
+        how = {"keep": self.image_keep} if self.image_keep < 1 else {}
+        towers = model.training_flops("image", **how) + model.training_flops("text")
+        return batch_size * (towers + 6.0 * batch_size * model.embed_dim)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What it reads of a batch beside image and text."""

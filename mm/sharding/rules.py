@@ -73,7 +73,7 @@ class ShardingRules:
                 axis = min(both)
                 raise BadInput(f"{path}: axes {axes} put two dimensions on mesh axis {axis!r}")
             over = tuple(axis for axis in over if mesh.shape[axis] > 1)
-            parts = math.prod(mesh.shape[axis] for axis in over)
+            parts = axis_size(mesh, over)
             if parts == 1 or length % parts or size < SMALL:
                 spec.append(None)
                 continue
@@ -100,6 +100,11 @@ def _axes(mesh_axes: str | Sequence[str] | None) -> tuple[str, ...]:
     if mesh_axes is None:
         return ()
     return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
+
+
+def axis_size(mesh: Mesh, axes: str | Sequence[str] | None) -> int:
+    """Over how many devices these mesh axes split."""
+    return math.prod(mesh.shape[axis] for axis in _axes(axes))
 
 
 _BATCH = {"batch": BATCH_AXES}
@@ -157,6 +162,18 @@ def active_mesh() -> Mesh | None:
     """The mesh in use, or None."""
     active = _active.get()
     return None if active is None else active[0]
+
+
+def active_rules() -> ShardingRules | None:
+    """The rules in use, or None."""
+    active = _active.get()
+    return None if active is None else active[1]
+
+
+def platform() -> str:
+    """What the step is compiled for: "cpu", "tpu" or "gpu"; not always what this machine has."""
+    mesh = active_mesh()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

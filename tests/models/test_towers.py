@@ -6,7 +6,7 @@ from flax import nnx
 
 from mm.config import BadInput
 from mm.models.encoder import Encoder, EncoderSpec
-from mm.models.layers import LayerNorm, Linear, RMSNorm, dot_product_attention
+from mm.models.layers import LayerNorm, Linear, RMSNorm
 from mm.models.stem import contrast
 from mm.models.text import TextTransformer
 from mm.models.vit import ViT, drop_tokens, sincos2d
@@ -34,7 +34,7 @@ def test_linear_equals_an_einsum_over_heads():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 4)), jnp.float32)
     layer = Linear((3, 4), (6,), ("heads", "kv", "embed"), rngs=nnx.Rngs(0))
     want = jnp.einsum("bnhk,hkd->bnd", x, layer.kernel[...])
-    np.testing.assert_allclose(layer(x), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer(x.reshape(2, 5, 12)), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("module, center", [(LayerNorm, True), (RMSNorm, False)])
@@ -46,26 +46,7 @@ def test_norms_equal_their_definitions(module, center):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_attention_equals_a_float64_reference_with_a_mask():
-    rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 2, 5, 2, 4))
-    mask = rng.random((2, 1, 1, 5)) > 0.4
-    mask[..., 0] = True
-    scores = np.einsum("bnhk,bmhk->bhnm", q, k) / 2
-    weights = np.exp(np.where(mask, scores, -np.inf))
-    weights /= weights.sum(-1, keepdims=True)
-    want = np.einsum("bhnm,bmhk->bnhk", weights, v)
-    arrays = [jnp.asarray(a, jnp.float32) for a in (q, k, v)]
-    got = dot_product_attention(*arrays, jnp.asarray(mask))
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
-def test_a_query_that_may_see_nothing_is_finite():
-    q = jnp.ones((1, 2, 1, 4))
-    assert jnp.isfinite(dot_product_attention(q, q, q, jnp.zeros((1, 1, 2, 2), bool))).all()
-
-
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "cheap", "hidden", "full"])
 @pytest.mark.parametrize("unroll", [1, 3])
 def test_remat_and_unroll_change_no_gradient(remat, unroll):
     def gradients(remat, unroll):

@@ -1,0 +1,234 @@
+"""Multi-head attention, and which kernel computes it where."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
+
+from mm.config import BadInput
+from mm.models.layers import Dtype, Linear
+from mm.models.short_attention import MAX_LENGTH, padded_length, short_attention
+from mm.sharding.rules import (
+    ShardingRules,
+    active_mesh,
+    active_rules,
+    axis_size,
+    platform,
+)
+
+Kernel = Literal["auto", "einsum", "short", "flash", "cudnn"]
+_log = logging.getLogger("mm.attention")
+_LANES = 128  # of a TPU's vector registers
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of `queries` over `memory` (self-attention when they are the same).
+
+    softmax(Q K^T / sqrt(d_head)) V (Vaswani et al. 2017, eq. 1). `kernel` says how it is computed;
+    "auto" is `choose`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        kernel: Kernel = "auto",
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        sizes, axes = (num_heads, width // num_heads), ("embed", "heads", "kv")
+        self.query = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
+        self.key = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
+        self.value = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
+        self.out = Linear(sizes, (width,), ("heads", "kv", "embed"), dtype=dtype, rngs=rngs)
+        self.num_heads, self.kernel = num_heads, kernel
+
+    def __call__(
+        self,
+        queries: Float[Array, "bn d"],
+        memory: Float[Array, "bm d"],
+        mask: Bool[Array, "b m"] | None = None,
+        *,
+        batch: int,
+        causal: bool = False,
+    ) -> Float[Array, "bn d"]:
+        """Of `batch` examples, their tokens one below the other.
+
+        `mask` is True where a token of `memory` is real. causal: query i sees tokens 0 .. i.
+        """
+        q = checkpoint_name(self.query(queries), "query")
+        k = checkpoint_name(self.key(memory), "key")
+        v = checkpoint_name(self.value(memory), "value")
+        out = attend(
+            q, k, v, mask, batch=batch, num_heads=self.num_heads, causal=causal, kernel=self.kernel
+        )
+        return self.out(checkpoint_name(out, "attention"))
+
+    def training_flops(self, queries: int, memory: int, pairs: int) -> float:
+        """Of both passes. pairs: of a query and what it may see, in all examples together."""
+        projections = self.query.training_flops(queries) + self.out.training_flops(queries)
+        projections += self.key.training_flops(memory) + self.value.training_flops(memory)
+        return projections + 12.0 * pairs * self.query.outputs
+
+
+def attend(
+    q: Float[Array, "bn d"],
+    k: Float[Array, "bm d"],
+    v: Float[Array, "bm d"],
+    mask: Bool[Array, "b m"] | None = None,
+    *,
+    batch: int,
+    num_heads: int,
+    causal: bool = False,
+    kernel: Kernel = "auto",
+) -> Float[Array, "bn d"]:
+    """Attention with the heads side by side in d, softmax in float32.
+
+    True in `mask`: may be seen; causal: query i sees 0 .. i. A query that may see nothing gets the
+    mean of the values, never NaN. Raises BadInput when the kernel cannot run there.
+    """
+    queries, keys, head = len(q) // batch, len(k) // batch, q.shape[1] // num_heads
+    if kernel == "auto":
+        kernel = choose(platform(), queries, keys, q.shape[1], q.dtype)
+        _tell(kernel, platform(), queries, keys, head)
+    if kernel == "short":
+        return _short(q, k, v, mask, batch, num_heads, causal)
+    heads = [x.reshape(batch, -1, num_heads, head) for x in (q, k, v)]
+    return KERNELS[kernel](*heads, mask, causal).reshape(q.shape)
+
+
+def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: DTypeLike) -> int:
+    """How many tokens to fill up an example to, for the kernel that self-attention takes."""
+    if kernel == "auto":
+        kernel = choose(platform(), length, length, width, dtype)
+    if kernel != "short":
+        return length
+    mesh, rules = active_mesh(), active_rules()
+    parts = 1 if mesh is None else axis_size(mesh, rules.activations.get("batch"))
+    return padded_length(batch // parts, length, width)
+
+
+def choose(platform: str, queries: int, keys: int, width: int, dtype: DTypeLike) -> Kernel:
+    """The kernel for such sizes.
+
+    On a TPU one that holds an example's scores on the chip, up to MAX_LENGTH; flash attention, a
+    block of the scores at a time, beyond. On a GPU cuDNN's, for the types that it knows. On a CPU
+    (and for a few queries, as in pooling) two einsums.
+    """
+    if platform == "gpu":
+        return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) else "einsum"
+    if platform != "tpu" or queries < 8:
+        return "einsum"
+    if max(queries, keys) <= MAX_LENGTH:
+        return "short" if width % _LANES == 0 else "einsum"
+    return "flash" if queries == keys and queries % _LANES == 0 else "einsum"
+
+
+@functools.cache
+def _tell(kernel: str, platform: str, queries: int, keys: int, head: int) -> None:
+    _log.info("%s on %s: %d queries, %d keys, heads of %d", kernel, platform, queries, keys, head)
+
+
+def einsum_attention(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Bool[Array, "b m"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "b n h k"]:
+    """By two einsums, which hold all scores [b, h, n, m]."""
+    scores = jnp.einsum("bnhk,bmhk->bhnm", q * (q.shape[-1] ** -0.5), k)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if (seen := visible(scores.shape, mask, causal)) is not None:
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+
+
+def visible(shape: tuple[int, ...], mask: Array | None, causal: bool) -> Array | None:
+    """Which scores [b, h, n, m] count, broadcast; None for all."""
+    past = jnp.tril(jnp.ones(shape[2:], bool))[None, None] if causal else None
+    if mask is None:
+        return past
+    seen = mask[:, None, None, :]
+    return seen if past is None else seen & past
+
+
+def _short(q, k, v, mask, batch, num_heads, causal):
+    mesh, rules = active_mesh(), active_rules()
+    parts = 1 if mesh is None else axis_size(mesh, rules.activations.get("batch"))
+    split = 1 if mesh is None else axis_size(mesh, _heads_axes(mesh, rules, num_heads))
+    run = functools.partial(
+        short_attention, batch=batch // parts, num_heads=num_heads // split, causal=causal
+    )
+    return _on_each_device(run, q, k, v, mask, num_heads)
+
+
+def _flash(q, k, v, mask, causal):
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash
+
+    def run(q, k, v, mask=None):
+        # Padding and tokens are two segments: a token sees its own segment only.
+        segments = None if mask is None else flash.SegmentIds(*[mask.astype(jnp.int32)] * 2)
+        out = flash.flash_attention(
+            *(x.swapaxes(1, 2) for x in (q, k, v)),
+            segment_ids=segments,
+            causal=causal,
+            sm_scale=q.shape[-1] ** -0.5,
+        )
+        return out.swapaxes(1, 2)
+
+    return _on_each_device(run, q, k, v, mask, q.shape[2])
+
+
+def _cudnn(q, k, v, mask, causal):
+    seen = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=seen, is_causal=causal, implementation="cudnn"
+    )
+
+
+def _on_each_device(
+    function: Callable, q: Array, k: Array, v: Array, mask: Array | None, num_heads: int
+) -> Array:
+    """The compiler does not split a Pallas kernel: each device runs it on its part."""
+    if platform() != "tpu":
+        raise BadInput("attention='short' and 'flash' run on TPUs; use auto, einsum or cudnn")
+    mesh, rules = active_mesh(), active_rules()
+    arrays = (q, k, v) if mask is None else (q, k, v, mask)
+    if mesh is None:
+        return function(*arrays)
+    batch, heads = rules.activations.get("batch"), _heads_axes(mesh, rules, num_heads)
+    spec = P(batch, heads) if q.ndim == 2 else P(batch, None, heads)
+    run = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(spec, spec, spec, P(batch))[: len(arrays)],
+        out_specs=spec,
+        check_vma=False,
+    )
+    return run(*arrays)
+
+
+def _heads_axes(mesh: Mesh, rules: ShardingRules, num_heads: int) -> Any:
+    """The mesh axes that heads are split over, if they can be."""
+    heads = rules.parameters.get("heads")
+    return None if num_heads % axis_size(mesh, heads) else heads
+
+
+KERNELS: dict[str, Callable] = {
+    "einsum": einsum_attention,
+    "flash": _flash,
+    "cudnn": _cudnn,
+}

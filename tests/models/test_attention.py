@@ -1,0 +1,222 @@
+"""Attention and its kernels against numpy in float64; Pallas kernels are interpreted on the CPU."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm.config import BadInput
+from mm.models import attention
+from mm.models.attention import Attention, attend, choose, einsum_attention
+from mm.models.encoder import RESIDUALS, Encoder, EncoderSpec
+from mm.models.short_attention import examples_of_block, padded_length, short_attention
+
+# b n m h k: one head, few, heads that share a register (64 of 128 lanes) and loop over registers;
+# blocks of one example and of four.
+SHAPES = [(2, 16, 16, 2, 4), (1, 16, 48, 3, 8), (3, 32, 16, 1, 16), (4, 12, 12, 4, 6),
+          (4, 4, 20, 4, 64)]  # fmt: skip
+
+
+def reference(q, k, v, mask, causal):
+    """Value in float64. A query that sees nothing gets the mean."""
+    scores = np.einsum("bnhk,bmhk->bhnm", q, k) / np.sqrt(q.shape[-1])
+    seen = np.ones_like(scores, bool)
+    if mask is not None:
+        seen &= mask[:, None, None]
+    if causal:
+        seen &= np.tril(np.ones(scores.shape[2:], bool))
+    scores = np.where(seen, scores, -1e300)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhnm,bmhk->bnhk", weights, v)
+
+
+def inputs(shape, masked):
+    b, n, m, h, k = shape
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((b, length, h, k)) for length in (n, m, m))
+    mask = rng.random((b, m)) > 0.4 if masked else None
+    if masked:
+        mask[0] = False
+    return q, k, v, mask
+
+
+def single(*arrays):
+    return [None if a is None else jnp.asarray(a, a.dtype if a.dtype == bool else jnp.float32)
+            for a in arrays]  # fmt: skip
+
+
+def short(q, k, v, mask=None, causal=False):
+    """The kernel on arrays [b, n, h, k]."""
+    flat = [x.reshape(-1, x.shape[2] * x.shape[3]) for x in (q, k, v)]
+    b, _, h, _ = q.shape
+    out = short_attention(*flat, mask, batch=b, num_heads=h, causal=causal, interpret=True)
+    return out.reshape(q.shape)
+
+
+each_case = pytest.mark.parametrize(
+    ("shape", "masked", "causal"),
+    [(s, masked, causal) for s in SHAPES for masked in (False, True) for causal in (False, True)
+     if not causal or s[1] == s[2]],
+)  # fmt: skip
+
+
+@each_case
+def test_einsum_attention_is_the_formula(shape, masked, causal):
+    q, k, v, mask = inputs(shape, masked)
+    got = einsum_attention(*single(q, k, v, mask), causal)
+    np.testing.assert_allclose(got, reference(q, k, v, mask, causal), rtol=1e-4, atol=1e-5)
+
+
+@each_case
+def test_the_short_kernel_is_the_formula(shape, masked, causal):
+    q, k, v, mask = inputs(shape, masked)
+    got = short(*single(q, k, v, mask), causal)
+    np.testing.assert_allclose(got, reference(q, k, v, mask, causal), rtol=1e-4, atol=1e-5)
+
+
+@each_case
+def test_the_short_kernels_gradients_are_those_of_the_einsum(shape, masked, causal):
+    *arrays, mask = single(*inputs(shape, masked))
+    target = jnp.asarray(np.random.default_rng(1).standard_normal(arrays[0].shape), jnp.float32)
+
+    def gradients(attention):
+        return jax.grad(lambda *a: (attention(*a) * target).sum(), (0, 1, 2))(*arrays)
+
+    got = gradients(lambda *a: short(*a, mask, causal))
+    want = gradients(lambda *a: einsum_attention(*a, mask, causal))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_short_kernel_in_bfloat16_is_close_to_float32():
+    q, k, v, _ = inputs((2, 32, 32, 4, 6), False)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    got = short(*half)
+    assert got.dtype == jnp.bfloat16
+    want = reference(*(np.asarray(x, np.float64) for x in half), None, False)
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "width", "examples", "padded"),
+    [
+        (128, 196, 768, 4, 196),  # 4 x 196 rows fill whole registers of 16
+        (128, 64, 768, 1, 64),
+        (64, 729, 1152, 1, 736),  # 16 examples of 729 are too large for a block
+        (128, 197, 768, 0, 198),
+        (6, 196, 768, 0, 200),  # 6 examples do not divide into blocks of 4
+    ],
+)
+def test_blocks_are_aligned_examples_that_fit(batch, length, width, examples, padded):
+    assert padded_length(batch, length, width) == padded
+    assert examples_of_block(batch, padded, width) * padded % 16 == 0
+    if examples:
+        assert examples_of_block(batch, padded, width) == examples
+
+
+def test_an_encoder_with_the_kernel_is_the_encoder_with_einsums(monkeypatch):
+    """Tokens that fill up an example to the kernel's blocks are masked, then cut off."""
+    spec = dict(width=16, depth=2, num_heads=2)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 19, 16)), jnp.float32)
+    mask = jnp.arange(19) < jnp.asarray([[19], [7]])
+    want = Encoder(EncoderSpec(**spec, attention="einsum"), rngs=nnx.Rngs(0))(x, mask)
+    monkeypatch.setattr(attention, "_short", lambda q, k, v, mask, batch, heads, causal:
+                        short_attention(q, k, v, mask, batch=batch, num_heads=heads,
+                                        causal=causal, interpret=True))  # fmt: skip
+    encoder = Encoder(EncoderSpec(**spec, attention="short"), rngs=nnx.Rngs(0))
+    assert padded_length(2, 19, 16) == 24
+    np.testing.assert_allclose(encoder(x, mask), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tpu_holds_short_scores_on_the_chip_and_long_ones_in_blocks():
+    bf16 = jnp.bfloat16
+    assert choose("tpu", 196, 196, 768, bf16) == "short"
+    assert choose("tpu", 729, 729, 1152, bf16) == "short"
+    assert choose("tpu", 4096, 4096, 768, bf16) == "flash"
+    assert choose("tpu", 1, 196, 768, bf16) == "einsum"  # the probe of attention pooling
+    assert choose("cpu", 196, 196, 768, bf16) == "einsum"
+    assert choose("gpu", 196, 196, 768, bf16) == "cudnn"
+    assert choose("gpu", 196, 196, 768, jnp.float32) == "einsum"
+
+
+def test_the_choice_of_a_kernel_is_logged_once(caplog):
+    q = jnp.zeros((3, 40))
+    with caplog.at_level(logging.INFO, "mm.attention"):
+        attend(q, q, q, batch=1, num_heads=5)
+        attend(q, q, q, batch=1, num_heads=5)
+    assert caplog.messages == ["einsum on cpu: 3 queries, 3 keys, heads of 8"]
+
+
+def test_a_tpu_kernel_is_refused_on_another_platform():
+    q = jnp.zeros((16, 8))
+    with pytest.raises(BadInput, match="run on TPUs"):
+        attend(q, q, q, batch=1, num_heads=2, kernel="short")
+
+
+def test_heads_side_by_side_give_what_separate_heads_give():
+    layer = Attention(8, 2, dtype="float32", rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((2, 3, 8))
+    weights = {name: np.asarray(getattr(layer, name).kernel[...], np.float64)
+               for name in ("query", "key", "value", "out")}  # fmt: skip
+    q, k, v = (np.einsum("bnd,dhk->bnhk", x, weights[name]) for name in ("query", "key", "value"))
+    want = np.einsum("bnhk,hkd->bnd", reference(q, k, v, None, False), weights["out"])
+    flat = jnp.asarray(x.reshape(6, 8), jnp.float32)
+    got = layer(flat, flat, batch=2)
+    np.testing.assert_allclose(got, want.reshape(6, 8), rtol=1e-4, atol=1e-5)
+
+
+def saved_bytes(remat):
+    """What the backward pass of an encoder keeps beside its arguments."""
+    encoder = Encoder(EncoderSpec(width=16, depth=2, num_heads=2, remat=remat), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(encoder)
+    x = jnp.zeros((4, 8, 16))
+
+    def residuals(params, x):
+        return jax.vjp(lambda x: nnx.merge(graphdef, params)(x), x)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(residuals, nnx.to_pure_dict(params), x))
+    return sum(leaf.size for leaf in kept if leaf.shape[:2] == (2, 4 * 8))
+
+
+def test_presets_of_remat_keep_less_and_less():
+    sizes = [saved_bytes(remat) for remat in ("none", "cheap", "hidden", "full")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    tokens = 2 * 4 * 8 * 16
+    assert sizes[1:] == [(1 + 5 + 4) * tokens, (1 + 5) * tokens, tokens]
+
+
+def test_lists_of_residuals_say_what_is_kept():
+    rest = [name for name in RESIDUALS if name != "query"]
+    assert saved_bytes(dict(save=["query"], recompute=rest)) == 2 * 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("remat", "says"),
+    [
+        (dict(save=["querry"]), "no residual 'querry'; did you mean 'query'?"),
+        (dict(save=["query"], recompute=RESIDUALS), "'query' is in two"),
+        (dict(save=["query"], recompute=RESIDUALS[2:]), "does not say what to do with ['key']"),
+        (dict(keep=["query"]), "unknown key 'keep'"),
+    ],
+)
+def test_wrong_lists_of_residuals_are_refused(remat, says):
+    with pytest.raises(BadInput) as caught:
+        EncoderSpec(width=8, depth=1, num_heads=2, remat=remat)
+    assert says in str(caught.value)
+
+
+def test_offloaded_residuals_go_to_the_hosts_memory():
+    rest = [name for name in RESIDUALS if name != "hidden"]
+    remat = dict(offload=["hidden"], recompute=rest)
+    encoder = Encoder(EncoderSpec(width=16, depth=2, num_heads=2, remat=remat), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(encoder)
+
+    def loss(params, x):
+        return nnx.merge(graphdef, params)(x).sum()
+
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(nnx.to_pure_dict(params), jnp.zeros((4, 8, 16))))
+    assert "pinned_host" in jaxpr or "<host>" in jaxpr
