@@ -32,9 +32,9 @@ class ViT(nnx.Module):
     The other keys are those of `EncoderSpec`. `stem` is the spec of a registered stem (default: one
     matmul a patch). `position` is "learned" or "sincos2d" (MoCo v3, fixed); `pool` is "cls",
     "mean", "map" (attention pooling) or "flatten" (a layer of `pool_dim` over all tokens side by
-    side, where the place of a part tells much). A call with `keep` < 1 drops patches at random,
-    others in each example (FLIP, Li et al. 2023), and needs `rng`. `pooled_width` is the width of
-    the pooled vector.
+    side, where the place of a part tells much). `pre_norm`: a norm before the first block, too
+    (CLIP). A call with `keep` < 1 drops patches at random, others in each example (FLIP, Li et al.
+    2023), and needs `rng`. `pooled_width` is the width of the pooled vector.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class ViT(nnx.Module):
         pool_dim: int | None = None,
         pool_dropout: float = 0.0,
         position: Literal["learned", "sincos2d"] = "learned",
+        pre_norm: bool = False,
         rngs: nnx.Rngs,
         **encoder: Annotated[Any, EncoderSpec],
     ):
@@ -81,6 +82,7 @@ class ViT(nnx.Module):
         if pool == "cls":
             init = jax.nn.initializers.zeros
             self.cls = param(rngs, init, (1, spec.width), (None, "embed"))
+        self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, rngs=rngs)
         if pool == "flatten":
             self.flatten_pool = FlattenPool(spec, num_tokens, pool_dim, pool_dropout, rngs=rngs)
@@ -99,6 +101,8 @@ class ViT(nnx.Module):
         if self.pool == "cls":
             cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, self.width))
             x = jnp.concatenate([cls, x], axis=1)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
         x = constrain(dropout(x, self.dropout_rate, keys[1]), "batch", "tokens", "width")
         tokens = self.encoder(x, None, keys[2])
         if self.pool == "cls":

@@ -107,6 +107,23 @@ def test_flatten_pool_tells_places_apart():
     assert pooled.shape == (2, 24) and not jnp.allclose(pooled[0], pooled[1])
 
 
+def test_pre_norm_normalizes_what_the_blocks_read():
+    def normalized(x, scale, bias):
+        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / np.sqrt(variance + 1e-6) * scale + bias
+
+    model = vit(depth=0, pool="cls", pre_norm=True)
+    scale, bias = np.random.default_rng(0).standard_normal((2, 16))
+    model.pre_norm.scale[...], model.pre_norm.bias[...] = jnp.array(scale), jnp.array(bias)
+    model.cls[...] = jnp.ones((1, 16))
+    patches = np.asarray(images(), np.float64).reshape(3, 4, 4, 4, 4, 3).swapaxes(2, 3)
+    kernel = np.asarray(model.stem.embedding.kernel[...], np.float64)
+    x = patches.reshape(3, 16, 48) @ kernel + np.asarray(model.position_embedding[...])
+    x = np.concatenate([np.ones((3, 1, 16)), x], axis=1)
+    want = normalized(normalized(x, scale, bias), 1.0, 0.0)  # the encoder's final norm follows
+    np.testing.assert_allclose(model(images()).tokens, want, rtol=1e-4, atol=1e-4)
+
+
 def test_sincos_positions_are_distinct_and_unit_bounded():
     positions = sincos2d(4, 16)
     assert positions.shape == (16, 16) and np.abs(positions).max() <= 1
