@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from mm.config import BadInput, suggest
@@ -30,7 +31,9 @@ def batch_parts(mesh: Mesh) -> int:
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of `devices` (default: all); one axis may be -1, which takes what is left.
 
-    Raises BadInput on an unknown axis and when the sizes do not multiply to the device count.
+    TPUs of several slices: `replica` goes over the slices, since the network between them is slow;
+    fsdp and tensor stay inside of one. Raises BadInput on an unknown axis, when the sizes do not
+    multiply to the device count, and when `replica` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     for axis in shape:
@@ -48,6 +51,23 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"config.sharding.mesh={dict(shape)}: does not divide {len(devices)} devices; "
             f"set one axis to -1 to take what the others leave"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    slices = count_slices(devices)
+    replica, *inner = sizes
+    if replica % slices:
+        raise BadInput(
+            f"config.sharding.mesh={dict(shape)}: the devices are in {slices} slices, so replica "
+            f"must be a multiple of {slices}, not {replica}; set replica={slices} and fsdp=-1"
+        )
+    # Split: an axis of the mesh may take a part of an axis of the torus.
+    if slices == 1:
+        array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        array = mesh_utils.create_hybrid_device_mesh(
+            (replica // slices, *inner), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Of how many TPU slices they are; GPUs and CPUs are one, whatever host they are on."""
+    return len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
