@@ -21,6 +21,7 @@ from mm import registry
 from mm.config import BadInput, plain
 from mm.models.multimodal import Multimodal
 from mm.objectives.views import Views
+from mm.optim.optimizer import hold
 from mm.sharding.mesh import BATCH_AXES, check_batch_size, make_mesh
 from mm.sharding.rules import ShardingRules, find_rules, shard_tree, use_sharding
 
@@ -30,7 +31,11 @@ Metrics = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The keys of a config. Each group is checked by what it builds."""
+    """The keys of a config. Each group is checked by what it builds.
+
+    pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it. init:
+    parameters of another run to start from, see `mm.start`.
+    """
 
     seed: int
     total_steps: int
@@ -43,6 +48,8 @@ class Recipe:
     evals: Mapping
     checkpoint: Mapping
     log: Mapping
+    pod: str | None = None
+    init: Mapping | None = None
 
 
 class TrainState(NamedTuple):
@@ -78,7 +85,8 @@ class Program:
 
     init(seed) -> TrainState; gradients(state, batch) -> ((loss, metrics), gradients);
     train_step(state, batch) -> (state, metrics), which donates the state; embed(params, batch) ->
-    (zimg, ztxt), both [b, embed_dim] over the batch axes.
+    (zimg, ztxt), both [b, embed_dim] over the batch axes. `frozen` are the paths of the parameters
+    that no step changes; their gradients are zeros that nobody computed.
     """
 
     recipe: Recipe
@@ -86,6 +94,7 @@ class Program:
     batch_spec: dict[str, ShapeDtypeStruct]
     batch_sharding: NamedSharding
     state: TrainState  # ShapeDtypeStructs with shardings
+    frozen: frozenset[str]
     init: Callable[[int], TrainState]
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -109,7 +118,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
 
     system = nnx.eval_shape(make, jax.random.key(0))
     graphdef, variables = nnx.split(system, nnx.Param)
-    transform, learning_rate = registry.build(
+    transform, learning_rate, frozen = registry.build(
         "optimizer",
         recipe.optimizer,
         "config.optimizer",
@@ -122,13 +131,15 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), {})
 
     def loss_function(params: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        return total_loss(nnx.merge(graphdef, params), weights, batch, key)
+        return total_loss(nnx.merge(graphdef, hold(params, frozen)), weights, batch, key)
 
     def gradients(state: TrainState, batch: Batch):
         # Keyed by seed and step; a mask drawn over the global batch does not depend on the mesh.
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         with use_sharding(mesh, rules):
-            return jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
+            found, grads = jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
+        # Or XLA may keep whole gradients on every device inside of a step.
+        return found, jax.lax.with_sharding_constraint(grads, shardings.params)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, metrics), grads = gradients(state, batch)
@@ -165,6 +176,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         batch_spec=batch_spec(system, recipe.global_batch_size),
         batch_sharding=by_batch,
         state=state,
+        frozen=frozen,
         init=lambda seed: jit_init(jax.random.key(seed)),
         gradients=jax.jit(
             gradients, in_shardings=step_in, out_shardings=(replicated, shardings.params)
@@ -200,12 +212,17 @@ def state_shardings(
     """Parameters by the rules, moments like their parameters, everything else on every device."""
     params = shard_tree(abstract.params, axes, mesh, rules)
     replicated = NamedSharding(mesh, P())
+
+    def hollow(moment: Any) -> bool:  # in the place of a frozen parameter's
+        return isinstance(moment, optax.MaskedNode)
+
     moments = optax.tree_utils.tree_map_params(
         transform,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if hollow(moment) else sharding,
         abstract.opt_state,
         params,
         transform_non_params=lambda _: replicated,
+        is_leaf=hollow,
     )
     return TrainState(replicated, params, moments, {})
 

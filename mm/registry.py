@@ -5,15 +5,20 @@ constructor, checks every key and type against its annotations, and calls it. `g
 program passes by itself; a config may not set them.
 """
 
+import contextlib
+import contextvars
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Union
 
 from mm.config import BadInput, suggest
 
 _constructors: dict[str, dict[str, Callable]] = {}
+# What is being built, so that its parts can say "stem" and mean "config.model.image.stem".
+_inside: contextvars.ContextVar[str] = contextvars.ContextVar("inside", default="")
+_recorded: contextvars.ContextVar[dict | None] = contextvars.ContextVar("recorded", default=None)
 
 
 def register(kind: str, name: str) -> Callable[[Callable], Callable]:
@@ -47,9 +52,11 @@ def find(kind: str, name: str, where: str) -> Callable:
 def build(kind: str, spec: Mapping, where: str, **given: Any) -> Any:
     """Builds the component that `spec["name"]` names from the other keys of `spec` and `given`.
 
+    where: the config's key, or that of a part of what is being built.
     Raises BadInput on an unknown name or key, a missing key or a value of the wrong type, and when
     the constructor itself refuses a value with BadInput (its message is prefixed with `where`).
     """
+    where = _absolute(where)
     if "name" not in spec:
         raise BadInput(f"{where}: has no 'name'; expected one of {names(kind)}")
     constructor = find(kind, spec["name"], where)
@@ -59,7 +66,9 @@ def build(kind: str, spec: Mapping, where: str, **given: Any) -> Any:
 
 def call(constructor: Callable, kwargs: Mapping, where: str, **given: Any) -> Any:
     """Calls `constructor(**kwargs, **given)` after `check`; see `build` for what it raises."""
+    where = _absolute(where)
     kwargs = check(constructor, kwargs, where, given)
+    outer = _inside.set(where)
     try:
         return constructor(**kwargs, **given)
     except BadInput as error:
@@ -67,6 +76,8 @@ def call(constructor: Callable, kwargs: Mapping, where: str, **given: Any) -> An
         raise BadInput(
             message if message.startswith("config") else f"{where}: {message}"
         ) from error
+    finally:
+        _inside.reset(outer)
 
 
 def check(constructor: Callable, kwargs: Mapping, where: str, given: Sequence[str] = ()) -> dict:
@@ -81,12 +92,35 @@ def check(constructor: Callable, kwargs: Mapping, where: str, given: Sequence[st
     missing = [key for key in allowed if key not in checked and schema[key].required]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(map(repr, missing))}")
+    if (recorded := _recorded.get()) is not None:
+        for key, entry in schema.items():
+            recorded[f"{where}.{key}"] = checked.get(key, entry.default)
     return checked
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[dict[str, Any]]:
+    """Collects each key that is checked meanwhile with its value or its default, by its path."""
+    recorded: dict[str, Any] = {}
+    token = _recorded.set(recorded)
+    try:
+        yield recorded
+    finally:
+        _recorded.reset(token)
+
+
+def _absolute(where: str) -> str:
+    inside = _inside.get()
+    return where if where.startswith("config") or not inside else f"{inside}.{where}"
 
 
 class _Key(NamedTuple):
     hint: Any
-    required: bool
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
 
 
 def _schema(constructor: Callable) -> dict[str, _Key]:
@@ -100,7 +134,7 @@ def _schema(constructor: Callable) -> dict[str, _Key]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             schema |= _schema(hint.__metadata__[0])
         elif key != "self":
-            schema[key] = _Key(hint, parameter.default is inspect.Parameter.empty)
+            schema[key] = _Key(hint, parameter.default)
     return schema
 
 

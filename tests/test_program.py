@@ -1,3 +1,4 @@
+import collections
 import os
 
 import jax
@@ -19,12 +20,13 @@ MESHES = {
 }
 
 
-def program(rules="dp", mesh=None, devices=None, width=64, **overrides):
+def program(rules="dp", mesh=None, devices=None, width=64, frozen=(), **overrides):
     """Wide enough that fsdp and tensor really split something; unlike its moments nothing is."""
     config = get_config()
     config.sharding = dict(mesh=mesh or dict(fsdp=-1), rules=rules)
     for tower in ("image", "text"):
         config.model[tower].update(width=width, num_heads=4)
+    config.optimizer.frozen = frozen
     override(config, [(key.replace("__", "."), str(value)) for key, value in overrides.items()])
     return build_program(config, devices)
 
@@ -84,6 +86,51 @@ def test_moments_are_split_like_their_parameters(layout):
         assert mirrored or moment.shape == ()
     split = [p for p in params.values() if any(p.sharding.spec)]
     assert bool(split) == (rules != "dp")
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_gradients_inside_of_a_step_are_split_like_their_parameters(layout):
+    a_program = program(*MESHES[layout])
+    batch_of = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in a_program.batch_spec.items()}
+    jaxpr = jax.make_jaxpr(a_program.train_step)(a_program.state, batch_of)
+    (step,) = jaxpr.eqns  # of jit
+    found = collections.Counter(
+        (eqn.outvars[0].aval.shape, eqn.params["sharding"].spec)
+        for eqn in step.params["jaxpr"].eqns
+        if eqn.primitive.name == "sharding_constraint"
+    )
+    leaves = jax.tree.leaves(a_program.state.params)
+    assert collections.Counter((leaf.shape, leaf.sharding.spec) for leaf in leaves) <= found
+
+
+FROZEN = ("model/image/.*", "model/image_projection/.*")
+
+
+def test_frozen_parameters_stay_and_have_no_moments():
+    frozen = program(*MESHES["fsdp x tensor"], frozen=FROZEN)
+    state, data = frozen.init(0), batch(frozen)
+    before = jax.device_get(state.params)
+    for _ in range(2):
+        state, metrics = frozen.train_step(state, data)
+    assert float(metrics["gradient_norm"]) > 0
+    after, before = flatten(jax.device_get(state.params)), flatten(before)
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    locked = {name for name in before if name.startswith("model/image")}
+    assert same == locked == frozen.frozen
+    assert not [name for name in flatten(state.opt_state) if "model/image" in name]
+    assert any("mu/model/text" in name for name in flatten(state.opt_state))
+    for name, moment in flatten(frozen.state.opt_state).items():
+        for path, leaf in flatten(frozen.state.params).items():
+            assert not name.endswith(f"u/{path}") or moment.sharding == leaf.sharding
+
+
+def test_nothing_is_computed_for_the_gradients_of_frozen_parameters():
+    def flops(**changes):
+        one = program(devices=jax.devices()[:1], **changes)
+        return one.gradients.lower(one.state, one.batch_spec).cost_analysis()["flops"]
+
+    # The text tower has no blocks, and of a matmul two thirds are the backward pass.
+    assert flops(model__text__depth=0, frozen=FROZEN) < 0.45 * flops(model__text__depth=0)
 
 
 def test_steps_lower_the_loss_of_their_batch(alone):

@@ -99,3 +99,22 @@ def test_a_spec_without_a_name_is_refused():
 def test_two_constructors_cannot_share_a_name():
     with pytest.raises(ValueError, match="two tests are called 'thing'"):
         registry.register("test", "thing")(lambda: None)
+
+
+def test_a_part_is_named_with_what_it_is_a_part_of():
+    @registry.register("test", "whole")
+    def whole(*, part: Mapping):
+        return registry.build("test", part, "part")
+
+    with pytest.raises(BadInput, match="^config.whole.part: unknown key 'widht'"):
+        registry.build(
+            "test", {"name": "whole", "part": {"name": "thing", "widht": 1}}, "config.whole"
+        )
+
+
+def test_recording_collects_given_values_and_defaults():
+    with registry.recording() as values:
+        build(width=3)
+    build(width=4)
+    assert values["config.x.width"] == 3 and values["config.x.rate"] == 0.5
+    assert "config.x.given" not in values

@@ -1,7 +1,7 @@
 """The optimizer: one optax chain, its parts chosen by the config."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,21 @@ import optax
 
 from mm import registry
 from mm.config import BadInput
-from mm.optim.paths import map_paths, match_factors
+from mm.optim.paths import flatten, map_paths, match_any, match_factors
 
 # Matrices decay; biases, norms, scales, position and token embeddings do not.
 DECAY = ((r".*/kernel", 1.0),)
+
+
+class Optimizer(NamedTuple):
+    """The gradient transformation, the learning rate by step, and the paths that it leaves alone.
+
+    Whoever differentiates the loss leaves the gradients of `frozen` out: see `hold`.
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    frozen: frozenset[str]
 
 
 @registry.register("optimizer", "adamw")
@@ -23,6 +34,7 @@ def adamw(
     weight_decay: float = 0.0,
     weight_decay_factors: tuple[tuple, ...] = DECAY,
     learning_rate_factors: tuple[tuple, ...] = (),
+    frozen: tuple[str, ...] = (),
     clip_norm: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -30,22 +42,27 @@ def adamw(
     moment_dtype: Literal["float32", "bfloat16"] = "float32",
     params: Any,
     total_steps: int,
-    where: str = "config.optimizer",
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW (Loshchilov and Hutter 2019): (gradient transformation, learning rate by step).
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019).
 
     Gradients are clipped to a global norm of `clip_norm` (None: not at all). A parameter's learning
     rate and decay are multiplied by the factor of the first (regex, factor) that matches its path;
     without a match the rate's factor is 1 and the decay's 0. The decay is multiplied by the
-    learning rate. `moment_dtype` is that of the first moment. `params` may be abstract.
+    learning rate. `moment_dtype` is that of the first moment. Parameters whose path one of the
+    regexes `frozen` matches stay as they are: no moments, no decay, no gradient. `params` may be
+    abstract.
     """
     if learning_rate <= 0 or weight_decay < 0:
         raise BadInput(
             f"learning_rate={learning_rate} must be > 0, weight_decay={weight_decay} >= 0"
         )
-    shape = registry.build("schedule", schedule, f"{where}.schedule", total_steps=total_steps)
-    decay = match_factors(params, weight_decay_factors, f"{where}.weight_decay_factors", 0.0)
-    rates = match_factors(params, learning_rate_factors, f"{where}.learning_rate_factors", 1.0)
+    shape = registry.build("schedule", schedule, "schedule", total_steps=total_steps)
+    held = match_any(params, frozen, "frozen")
+    trained = {name: leaf for name, leaf in flatten(params).items() if name not in held}
+    if not trained:
+        raise BadInput(f"frozen={list(frozen)}: leaves no parameter to train")
+    decay = match_factors(trained, weight_decay_factors, "weight_decay_factors", 0.0)
+    rates = match_factors(trained, learning_rate_factors, "learning_rate_factors", 1.0)
 
     def rate(step):
         return learning_rate * shape(step)
@@ -57,7 +74,18 @@ def adamw(
         _add(lambda name, update, param: update * rates[name]),
         optax.scale_by_learning_rate(rate),
     ]
-    return optax.chain(*chain), rate
+    transform = optax.chain(*chain)
+    if held:
+        kind = map_paths(lambda name, _: "frozen" if name in held else "trained", params)
+        transform = optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, kind)
+    return Optimizer(transform, rate, held)
+
+
+def hold(params: Any, frozen: frozenset[str]) -> Any:
+    """`params` without a gradient where the path is in `frozen`: XLA leaves its computation out."""
+    if not frozen:
+        return params
+    return map_paths(lambda name, x: jax.lax.stop_gradient(x) if name in frozen else x, params)
 
 
 def _add(function) -> optax.GradientTransformation:

@@ -24,6 +24,17 @@ def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
 
 
+def match_any(tree: Any, patterns: Sequence[str], where: str) -> frozenset[str]:
+    """The path names that one of the regexes matches as a whole; each must match some."""
+    names, found = list(flatten(tree)), set()
+    for pattern in patterns:
+        compiled = _compiled(pattern, where)
+        if not (mine := {name for name in names if compiled.fullmatch(name)}):
+            raise BadInput(f"{where}: {pattern!r} matches no parameter{suggest(pattern, names)}")
+        found |= mine
+    return frozenset(found)
+
+
 def match_factors(
     tree: Any, entries: Sequence[Sequence], where: str, default: float
 ) -> dict[str, float]:
@@ -39,10 +50,7 @@ def match_factors(
             or not isinstance(entry[1], int | float)
         ):
             raise BadInput(f"{where}: {entry!r} is not a pair of a regex and a number")
-        try:
-            re.compile(entry[0])
-        except re.error as error:
-            raise BadInput(f"{where}: {entry[0]!r} is not a regular expression: {error}") from error
+        _compiled(entry[0], where)
     names, used = list(flatten(tree)), set()
     factors = {}
     for name in names:
@@ -59,3 +67,10 @@ def match_factors(
                 f"{where}: {pattern!r} matches no parameter that an earlier entry leaves{hint}"
             )
     return factors
+
+
+def _compiled(pattern: str, where: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise BadInput(f"{where}: {pattern!r} is not a regular expression: {error}") from error

@@ -1,7 +1,7 @@
 """The parameter and sharding table: what each array is, how it is split, what it costs a device."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,13 @@ class Row(NamedTuple):
     spec: str
     bytes_per_device: int
     moment_bytes_per_device: int
+    frozen: bool
 
 
-def rows(params: Any, opt_state: Any = ()) -> list[Row]:
+def rows(params: Any, opt_state: Any = (), frozen: Collection[str] = ()) -> list[Row]:
     """One row a parameter; arrays of `opt_state` that mirror one are counted with it.
+
+    frozen: the paths of parameters that are not trained.
 
     Leaves are jax.Arrays or ShapeDtypeStructs with shardings. An array of the optimizer belongs
     to the parameter whose path its own path ends with (optax: .../mu/<path>). If it is split
@@ -46,6 +49,7 @@ def rows(params: Any, opt_state: Any = ()) -> list[Row]:
                 spec=" != moments ".join([_spec(leaf), *others]),
                 bytes_per_device=device_bytes(leaf),
                 moment_bytes_per_device=sum(map(device_bytes, mine)),
+                frozen="/".join(names) in frozen,
             )
         )
     return result
@@ -68,7 +72,7 @@ def text(table: Sequence[Row]) -> str:
             row.dtype,
             row.spec,
             f"{row.bytes_per_device:,}",
-            f"{row.moment_bytes_per_device:,}",
+            "frozen" if row.frozen else f"{row.moment_bytes_per_device:,}",
         )
         for row in table
     ]
@@ -95,8 +99,10 @@ def summary(table: Sequence[Row]) -> str:
     """One line for the console."""
     parameters = sum(row.bytes_per_device for row in table)
     moments = sum(row.moment_bytes_per_device for row in table)
+    frozen = parameter_count([row for row in table if row.frozen])
     return (
-        f"{parameter_count(table):,} parameters in {len(table)} arrays; a device holds "
+        f"{parameter_count(table):,} parameters in {len(table)} arrays"
+        f"{f', {frozen:,} of them frozen' if frozen else ''}; a device holds "
         f"{parameters / 2**20:,.1f} MiB of them and {moments / 2**20:,.1f} MiB of moments"
     )
 

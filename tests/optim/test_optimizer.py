@@ -5,7 +5,8 @@ import pytest
 
 from mm import registry
 from mm.config import BadInput
-from mm.optim.paths import match_factors
+from mm.optim.optimizer import hold
+from mm.optim.paths import flatten, match_factors
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(3)}}
 
@@ -17,7 +18,7 @@ def build(**changes):
 
 def step(gradient=0.0, **changes):
     """The change of PARAMS by one step with every gradient equal to `gradient`."""
-    transform, _ = build(**changes)
+    transform, *_ = build(**changes)
     gradients = jax.tree.map(lambda p: jnp.full_like(p, gradient), PARAMS)
     return transform.update(gradients, transform.init(PARAMS), PARAMS)[0]
 
@@ -28,7 +29,7 @@ def rate(name, step, **kwargs):
 
 
 def test_adamw_equals_a_float64_reference_over_three_steps():
-    transform, _ = build(weight_decay=0.5, clip_norm=None, b1=0.8, b2=0.9)
+    transform, *_ = build(weight_decay=0.5, clip_norm=None, b1=0.8, b2=0.9)
     rng = np.random.default_rng(0)
     p, m, v = np.ones((2, 2)), 0.0, 0.0
     params, state = PARAMS, transform.init(PARAMS)
@@ -74,7 +75,7 @@ def test_an_entry_that_does_nothing_is_refused(entries, message):
 
 def test_gradients_are_clipped_by_their_global_norm():
     # Adam hides a scale, so look at the first moment: b1 = 0.9 of a gradient of global norm 1.
-    transform, _ = build(clip_norm=1.0)
+    transform, *_ = build(clip_norm=1.0)
     gradients = jax.tree.map(lambda p: jnp.full_like(p, 5.0), PARAMS)
     state = transform.update(gradients, transform.init(PARAMS), PARAMS)[1]
     moments = jax.tree.leaves(state[1].mu)
@@ -83,10 +84,51 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_the_first_moment_can_be_bfloat16():
-    transform, _ = build(moment_dtype="bfloat16")
+    transform, *_ = build(moment_dtype="bfloat16")
     state = transform.init(PARAMS)[1]
     assert {m.dtype for m in jax.tree.leaves(state.mu)} == {jnp.dtype(jnp.bfloat16)}
     assert {v.dtype for v in jax.tree.leaves(state.nu)} == {jnp.dtype(jnp.float32)}
+
+
+def test_frozen_parameters_have_no_moments_and_do_not_move():
+    transform, _, frozen = build(frozen=("a/.*",), weight_decay=0.5)
+    state = transform.init(PARAMS)
+    moments = {name for name in flatten(state) if "/mu/" in name or "/nu/" in name}
+    assert {name.split("u/")[1] for name in moments} == {"b/kernel"}
+    change = transform.update(PARAMS, state, PARAMS)[0]
+    assert frozen == {"a/kernel", "a/bias"}
+    np.testing.assert_array_equal(change["a"]["kernel"], 0.0)
+    np.testing.assert_array_equal(change["b"]["kernel"], step(1.0, weight_decay=0.5)["b"]["kernel"])
+
+
+def test_the_norm_that_is_clipped_leaves_frozen_gradients_out():
+    transform, *_ = build(frozen=("a/.*",), clip_norm=1.0)
+    gradients = jax.tree.map(lambda p: jnp.full_like(p, 5.0), PARAMS)
+    state = flatten(transform.update(gradients, transform.init(PARAMS), PARAMS)[1])
+    (first,) = (moment for name, moment in state.items() if name.endswith("mu/b/kernel"))
+    np.testing.assert_allclose(np.linalg.norm(first), 0.1, rtol=1e-5)
+
+
+def test_hold_stops_the_gradients_of_frozen_parameters_alone():
+    def loss(params):
+        return sum(jnp.sum(p) for p in jax.tree.leaves(hold(params, frozenset({"a/kernel"}))))
+
+    gradients = flatten(jax.grad(loss)(PARAMS))
+    assert [name for name, g in gradients.items() if not g.any()] == ["a/kernel"]
+
+
+@pytest.mark.parametrize(
+    "frozen, message",
+    [
+        (("c/.*",), r"config.optimizer: frozen: 'c/\.\*' matches no parameter"),
+        (("a/(bias",), "is not a regular expression"),
+        ((".*",), "leaves no parameter to train"),
+        (("b/.*", "a/kernel"), "weight_decay_factors: .* matches no parameter"),
+    ],
+)
+def test_frozen_that_cannot_be_is_refused(frozen, message):
+    with pytest.raises(BadInput, match=message):
+        build(frozen=frozen)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "rsqrt"])

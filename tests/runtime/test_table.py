@@ -44,6 +44,13 @@ def test_a_moment_split_unlike_its_parameter_shows(state, mesh):
     assert rows["kernel"].spec == "P('fsdp',) != moments P('tensor',)"
 
 
+def test_frozen_parameters_are_marked_and_counted(state):
+    params, _ = state
+    rows = table.rows(params, (), frozen={"image/kernel"})
+    assert table.text(rows).splitlines()[2].split()[-1] == "frozen"
+    assert "57 parameters in 3 arrays, 48 of them frozen; a device" in table.summary(rows)
+
+
 def test_the_text_has_every_row_and_totals(state):
     lines = table.text(table.rows(*state)).splitlines()
     assert len(lines) == 3 + 4
