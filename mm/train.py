@@ -22,9 +22,12 @@ from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
+from mm.start import first_state, layout, say
 
 # What may differ when a run is continued: it changes neither a batch nor what is computed from it.
-MAY_CHANGE = ("log", "checkpoint", "evals", "sharding", "input.num_workers", "input.prefetch")
+MAY_CHANGE = (
+    "log", "checkpoint", "evals", "sharding", "pod", "input.num_workers", "input.prefetch",
+)  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -77,7 +80,7 @@ def train(config: ConfigDict, directory: str) -> int:
         check_source(source, "config.input.source", saved)
         check_tokenizer(preprocess, recipe.model["text"]["vocab_size"], saved)
         manifest = {"version": mm.__version__, "config": plain(config)}
-        manifest |= data_manifest(source, preprocess)
+        manifest |= data_manifest(source, preprocess) | layout(program)
         write_start(program, path, manifest)
         if recipe.global_batch_size > len(source):
             say(
@@ -193,21 +196,12 @@ def has_begun(path: epath.Path) -> bool:
     )
 
 
-def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainState, int, dict]:
-    """The latest checkpoint, or a fresh state: (state, its step, its manifest)."""
-    if checkpointer.latest_step() is None:
-        return program.init(program.recipe.seed), 0, {}
-    state, manifest = checkpointer.restore(program.state)
-    say(f"continuing from the checkpoint of step {manifest['step']}")
-    return state, manifest["step"], manifest
-
-
 def write_start(program: Program, path: epath.Path, manifest: Mapping) -> None:
     """Writes environment.json, tokenizer.json and the parameter table.
 
     Raises ValueError if a moment is split unlike its parameter.
     """
-    rows = parameter_table.rows(program.state.params, program.state.opt_state)
+    rows = parameter_table.rows(program.state.params, program.state.opt_state, program.frozen)
     if unlike := [f"{row.path} {row.spec}" for row in rows if "!=" in row.spec]:
         raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
     if jax.process_index() == 0:
@@ -216,12 +210,6 @@ def write_start(program: Program, path: epath.Path, manifest: Mapping) -> None:
         if manifest["tokenizer_json"]:
             workdir.write_atomic(path / "tokenizer.json", manifest["tokenizer_json"])
     say(parameter_table.summary(rows))
-
-
-def say(text: str) -> None:
-    """Prints on the first process only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def check_best(checkpoint: Mapping, evals: Mapping) -> None:

@@ -167,8 +167,8 @@ def test_a_run_continues_on_another_mesh(finished, run, tmp_path, monkeypatch):
     run(tmp_path)
     monkeypatch.setattr(preemption.StopSignals, "stop_requested", stop)
     flags = ("--config.sharding.rules=fsdp_tp", "--config.sharding.mesh={'fsdp': 4, 'tensor': 2}")
-    code, _, err = run(tmp_path, *flags)
-    assert code == 0, err
+    code, out, err = run(tmp_path, *flags)
+    assert code == 0 and "step 4; the mesh was {fsdp: 8}, is {fsdp: 4, tensor: 2}\n" in out, err
     np.testing.assert_allclose(column(tmp_path, "loss"), column(finished, "loss"), rtol=1e-4)
     assert column(tmp_path, "batch_hash") == column(finished, "batch_hash")
 

@@ -131,19 +131,24 @@ class Checkpointer:
             )
         return manifest
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
+    def restore(
+        self, abstract_state: Any, step: int | None = None, partial: bool = False
+    ) -> tuple[Any, dict]:
         """Returns (state, manifest) of `step` (default: the latest).
 
         abstract_state: a tree of ShapeDtypeStructs with shardings; every array is read straight
-        into its sharding. Raises BadInput when there is no such checkpoint, it cannot be read, or
-        its names, shapes or dtypes are not exactly those of `abstract_state`.
+        into its sharding, a device its own part. Raises BadInput when there is no such checkpoint,
+        it cannot be read, or its names, shapes or dtypes are not exactly those of `abstract_state`.
+        partial: it may have more arrays, which are not read.
         """
         step = self._existing(step)
         manifest = self.manifest(step)
         wanted = state_to_tree(abstract_state)
-        self._compare(step, wanted)
+        self._compare(step, wanted, partial)
         arguments = ocp.args.PyTreeRestore(
-            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=partial,
         )
         return tree_to_state(self._read(step, state=arguments)["state"], abstract_state), manifest
 
@@ -193,13 +198,15 @@ class Checkpointer:
                 f"delete that directory to {back}"
             ) from error
 
-    def _compare(self, step: int, wanted: dict) -> None:
-        """Raises BadInput unless checkpoint and program hold the same arrays."""
+    def _compare(self, step: int, wanted: dict, partial: bool) -> None:
+        """Raises BadInput unless checkpoint and program hold the same arrays (partial: or more)."""
         found = self._guard(step, lambda: self._manager.item_metadata(step)["state"].tree)
         wanted, found = _signatures(wanted), _signatures(found)
         differences = {
             "missing in the checkpoint": [name for name in wanted if name not in found],
-            "unknown to the program": [name for name in found if name not in wanted],
+            "unknown to the program": [
+                name for name in found if name not in wanted and not partial
+            ],
             "of another shape": [
                 f"{name}: checkpoint {found[name]}, program {wanted[name]}"
                 for name in wanted
@@ -212,9 +219,10 @@ class Checkpointer:
             if names
         ]
         if parts:
+            advice = "use the config it was trained with, or another --workdir"
             raise BadInput(
                 f"checkpoint {self.directory / str(step)} does not fit this program: "
-                f"{'; '.join(parts)}; use the config it was trained with, or another --workdir"
+                f"{'; '.join(parts)}; {'take fewer parameters' if partial else advice}"
             )
 
     def _empty_trash(self) -> None:

@@ -1,0 +1,104 @@
+"""The first state of a run: its latest checkpoint, or a fresh one, maybe with another's parameters.
+
+A checkpoint is read into the shardings of the program, so a run goes on with any mesh.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from mm import registry
+from mm.config import differences, plain
+from mm.evaluate import SAME_FUNCTION
+from mm.optim.paths import flatten, map_paths, match_any
+from mm.program import Program, TrainState
+from mm.runtime.checkpoint import Checkpointer
+
+TEXT_EMBEDDING = "model/text/embedding"  # whoever takes it takes the meaning of the token ids
+
+
+def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainState, int, dict]:
+    """(state, its step, the manifest that its data must fit: of a fresh state {}).
+
+    Of config.init only when the run has no checkpoint yet. Raises BadInput for one that cannot be
+    read, or does not fit.
+    """
+    recipe = program.recipe
+    if checkpointer.latest_step() is not None:
+        state, manifest = checkpointer.restore(program.state)
+        changes = "".join(f"; {change}" for change in layout_changes(program, manifest))
+        say(f"continuing from the checkpoint of step {manifest['step']}{changes}")
+        return state, manifest["step"], manifest
+    if recipe.init is None:
+        return program.init(recipe.seed), 0, {}
+    given, saved = registry.call(read_parameters, recipe.init, "config.init", program=program)
+    state = program.init(recipe.seed)
+    params = jax.tree.map(
+        lambda new, old: old if new is None else new, given, state.params, is_leaf=_is_none
+    )
+    return state._replace(params=params), 0, saved
+
+
+def read_parameters(
+    *, workdir: str, parameters: tuple[str, ...], step: int | None = None, program: Program
+) -> tuple[Any, dict]:
+    """config.init: parameters of another run's checkpoint, whose paths one of the regexes matches.
+
+    step: that of the checkpoint; None is the latest. Returns (a tree as the program's parameters,
+    None where no regex matches; what of the manifest the data must fit: the tokenizer, if the
+    text's embedding is taken). Raises BadInput when there is no such checkpoint, a regex matches
+    nothing, or a parameter is not there in the same shape.
+    """
+    params = program.state.params
+    names = match_any(params, parameters, "parameters")
+    wanted = map_paths(lambda name, x: x if name in names else None, params)
+    checkpointer = Checkpointer(epath.Path(workdir) / "checkpoints", read_only=True)
+    with contextlib.closing(checkpointer):
+        found, manifest = checkpointer.restore({"params": wanted}, step, partial=True)
+    towers = {name.split("/")[1] for name in names if name.startswith("model/")}
+    mine, theirs = (
+        {key: model[key] for key in sorted(towers & model.keys())}
+        for model in (plain(program.recipe.model), manifest["config"]["model"])
+    )
+    changed = differences(mine, theirs, SAME_FUNCTION)
+    say(
+        f"{len(names)} of {len(flatten(params))} parameters are those of step {manifest['step']} "
+        f"in {workdir}"
+        + (f"; note that its config.model was another: {changed}" if changed else "")
+    )
+    return found["params"], {"tokenizer": manifest["tokenizer"]} if TEXT_EMBEDDING in names else {}
+
+
+def layout(program: Program) -> dict[str, Any]:
+    """Over what a state is spread, for the manifest."""
+    return {
+        "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
+        "devices": program.mesh.size,
+        "processes": jax.process_count(),
+    }
+
+
+def layout_changes(program: Program, manifest: Mapping) -> list[str]:
+    """What of `layout` is not as it was: ["the mesh was {fsdp: 8}, is {fsdp: 4, tensor: 2}"]."""
+
+    def show(value: Any) -> str:
+        return str(value).replace("'", "")
+
+    return [
+        f"the {key} {verb} {show(manifest[key])}, {'is' if key == 'mesh' else 'are'} {show(value)}"
+        for (key, value), verb in zip(layout(program).items(), ("was", "were", "were"), strict=True)
+        if manifest.get(key, value) != value
+    ]
+
+
+def say(text: str) -> None:
+    """Prints on the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
