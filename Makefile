@@ -1,4 +1,5 @@
 # make quickstart: everything from an empty folder to results; make test: the fast tests.
+# make golden: the configs with all their defaults, for a diff that shows what a change means.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +8,7 @@ WORKDIR ?= workdirs/quickstart
 FLAGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart data test test-slow test-all lint clean
+.PHONY: quickstart data test test-slow test-all golden lint clean
 
 quickstart: data
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
@@ -33,6 +34,9 @@ test-slow: data
 
 test-all: data
 	$(RUN) -m pytest
+
+golden: $(VENV)/installed
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.resolved
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -25,11 +25,14 @@ and models: pictures squashed to a square, map pooling, 64 tokens, the learning 
 there: towers (B), vocabulary (32k), batch (32k is its best) and steps. No number has been tuned.
 """
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from mm.config import BadInput, parse_arg
 
 HELD_OUT = 0.99  # the share of the file where the held-out lines begin
+SQUASH = "resize({image})"  # the whole picture, squashed to a square
 PATCH_SIZE = 16
 LENGTH = 64  # tokens: that of the released SigLIP models
 SIZES = {
@@ -44,11 +47,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if given["size"] not in SIZES:
         raise BadInput(f"config argument size={given['size']}: expected one of {list(SIZES)}")
     tower, tiny = SIZES[given["size"]], given["size"] == "tiny"
-    # Pairs with the very same caption are positives of each other, never negatives.
-    preprocess = (
-        f'decode|resize({given["image"]})|caption("caption")'
-        f'|tokenize({given["tokenizer"]!r}, {LENGTH})|group("caption")'
-    )
     config = ConfigDict()
     config.seed = 0
     config.total_steps = 20_000
@@ -70,23 +68,44 @@ def get_config(arg: str = "") -> ConfigDict:
         schedule=dict(name="cosine", warmup_steps=1000),
     )
     config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="fsdp")
-    config.input = dict(
-        source=dict(name="jsonl", path=given["path"], image_key="image", first=0.0, last=HELD_OUT),
-        preprocess=preprocess,
-    )
+    add_pairs(config, given, LENGTH, batch_size=64 if tiny else 256)
+    return config
+
+
+def add_pairs(
+    config: ConfigDict,
+    given: Mapping,
+    length: int,
+    *,
+    augment: str = SQUASH,
+    batch_size: int = 4096,
+) -> None:
+    """Adds input, evals, checkpoint and log of a run on the pairs of a file of JSON lines.
+
+    given: `path` and `tokenizer` of the recipe's argument, and `image`, the pictures' size.
+    augment: the ops that make a picture of training of it. batch_size: of the evaluation.
+    """
+
+    def part(first: float, last: float, ops: str) -> dict:
+        # Pairs with the very same caption are positives of each other, never negatives.
+        return dict(
+            source=dict(
+                name="jsonl", path=given["path"], image_key="image", first=first, last=last
+            ),
+            preprocess=f'decode|{ops.format(image=given["image"])}|caption("caption")'
+            f'|tokenize({given["tokenizer"]!r}, {length})|group("caption")',
+        )
+
+    config.input = part(0.0, HELD_OUT, augment)
     config.evals = dict(
         held_out=dict(
             name="retrieval",
-            source=dict(
-                name="jsonl", path=given["path"], image_key="image", first=HELD_OUT, last=1.0
-            ),
-            preprocess=preprocess,
-            batch_size=64 if tiny else 256,
+            batch_size=batch_size,
             every_steps=1000,
+            **part(HELD_OUT, 1.0, SQUASH),
         )
     )
     config.checkpoint = dict(
         every_steps=1000, keep_last=2, keep_best="held_out/text_to_image/recall@1"
     )
     config.log = dict(every_steps=50)
-    return config

@@ -1,5 +1,6 @@
 """Every file in configs/ is built at full size, and trained for three steps when shrunken."""
 
+import functools
 import json
 import math
 import re
@@ -16,8 +17,15 @@ from mm.optim.paths import flatten
 from mm.program import build_program
 from mm.runtime import metrics
 from mm.train import train
+from tests import runs
+from tests.resolved import GOLDEN, built, cases, text
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
+CASES = cases()
+# One variant a recipe is trained, and the phases that begin with what another left.
+TRAINED = {
+    "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
+    "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
+}  # fmt: skip
 PAIRS = 120  # the last 1% is one of them
 BATCH = 16
 # What is smaller in a test, and how small; a number that is smaller already stays.
@@ -26,8 +34,6 @@ SMALL = dict(
     num_heads=2, depth=2, vocab_size=64, global_batch_size=BATCH, batch_size=BATCH,
     total_steps=3, warmup_steps=1, every_steps=3,
 )  # fmt: skip
-
-each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +49,41 @@ def pairs(tmp_path_factory):
     return folder / "pairs.jsonl"
 
 
-@pytest.fixture
-def open_config(pairs, tokenizer):
-    """path -> its config, with the arguments that it needs."""
-    arguments = {"pairs": f":path={pairs},tokenizer={tokenizer}"}
-    return lambda path: load(f"{path}{arguments.get(path.stem, '')}")
+@pytest.fixture(scope="module")
+def trained(pairs, tokenizer, tmp_path_factory):
+    """name in TRAINED -> (its shrunken config, the workdir of its run)."""
+
+    @functools.cache
+    def run(name):
+        config = shrunken(CASES[name], pairs, tokenizer)
+        if before := TRAINED[name]:
+            config.init.workdir = str(run(before)[1])
+        workdir = tmp_path_factory.mktemp(name)
+        assert train(config, str(workdir)) == 0
+        return config, workdir
+
+    return run
 
 
-@pytest.fixture
-def shrunken(open_config, tokenizer):
-    """path -> its config, small and without downloads, otherwise as it is."""
-
-    def shrink(path):
-        config = open_config(path)
-        with config.unlocked():
-            image_size = 2 * config.model.image.patch_size
-            config.model.image.image_size = image_size
-            visit(config, image_size, tokenizer)
-        return config
-
-    return shrink
+def shrunken(path_and_arg: str, pairs: Path, tokenizer: Path) -> ConfigDict:
+    """The config, small and without downloads, otherwise as it is."""
+    config = load(path_and_arg)
+    with config.unlocked():
+        image_size = 2 * config.model.image.patch_size
+        config.model.image.image_size = image_size
+        visit(config, image_size, tokenizer, pairs)
+    return config
 
 
-def visit(node: ConfigDict, image_size: int, tokenizer: Path) -> None:
+def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> None:
     """Shrinks the numbers of SMALL, and what a preprocessing string and a source say."""
     for key, value in node.items():
         if key == "source" and value.name == "tfds":
             node[key] = dict(name="synthetic", num_examples=40, image_size=20)
+        elif key == "source" and value.name == "jsonl":
+            value.path = str(pairs)
         elif isinstance(value, ConfigDict):
-            visit(value, image_size, tokenizer)
+            visit(value, image_size, tokenizer, pairs)
         elif key == "preprocess":
             value = re.sub(r"(resize|random_resized_crop)\(\d+", rf"\1({image_size}", value)
             node[key] = re.sub(r"tokenize\([^,]+,", f'tokenize("{tokenizer}",', value)
@@ -79,28 +91,52 @@ def visit(node: ConfigDict, image_size: int, tokenizer: Path) -> None:
             node[key] = min(value, SMALL[key])
 
 
-@each_config
-@pytest.mark.parametrize("num_devices", [1, 8])
-def test_a_config_builds_at_full_size(path, num_devices, open_config):
-    config = open_config(path)
-    program = build_program(config, jax.devices()[:num_devices])
-    leaves = flatten(program.state.params)
-    assert len(program.mesh.devices.flat) == num_devices
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values())
-    split = sum(leaf.size for leaf in leaves.values() if not leaf.sharding.is_fully_replicated)
-    total = sum(leaf.size for leaf in leaves.values())
-    if config.sharding.rules == "dp" or num_devices == 1:
+@pytest.mark.parametrize("name", CASES)
+def test_a_config_with_its_defaults_is_the_golden_one(name):
+    assert text(CASES[name]) == (GOLDEN / f"{name}.txt").read_text(), (
+        "make golden, look at the diff"
+    )
+
+
+def test_every_golden_config_is_of_a_recipe():
+    assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_config_is_split_over_its_pod(name):
+    program, _ = built(CASES[name])
+    leaves = flatten(program.state.params).values()
+    split = sum(leaf.size for leaf in leaves if not leaf.sharding.is_fully_replicated)
+    if program.recipe.sharding["rules"] == "dp":
         assert split == 0
     else:
-        assert split > 0.99 * total
+        assert split > 0.99 * sum(leaf.size for leaf in leaves)
 
 
-@each_config
-def test_a_shrunken_config_trains_and_evaluates(path, shrunken, tmp_path):
-    config = shrunken(path)
-    assert train(config, str(tmp_path)) == 0
-    lines = metrics.read(tmp_path / "metrics.jsonl")
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_config_builds_on_one_device(name):
+    program = build_program(load(CASES[name]), jax.devices()[:1])
+    assert program.mesh.size == 1 and program.train_step is not None
+
+
+def test_each_recipe_is_trained_in_one_variant():
+    assert {CASES[name].split(":")[0] for name in TRAINED} == {
+        case.split(":")[0] for case in CASES.values()
+    }
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_shrunken_config_trains_and_evaluates(name, trained):
+    config, workdir = trained(name)
+    lines = metrics.read(workdir / "metrics.jsonl")
     assert lines[-1]["step"] == 3 and all(math.isfinite(line["loss"]) for line in lines)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((workdir / "results.json").read_text())
     assert {key.split("/")[0] for key in results} == set(config.evals)
     assert config.checkpoint.get("keep_best") in {*results, None}
+
+
+def test_a_locked_tower_stays_that_of_the_run_it_came_from(trained):
+    (_, source), (_, workdir) = trained("siglip-B-16"), trained("lit-B-16")
+    before, after = runs.parameters(source), runs.parameters(workdir)
+    same = {path for path in after if np.array_equal(before.get(path), after[path])}
+    assert same == {path for path in after if "['image" in path}

@@ -1,0 +1,111 @@
+"""Every config of the repository with every default filled in, one key a line.
+
+What a change of a recipe, or of a default, means shows in the diff of tests/golden/configs:
+
+  make golden
+"""
+
+import functools
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data.loader import train_batches
+from data.sources import jsonl, synthetic, tfds  # noqa: F401  (registers them)
+from mm import registry
+from mm.config import flatten, load, plain
+from mm.program import Program, build_program
+from mm.runtime.checkpoint import Checkpointer
+from mm.start import read_parameters
+from mm.train import log_settings
+from tests import pods
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests/golden/configs"
+MORE = {"flip": ["keep=0.25", "phase=tune"], "pairs": ["size=tiny"]}
+GIVEN = ("global_batch_size", "seed", "sharding", "start_step")  # to the input, by the program
+
+
+def cases() -> dict[str, str]:
+    """Name -> "configs/file.py:argument": each file of configs/, in each of its variants."""
+    found = {}
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = importlib.import_module(".".join(parts))
+        variants = [f"variant={variant}" for variant in getattr(module, "VARIANTS", ())]
+        for argument in [*(variants or [""]), *MORE.get(path.stem, ())]:
+            name = "-".join([*parts[1:], argument.removeprefix("variant=")]).rstrip("-")
+            found[re.sub("[/=]", "-", name)] = f"{path.relative_to(ROOT)}:{argument}".rstrip(":")
+    return found
+
+
+@functools.cache
+def built(path_and_arg: str) -> tuple[Program, dict[str, Any]]:
+    """The program of a config at full size on its pod, and its keys with their defaults."""
+    config = load(path_and_arg)
+    devices = pods.devices(config.pod) if config.get("pod") else jax.devices()
+    with registry.recording() as values:
+        program = build_program(config, devices)
+        recipe = program.recipe
+        registry.check(log_settings, recipe.log, "config.log")
+        registry.check(Checkpointer, recipe.checkpoint, "config.checkpoint", ["directory"])
+        if recipe.init is not None:
+            registry.check(read_parameters, recipe.init, "config.init", ["program"])
+        check_input(recipe.input, "config.input", train_batches, GIVEN)
+        for name, spec in recipe.evals.items():
+            spec = {"every_steps": None, **spec}
+            values[f"config.evals.{name}.every_steps"] = spec.pop("every_steps")
+            evaluator = registry.find("evaluator", spec.pop("name"), name)
+            check_input(spec, f"config.evals.{name}", evaluator)
+    values |= {f"config.{key}": value for key, value in flatten(plain(config))}
+    return program, {key: plain(value) for key, value in values.items()}
+
+
+def check_input(spec: Mapping, where: str, reader: Any, given: tuple[str, ...] = ()) -> None:
+    """Checks, and so records, an input whose files may not be there."""
+    source = dict(spec["source"])
+    registry.check(registry.find("source", source.pop("name"), where), source, f"{where}.source")
+    rest = {key: value for key, value in spec.items() if key not in ("source", "preprocess")}
+    registry.check(reader, rest, where, ("source", "preprocess", *given))
+
+
+def text(path_and_arg: str) -> str:
+    """What the golden file holds: sizes, keys, and the defaults of the preprocessing's ops."""
+    program, values = built(path_and_arg)
+    lines = [
+        f"{key.removeprefix('config.')} = {json.dumps(value)}"
+        for key, value in values.items()
+        if not isinstance(value, Mapping)
+    ]
+    strings = [value for key, value in values.items() if key.endswith(".preprocess")]
+    for op in {op for string in strings for op in re.findall(r"(?:^|\|)(\w+)", string)}:
+        for key, parameter in inspect.signature(registry.find("op", op, "op")).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                lines.append(f"{op}({key}) = {json.dumps(parameter.default)}")
+    sizes = {
+        f"{root}/{part}": sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for root, parts in program.state.params.items()
+        for part, tree in parts.items()
+    }
+    head = [f"# {part}: {size:,} parameters" for part, size in sorted(sizes.items())]
+    head.append(f"# {path_and_arg}: {sum(sizes.values()):,} parameters")
+    return "\n".join([*head, *sorted(lines), ""])
+
+
+def main() -> None:
+    """Writes all of them anew."""
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for file in GOLDEN.iterdir():
+        file.unlink()
+    for name, path_and_arg in cases().items():
+        (GOLDEN / f"{name}.txt").write_text(text(path_and_arg))
+
+
+if __name__ == "__main__":
+    main()
