@@ -85,8 +85,7 @@ class Program:
 
     init(seed) -> TrainState; gradients(state, batch) -> ((loss, metrics), gradients);
     train_step(state, batch) -> (state, metrics), which donates the state; embed(params, batch) ->
-    (zimg, ztxt), both [b, embed_dim] over the batch axes. `frozen` are the paths of the parameters
-    that no step changes; their gradients are zeros that nobody computed.
+    (zimg, ztxt), both [b, embed_dim] over the batch axes.
     """
 
     recipe: Recipe
@@ -94,7 +93,7 @@ class Program:
     batch_spec: dict[str, ShapeDtypeStruct]
     batch_sharding: NamedSharding
     state: TrainState  # ShapeDtypeStructs with shardings
-    frozen: frozenset[str]
+    frozen: frozenset[str]  # paths of parameters that no step changes; their gradients are zero
     init: Callable[[int], TrainState]
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
