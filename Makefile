@@ -8,7 +8,7 @@ WORKDIR ?= workdirs/quickstart
 FLAGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart data test test-slow test-all golden lint clean
+.PHONY: quickstart data test test-slow test-all golden plan-tools plan-all lint clean
 
 quickstart: data
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
@@ -29,14 +29,24 @@ $(VENV)/installed: requirements.txt constraints.txt
 test: data
 	$(RUN) -m pytest -m "not slow"
 
-test-slow: data
+test-slow: data plan-tools
 	$(RUN) -m pytest -m slow
 
-test-all: data
+test-all: data plan-tools
 	$(RUN) -m pytest
 
 golden: $(VENV)/installed
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.resolved
+
+plan-tools: $(VENV)/plan/installed
+
+$(VENV)/plan/installed: requirements-plan.txt $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/plan -r requirements-plan.txt
+	@touch $@
+
+plan-all: plan-tools
+	$(RUN) -m bench.plans
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -7,11 +7,12 @@ Every key of a config can be set: `--config.optimizer.learning_rate=3e-4`.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-MODES = ("train", "eval")
+MODES = ("train", "eval", "plan")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -22,10 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:ARG")
-    parser.add_argument("--workdir", required=True, help="where the run lives; gs:// works too")
+    parser.add_argument("--workdir", help="where the run lives (gs:// works too), or its plan")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument(
         "--step", help="for eval: the checkpoint, a number, latest (default) or best"
+    )
+    parser.add_argument(
+        "--topology", help="for plan: TPUs to compile for, as v5e:16x16 or 2*v5e:16x16 (two slices)"
     )
     parser.add_argument(
         "--config.KEY",
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     flags = parser.parse_args(rest)
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each of its decisions
+    if flags.mode == "plan":  # compiles for what is not here, and needs nothing that is
+        os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
     from mm.config import BadInput, load, override
@@ -45,10 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         if flags.step and flags.mode != "eval":
             raise BadInput(f"--step={flags.step}: goes with --mode=eval, not {flags.mode}")
+        if flags.topology and flags.mode != "plan":
+            raise BadInput(f"--topology={flags.topology}: goes with --mode=plan, not {flags.mode}")
+        if flags.mode == "plan":
+            flags.workdir = flags.workdir or "plans"
+        if not flags.workdir:
+            raise BadInput(f"--mode={flags.mode} needs --workdir=PATH, where the run lives")
         config = load(flags.config)
         override(config, overrides)
-        distributed.start()
-        code = run(flags.mode, config, flags.workdir, flags.step)
+        if flags.mode != "plan":
+            distributed.start()
+        code = run(flags, config)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -79,15 +92,19 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], li
     return overrides, rest
 
 
-def run(mode: str, config, workdir: str, step: str | None) -> int:
+def run(flags: argparse.Namespace, config) -> int:
     """Runs one mode; the imports are here so that a wrong flag is answered at once."""
-    if mode == "train":
+    if flags.mode == "train":
         from mm.train import train
 
-        return train(config, workdir)
+        return train(config, flags.workdir)
+    if flags.mode == "plan":
+        from mm.plan import plan
+
+        return plan(config, flags.workdir, flags.topology)
     from mm.evaluate import evaluate
 
-    return evaluate(config, workdir, step or "latest")
+    return evaluate(config, flags.workdir, flags.step or "latest")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Training, evaluation, planning and export all use the Program that is built here
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,8 @@ class Program:
 
     init(seed) -> TrainState; gradients(state, batch) -> ((loss, metrics), gradients);
     train_step(state, batch) -> (state, metrics), which donates the state; embed(params, batch) ->
-    (zimg, ztxt), both [b, embed_dim] over the batch axes.
+    (zimg, ztxt), both [b, embed_dim] over the batch axes. training_flops: of the matmuls of a step
+    on all devices, without what is computed twice to save memory.
     """
 
     recipe: Recipe
@@ -98,6 +99,7 @@ class Program:
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     embed: Callable[[Any, Batch], tuple[Array, Array]]
+    training_flops: float
 
 
 def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -184,6 +186,12 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             train_step, in_shardings=step_in, out_shardings=step_out, donate_argnums=0
         ),
         embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
+        training_flops=sum(
+            objective.training_flops(
+                system.model, recipe.global_batch_size, frozen_towers(axes, frozen)
+            )
+            for objective in system.objectives.values()
+        ),
     )
 
 
@@ -224,6 +232,12 @@ def state_shardings(
         is_leaf=hollow,
     )
     return TrainState(replicated, params, moments, {})
+
+
+def frozen_towers(names: Collection[str], frozen: Collection[str]) -> set[str]:
+    """Which towers have no parameter that is trained."""
+    trained = {name.split("/")[1] for name in names if name not in frozen}
+    return {"image", "text"} - trained
 
 
 def batch_spec(system: System, batch_size: int) -> dict[str, ShapeDtypeStruct]:

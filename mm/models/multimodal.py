@@ -72,13 +72,15 @@ class Multimodal(nnx.Module):
         """The normalized embedding of an encoded text."""
         return normalize(self.text_projection(encoded.pooled))
 
-    def training_flops(self, tower: str, **how: Any) -> float:
+    def training_flops(self, tower: str, frozen: bool, **how: Any) -> float:
         """Matmul FLOPs of both passes of a tower and its projection over one example.
 
-        Without what is computed twice to save memory. `how` goes to the tower's own.
+        Without what is computed twice to save memory. frozen: the tower has no backward pass, two
+        thirds of the work. `how` goes to the tower's own.
         """
         flops = getattr(self, tower).training_flops(**how)
-        return flops + getattr(self, f"{tower}_projection").training_flops(1)
+        projection = getattr(self, f"{tower}_projection").training_flops(1)
+        return (flops / 3 if frozen else flops) + projection
 
     def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
         """Shapes and dtypes of the arrays that the towers read."""

@@ -1,6 +1,7 @@
 """Contrastive image-text learning over the global batch: softmax (CLIP) and sigmoid (SigLIP)."""
 
 import math
+from collections.abc import Collection
 from functools import partial
 from typing import Literal
 
@@ -73,10 +74,14 @@ class Contrastive(nnx.Module):
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
 
-    def training_flops(self, model: Multimodal, batch_size: int) -> float:
-        """Matmul FLOPs of both passes over a batch: its towers, and every pair of it once."""
+    def training_flops(self, model: Multimodal, batch_size: int, frozen: Collection[str]) -> float:
+        """Matmul FLOPs of both passes over a batch: its towers, and every pair of it once.
+
+        frozen: towers without a backward pass.
+        """
         how = {"keep": self.image_keep} if self.image_keep < 1 else {}
-        towers = model.training_flops("image", **how) + model.training_flops("text")
+        towers = model.training_flops("image", "image" in frozen, **how)
+        towers += model.training_flops("text", "text" in frozen)
         return batch_size * (towers + 6.0 * batch_size * model.embed_dim)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

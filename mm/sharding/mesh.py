@@ -70,4 +70,6 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 def count_slices(devices: Sequence[jax.Device]) -> int:
     """Of how many TPU slices they are; GPUs and CPUs are one, whatever host they are on."""
-    return len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
+    return len(
+        {getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices}
+    )

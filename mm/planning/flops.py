@@ -1,0 +1,63 @@
+"""FLOPs of matrix products in a traced function: every one that would run, recompute included."""
+
+import math
+from typing import Any
+
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+
+def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
+    """2 x multiplications of all matrix products, over all devices; nothing else is counted.
+
+    A scan counts as often as it turns, a shard_map once a device, a Pallas kernel once a cell of
+    its grid. What no result needs is left out. Raises NotImplementedError for a loop whose number
+    of turns is not known, and for convolutions.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0])
+
+
+def _count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
+    return sum(_equation(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+
+
+def _equation(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contract, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return (
+            2.0
+            * math.prod(equation.outvars[0].aval.shape)
+            * math.prod(left[axis] for axis in contract)
+        )
+    if name == "conv_general_dilated":
+        raise NotImplementedError("FLOPs of a convolution")
+    inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+    if not any(inner):
+        return 0.0
+    if name == "cond":
+        return max(inner)
+    if name == "while":
+        raise NotImplementedError("FLOPs of a loop that turns until a condition is met")
+    return sum(inner) * _times(name, params)
+
+
+def _times(name: str, params: dict[str, Any]) -> int:
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    return 1
+
+
+def _jaxprs(value: Any) -> list:
+    """The jaxprs that a parameter of an equation holds."""
+    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [jaxpr for item in value for jaxpr in _jaxprs(item)]
+    return []

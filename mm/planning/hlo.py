@@ -1,0 +1,271 @@
+"""What the text of a compiled TPU program says: operations, how often each runs, and their cost.
+
+The compiler notes `estimated_cycles` on what it schedules. A loop turns as often as the constant in
+its condition says. A Pallas kernel has no estimate; it carries the FLOPs and bytes that its author
+stated.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mm.planning.topology import Chip
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
+# Of a kernel that has no estimate: what share of the chip's peaks it is taken to reach at best.
+KERNEL_FLOPS, KERNEL_BANDWIDTH = 0.5, 0.7
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+)  # fmt: skip
+
+
+class Instruction(NamedTuple):
+    """`result` is the type as written, `text` what follows it: operands and attributes."""
+
+    name: str
+    result: str
+    opcode: str
+    text: str
+    root: bool
+
+
+class Operation(NamedTuple):
+    """One line of the compiled text. times: how often a step runs it. seconds: all of them."""
+
+    name: str
+    source: str
+    times: int
+    seconds: float
+    kernel: bool
+
+
+Computations = dict[str, list[Instruction]]
+
+
+def parse(text: str) -> tuple[Computations, str]:
+    """(computations by name, the name of the entry)."""
+    computations: Computations = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line == "}":
+            current = None
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(_instruction(match))
+        elif match := _COMPUTATION.match(line):
+            current = computations[match[1]] = []
+            entry = match[1] if line.startswith("ENTRY") else entry
+    return computations, entry
+
+
+def executions(computations: Computations, entry: str) -> Iterator[tuple[Instruction, str, int]]:
+    """(instruction, its computation, how often a step runs it), those inside of fusions included.
+
+    Raises ValueError for a loop whose number of turns the text does not say.
+    """
+    stack = [(entry, 1)]
+    while stack:
+        name, times = stack.pop()
+        for instruction in computations[name]:
+            yield instruction, name, times
+            turns = trip_count(instruction, computations) if instruction.opcode == "while" else 1
+            called = _CALLED.findall(instruction.text)
+            for branches in _BRANCHES.findall(instruction.text):
+                called += [branch.strip(" %") for branch in branches.split(",")]
+            stack += [(inner, times * turns) for inner in called]
+
+
+def trip_count(loop: Instruction, computations: Computations) -> int:
+    """Turns of a `while`: the constant that its condition compares with."""
+    name = re.search(r"condition=%?([\w.\-]+)", loop.text)[1]
+    constants = [
+        int(match[1])
+        for instruction in computations[name]
+        if instruction.opcode == "constant" and (match := re.match(r"\((\d+)\)", instruction.text))
+    ]
+    if len(constants) != 1:
+        raise ValueError(f"{loop.name}: its condition {name} has the constants {constants}")
+    return constants[0]
+
+
+def operations(text: str, chip: Chip) -> list[Operation]:
+    """Everything that takes time, the costliest first.
+
+    Raises ValueError when the text has no estimates at all.
+    """
+    computations, entry = parse(text)
+    inside = {  # fusions count as a whole
+        name
+        for body in computations.values()
+        for instruction in body
+        if instruction.opcode not in ("while", "conditional", "call", "async-start")
+        for name in _CALLED.findall(instruction.text)
+    }
+    found: dict[tuple[str, str], Operation] = {}
+    for instruction, computation, times in executions(computations, entry):
+        seconds, kernel = _seconds(instruction, chip)
+        if computation in inside or not seconds:
+            continue
+        source = re.search(r'op_name="([^"]*)"', instruction.text)
+        operation = Operation(
+            instruction.name, source[1] if source else "", times, seconds * times, kernel
+        )
+        found[computation, instruction.name] = operation
+    if not found:
+        raise ValueError("the compiled text holds no estimated_cycles")
+    return sorted(found.values(), key=lambda operation: -operation.seconds)
+
+
+def collectives(text: str) -> dict[str, dict[str, float]]:
+    """Kind -> {"count", "bytes"} of a step and chip.
+
+    Bytes are those of the whole array: what all-gather makes, what the others take.
+    """
+    computations, entry = parse(text)
+    count, size = Counter(), Counter()
+    for instruction, _, times in executions(computations, entry):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        arrays = array_bytes(instruction.result)
+        if instruction.opcode.endswith("-start"):  # (operands, results, two numbers)
+            arrays = [number for number in arrays if number > 4] or arrays
+            half = len(arrays) // 2
+            arrays = arrays[half:] if kind == "all-gather" else arrays[:half]
+        total = sum(arrays)
+        if kind == "reduce-scatter":
+            total *= _group_size(instruction.text)
+        count[kind] += times
+        size[kind] += times * total
+    return {kind: {"count": count[kind], "bytes": size[kind]} for kind in sorted(count)}
+
+
+def matmul_flops(text: str) -> float:
+    """2 x multiplications of all convolutions and dots of a step on a chip; kernels apart.
+
+    On a TPU a matmul is a convolution, and one with batch dimensions has a window over them that
+    mostly meets padding, which is not counted.
+    """
+    computations, entry = parse(text)
+    shapes = {
+        (name, instruction.name): _shape(instruction.result)
+        for name, body in computations.items()
+        for instruction in body
+    }
+    total = 0.0
+    for instruction, computation, times in executions(computations, entry):
+        if instruction.opcode not in ("convolution", "dot"):
+            continue
+        operands = re.findall(r"%([\w.\-]+)", instruction.text.split(")")[0])
+        left, right = (shapes[computation, operand] for operand in operands[:2])
+        out = _shape(instruction.result)
+        if instruction.opcode == "dot":
+            contract = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.text)[1]
+            products = math.prod(out) * math.prod(left[int(i)] for i in contract.split(",") if i)
+        else:
+            products = _convolution(instruction.text, left, right, out)
+        total += 2.0 * times * products
+    return total
+
+
+def kernel_flops(text: str) -> float:
+    """What the kernels of a step state, on a chip."""
+    computations, entry = parse(text)
+    return sum(
+        times * _stated(instruction)["flops"]
+        for instruction, _, times in executions(computations, entry)
+        if _KERNEL in instruction.text
+    )
+
+
+def array_bytes(written: str) -> list[float]:
+    """The bytes of each array in a type, as `bf16[8,128]{1,0}` or a tuple of such."""
+    return [
+        math.prod(int(n) for n in dimensions.split(",") if n) * _width(kind)
+        for kind, dimensions in _ARRAY.findall(written)
+    ]
+
+
+def _instruction(match: re.Match) -> Instruction:
+    root, name, rest = match[1] is not None, match[2], match[3]
+    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
+    result, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, text = rest.partition("(")
+    return Instruction(name, result, opcode.strip(), "(" + text, root)
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis that `text` begins with is closed."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return i + 1
+    raise ValueError(f"unbalanced parentheses: {text[:80]}")
+
+
+def _seconds(instruction: Instruction, chip: Chip) -> tuple[float, bool]:
+    """(the estimate for one execution, whether it is of a kernel)."""
+    if _KERNEL in instruction.text:
+        cost = _stated(instruction)
+        compute = cost["flops"] / (KERNEL_FLOPS * chip.flops)
+        memory = cost["bytes_accessed"] / (KERNEL_BANDWIDTH * chip.bytes_per_second)
+        return max(compute, memory), True
+    cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+    return (int(cycles[1]) / chip.compiler_hertz if cycles else 0.0), False
+
+
+def _stated(kernel: Instruction) -> dict[str, int]:
+    cost = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', kernel.text))
+    if not cost:
+        raise ValueError(f"the kernel {kernel.name} states no cost")
+    return {key: int(cost.get(key, 0)) for key in ("flops", "bytes_accessed")}
+
+
+def _group_size(text: str) -> int:
+    """Devices of a group, as `replica_groups={{0,1},{2,3}}` or `[16,16]<=[256]` (groups, size)."""
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(match[1])
+    return len(re.search(r"replica_groups=\{\{([\d,]*)\}", text)[1].split(","))
+
+
+def _shape(written: str) -> tuple[int, ...]:
+    match = _ARRAY.search(written)
+    return tuple(int(n) for n in match[2].split(",") if n) if match else ()
+
+
+def _width(kind: str) -> float:
+    return _BYTES[kind] if kind in _BYTES else int(re.search(r"\d+", kind)[0]) / 8
+
+
+def _convolution(text: str, left: tuple, right: tuple, out: tuple) -> float:
+    """Multiplications of a convolution, those with padding left out."""
+    lhs, rhs, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text).groups()
+    window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_\-]+)", text))
+    spatial = [label for label in lhs if label.isdigit()]
+
+    def numbers(key: str, default: str) -> list[str]:
+        return window[key].split("x") if key in window else [default] * len(spatial)
+
+    products = out[result.index("b")] * out[result.index("f")] * right[rhs.index("i")]
+    rows = zip(
+        sorted(spatial), numbers("size", "1"), numbers("stride", "1"), numbers("pad", "0_0"),
+        numbers("lhs_dilate", "1"), numbers("rhs_dilate", "1"), strict=True,
+    )  # fmt: skip
+    for label, size, stride, pad, spread, dilate in rows:
+        inputs, outputs = left[lhs.index(label)], out[result.index(label)]
+        low, spread = int(pad.split("_")[0]), int(spread)
+        products *= sum(
+            place % spread == 0 and 0 <= place // spread < inputs
+            for i in range(outputs)
+            for k in range(int(size))
+            for place in [i * int(stride) + k * int(dilate) - low]
+        )
+    return products

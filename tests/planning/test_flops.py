@@ -1,0 +1,113 @@
+"""FLOPs: the counter against products counted by hand, and the models' own numbers against it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+
+from mm.config import load
+from mm.models.short_attention import short_attention
+from mm.plan import batch
+from mm.planning.flops import count_flops
+from mm.program import build_program
+from mm.sharding.mesh import make_mesh
+from tests.resolved import cases
+
+A, B = jnp.zeros((4, 8)), jnp.zeros((8, 16))
+ONE = 2 * 4 * 8 * 16  # of A @ B
+
+
+def count(function, *arguments):
+    return count_flops(jax.make_jaxpr(function)(*arguments))
+
+
+def test_a_product_counts_twice_its_multiplications():
+    assert count(jnp.dot, A, B) == ONE
+    assert count(lambda a, b: jnp.einsum("bij,bkj->bik", a, b), jnp.zeros((3, 4, 5)),
+                 jnp.zeros((3, 6, 5))) == 2 * 3 * 4 * 6 * 5  # fmt: skip
+
+
+def test_gradients_count_two_more_products():
+    assert count(jax.value_and_grad(lambda a, b: ((a @ b) ** 2).sum(), (0, 1)), A, B) == 3 * ONE
+
+
+def test_what_no_result_needs_does_not_count():
+    assert count(lambda a, b: (a @ b, jnp.ones(3))[1], A, B) == 0
+
+
+def test_a_scan_counts_as_often_as_it_turns():
+    def function(a, b):
+        return jax.lax.scan(lambda carry, _: (carry, a @ b), 0.0, None, length=7)[1]
+
+    assert count(jax.jit(function), A, B) == 7 * ONE
+
+
+def test_recompute_is_counted():
+    def loss(a, b):
+        return (jnp.sin(a @ b) @ b.T).sum()
+
+    plain, remat = (count(jax.grad(f), A, B) for f in (loss, jax.checkpoint(loss)))
+    assert remat > plain
+
+
+def test_a_shard_map_counts_once_a_device():
+    mesh = make_mesh(dict(fsdp=4), jax.devices()[:4])
+    spec = jax.sharding.PartitionSpec("fsdp")
+    function = jax.shard_map(lambda a: a @ a.T, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert count(function, jnp.zeros((8, 5))) == 4 * 2 * 2 * 2 * 5
+
+
+def test_a_kernel_counts_once_a_cell_of_its_grid():
+    def kernel(a_ref, out_ref):
+        out_ref[...] = a_ref[...] @ a_ref[...]
+
+    call = pl.pallas_call(
+        kernel,
+        grid=(3,),
+        in_specs=[pl.BlockSpec((8, 8), lambda i: (i, 0))],
+        out_specs=pl.BlockSpec((8, 8), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((24, 8), jnp.float32),
+    )
+    assert count(call, jnp.zeros((24, 8))) == 3 * 2 * 8**3
+
+
+@pytest.mark.parametrize("width, heads", [(128, 2), (256, 4), (144, 2)])
+def test_the_short_kernel_states_the_flops_that_it_has(width, heads):
+    """What it states is what a plan's time is made from."""
+    q = jnp.zeros((4 * 20, width), jnp.bfloat16)
+
+    def loss(q, k, v):
+        return short_attention(q, k, v, batch=4, num_heads=heads).astype(jnp.float32).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, q, q)
+    stated = [equation.params["cost_estimate"].flops for equation in kernels(jaxpr.jaxpr)]
+    assert stated == [2 * 2 * 4 * 20 * 20 * width, 2 * 5 * 4 * 20 * 20 * width]
+    assert count_flops(jaxpr) == sum(stated)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_a_models_flops_are_those_of_its_step_without_recompute(name):
+    """Within 1%: so no estimate of a utilisation profits from work that is left out."""
+    config = load(cases()[name])
+    with config.unlocked():
+        config.model.image.remat = config.model.text.remat = "none"
+        config.sharding.mesh.replica = 1
+    program = build_program(config, jax.devices()[:1])
+    counted = count_flops(program.train_step.trace(program.state, batch(program)).jaxpr)
+    assert program.training_flops == pytest.approx(counted, rel=0.01)
+
+
+def kernels(jaxpr):
+    """All pallas_calls in it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+            continue
+        for value in equation.params.values():
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from kernels(getattr(value, "jaxpr", value))
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    with pytest.raises(NotImplementedError, match="until a condition"):
+        count(lambda a: jax.lax.while_loop(lambda a: a.sum() < 1, lambda a: a @ a, a), B[:, :8])
