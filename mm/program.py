@@ -19,11 +19,12 @@ from jax.sharding import PartitionSpec as P
 import mm.optim  # noqa: F401  (registers the optimizers)
 from mm import registry
 from mm.config import BadInput, plain
+from mm.models.keys import Keys, example_keys
 from mm.models.multimodal import Multimodal
 from mm.objectives.views import Views
 from mm.optim.optimizer import hold
 from mm.sharding.mesh import BATCH_AXES, check_batch_size, make_mesh
-from mm.sharding.rules import ShardingRules, find_rules, shard_tree, use_sharding
+from mm.sharding.rules import ShardingRules, constrain, find_rules, shard_tree, use_sharding
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -131,14 +132,18 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         params = nnx.to_pure_dict(nnx.split(make(key), nnx.Param)[1])
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), {})
 
-    def loss_function(params: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        return total_loss(nnx.merge(graphdef, hold(params, frozen)), weights, batch, key)
+    def loss_function(params: Any, batch: Batch, keys: Keys, key: Array) -> tuple[Array, Metrics]:
+        system = nnx.merge(graphdef, hold(params, frozen))
+        return total_loss(weights, system, Views(system.model, batch, keys), key)
 
     def gradients(state: TrainState, batch: Batch):
-        # Keyed by seed and step; a mask drawn over the global batch does not depend on the mesh.
+        # Keyed by seed, step and row of the global batch: what is drawn depends on no mesh.
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        for_views, for_objectives = jax.random.split(key)
         with use_sharding(mesh, rules):
-            found, grads = jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
+            keys = constrain(example_keys(for_views, recipe.global_batch_size), "batch")
+            differentiate = jax.value_and_grad(loss_function, has_aux=True)
+            found, grads = differentiate(state.params, batch, keys, for_objectives)
         # Or XLA may keep whole gradients on every device inside of a step.
         return found, jax.lax.with_sharding_constraint(grads, shardings.params)
 
@@ -160,7 +165,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         model = nnx.merge(graphdef, params).model
         with use_sharding(mesh, rules):
             views = Views(model, batch, None)
-            return model.project_image(views.image()), model.project_text(views.text())
+            return views.image_embedding().z, views.text_embedding().z
 
     replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
     abstract = jax.eval_shape(init, jax.random.key(0))
@@ -196,10 +201,9 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
 
 
 def total_loss(
-    system: System, weights: Mapping[str, float], batch: Batch, key: Array
+    weights: Mapping[str, float], system: System, views: Views, key: Array
 ) -> tuple[Array, Metrics]:
     """The weighted sum of the objectives over views that they share, and all their metrics."""
-    views = Views(system.model, batch, key)
     total, metrics = jnp.zeros(()), {}
     for name, objective in system.objectives.items():
         loss = objective(views, jax.random.fold_in(key, zlib.crc32(name.encode())))

@@ -16,14 +16,14 @@ def get_config(arg: str = "") -> ConfigDict:
     `tokenizer` is the path of a tokenizer.json with at most 64 tokens.
     """
     tokenizer = parse_arg(arg, tokenizer="tokenizer.json")["tokenizer"]
-    tower = dict(width=16, depth=2, num_heads=2)
+    tower = dict(width=16, depth=2, num_heads=2, dropout=0.1)
     words = f'tokenize("{tokenizer}", 8)'
     config = ConfigDict()
     config.seed = 0
     config.total_steps = 8
     config.global_batch_size = 16
     config.model = dict(
-        image=dict(name="vit", image_size=16, patch_size=8, dropout=0.1, **tower),
+        image=dict(name="vit", image_size=16, patch_size=8, **tower),
         text=dict(name="transformer", vocab_size=64, length=8, **tower),
         embed_dim=16,
     )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from mm import registry
 from mm.config import BadInput, suggest
 from mm.models.attention import Attention, Kernel, aligned_length
+from mm.models.keys import Keys, split
 from mm.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -117,16 +118,20 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "bn d"],
         mask: Bool[Array, "b n"] | None,
-        key: Array | None = None,
+        keys: Keys | None = None,
         *,
         batch: int,
     ) -> Float[Array, "bn d"]:
-        keys = (None, None) if key is None else jax.random.split(key)
+        def drop(x: Array, keys: Keys | None) -> Array:  # by examples, which have the keys
+            shaped = x.reshape(batch, -1, x.shape[1])
+            return dropout(shaped, self.dropout_rate, keys).reshape(x.shape)
+
+        keys = (None, None) if keys is None else split(keys)
         y = self.attention_norm(x)
         y = self.attention(y, y, mask, batch=batch, causal=self.causal)
-        x = checkpoint_name(x + dropout(y, self.dropout_rate, keys[0]), "middle")
+        x = checkpoint_name(x + drop(y, keys[0]), "middle")
         y = self.mlp(self.mlp_norm(x))
-        return constrain(x + dropout(y, self.dropout_rate, keys[1]), "batch", "width")
+        return constrain(x + drop(y, keys[1]), "batch", "width")
 
     def training_flops(self, tokens: int) -> float:
         """Of both passes over one example of so many tokens.
@@ -151,7 +156,7 @@ class Encoder(nnx.Module):
         self,
         x: Float[Array, "b n d"],
         mask: Bool[Array, "b n"] | None = None,
-        key: Array | None = None,
+        keys: Keys | None = None,
     ) -> Float[Array, "b n d"]:
         if not self.depth:
             return self.final_norm(x)
@@ -163,20 +168,20 @@ class Encoder(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, aligned - length), (0, 0)))
         # One matrix, the tokens of all examples one below the other: on a TPU an example would be
         # padded to whole registers, and each layout of that is a copy.
-        x = self._scan(x.reshape(batch * aligned, width), mask, key, batch)
+        x = self._scan(x.reshape(batch * aligned, width), mask, keys, batch)
         return self.final_norm(x.reshape(batch, aligned, width)[:, :length])
 
     def training_flops(self, tokens: int) -> float:
         """Of both passes over one example of so many tokens."""
         return self.depth * self.blocks.training_flops(tokens) if self.depth else 0.0
 
-    def _scan(self, x: Array, mask: Array | None, key: Array | None, batch: int) -> Array:
+    def _scan(self, x: Array, mask: Array | None, keys: Keys | None, batch: int) -> Array:
         graphdef, params = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.depth)
+        keys = None if keys is None else split(keys, self.depth)
 
         def apply(x, layer):
-            params, key = layer
-            return nnx.merge(graphdef, params)(x, mask, key, batch=batch), None
+            params, keys = layer
+            return nnx.merge(graphdef, params)(x, mask, keys, batch=batch), None
 
         if self.remat != "none":
             # Inside a scan nothing can move between the passes, so the guard only costs time.
@@ -274,10 +279,10 @@ class FlattenPool(nnx.Module):
         self.activation, self.dropout_rate = spec.activation, dropout_rate
 
     def __call__(
-        self, tokens: Float[Array, "b n d"], key: Array | None = None
+        self, tokens: Float[Array, "b n d"], keys: Keys | None = None
     ) -> Float[Array, "b m"]:
         x = ACTIVATIONS[self.activation](self.hidden(tokens.reshape(len(tokens), -1)))
-        return dropout(x, self.dropout_rate, key)
+        return dropout(x, self.dropout_rate, keys)
 
 
 def mean_pool(

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from mm.config import BadInput
+from mm.models.keys import Keys, bernoulli
 
 Dtype = Literal["float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu"]
@@ -169,9 +170,9 @@ def check_rate(name: str, rate: float) -> None:
         raise BadInput(f"{name}={rate}: expected at least 0 and less than 1")
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes a share `rate` of x and scales the rest; without a key (evaluation) returns x."""
-    if key is None or rate == 0.0:
+def dropout(x: Array, rate: float, keys: Keys | None) -> Array:
+    """Zeroes a share `rate` of x and scales the rest; without keys (evaluation) returns x."""
+    if keys is None or rate == 0.0:
         return x
-    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    kept = bernoulli(keys, 1.0 - rate, x.shape[1:])
     return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,7 +1,7 @@
 """The model: an image tower, a text tower, and the space where they meet."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,15 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mm import registry
 from mm.models.encoder import Encoded
+from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear
+
+
+class Embedding(NamedTuple):
+    """Unit vectors in the shared space, and the norms (without gradient) of what they came from."""
+
+    z: Float[Array, "b e"]
+    pooled_norm: Float[Array, "b"]
 
 
 class Multimodal(nnx.Module):
@@ -48,7 +56,7 @@ class Multimodal(nnx.Module):
         image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
         *,
         keep: float = 1.0,
-        rng: Array | None = None,
+        rng: Keys | None = None,
     ) -> Encoded:
         """The image tower; `keep` < 1 drops patches at random and needs `rng`.
 
@@ -59,18 +67,18 @@ class Multimodal(nnx.Module):
         return self.image(image, keep=keep, rng=rng)
 
     def encode_text(
-        self, text: Int[Array, "b l"], *, mask: Bool[Array, "b l"], rng: Array | None = None
+        self, text: Int[Array, "b l"], *, mask: Bool[Array, "b l"], rng: Keys | None = None
     ) -> Encoded:
         """The text tower; `mask` is True where a token is real."""
         return self.text(text, mask, rng=rng)
 
-    def project_image(self, encoded: Encoded) -> Float[Array, "b e"]:
-        """The normalized embedding of an encoded image."""
-        return normalize(self.image_projection(encoded.pooled))
+    def project_image(self, encoded: Encoded) -> Embedding:
+        """The embedding of an encoded image."""
+        return embed(encoded, self.image_projection)
 
-    def project_text(self, encoded: Encoded) -> Float[Array, "b e"]:
-        """The normalized embedding of an encoded text."""
-        return normalize(self.text_projection(encoded.pooled))
+    def project_text(self, encoded: Encoded) -> Embedding:
+        """The embedding of an encoded text."""
+        return embed(encoded, self.text_projection)
 
     def training_flops(self, tower: str, frozen: bool, **how: Any) -> float:
         """Matmul FLOPs of both passes of a tower and its projection over one example.
@@ -92,7 +100,19 @@ class Multimodal(nnx.Module):
         }
 
 
+def embed(encoded: Encoded, projection: Linear) -> Embedding:
+    """The pooled vector through a projection."""
+    pooled = at_least_float32(encoded.pooled)
+    norm = jnp.linalg.norm(jax.lax.stop_gradient(pooled), axis=-1)
+    return Embedding(normalize(projection(encoded.pooled)), norm)
+
+
 def normalize(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
     """x / ||x||, in float32 at least; a zero vector stays zero."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_float32(x)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))
+
+
+def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """bfloat16 to float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 
 from mm import registry
 from mm.models.encoder import AttentionPool, Encoded, Encoder, EncoderSpec, last_pool, mean_pool
+from mm.models.keys import Keys, split
 from mm.models.layers import dropout, param
 from mm.sharding.rules import constrain
 
@@ -53,9 +54,9 @@ class TextTransformer(nnx.Module):
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
-        self, text: Int[Array, "b l"], mask: Bool[Array, "b l"], *, rng: Array | None = None
+        self, text: Int[Array, "b l"], mask: Bool[Array, "b l"], *, rng: Keys | None = None
     ) -> Encoded:
-        keys = (None, None) if rng is None else jax.random.split(rng)
+        keys = (None, None) if rng is None else split(rng)
         x = self.embedding[...].astype(self.dtype)[text]
         if self.position_embedding is not None:
             x = x + self.position_embedding[...].astype(self.dtype)

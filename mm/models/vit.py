@@ -21,6 +21,7 @@ from mm.models.encoder import (
     FlattenPool,
     mean_pool,
 )
+from mm.models.keys import Keys, split, uniform
 from mm.models.layers import dropout, param
 from mm.sharding.rules import constrain
 
@@ -90,9 +91,9 @@ class ViT(nnx.Module):
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Array | None = None
+        self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Keys | None = None
     ) -> Encoded:
-        keys = (None,) * 4 if rng is None else jax.random.split(rng, 4)
+        keys = (None,) * 4 if rng is None else split(rng, 4)
         x = self.stem(image.astype(self.dtype)) + self._positions().astype(self.dtype)
         if keep < 1.0:
             if self.pool == "flatten":
@@ -139,10 +140,10 @@ def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def drop_tokens(x: Float[Array, "b n d"], keep: float, key: Array | None) -> Array:
+def drop_tokens(x: Float[Array, "b n d"], keep: float, keys: Keys | None) -> Array:
     """A random share `keep` of each example's tokens, others in each example (FLIP)."""
-    if key is None:
-        raise ValueError("dropping tokens needs a random key; evaluation keeps all of them")
-    noise = jax.random.uniform(key, x.shape[:2])
+    if keys is None:
+        raise ValueError("dropping tokens needs random keys; evaluation keeps all of them")
+    noise = uniform(keys, x.shape[1:2])
     kept = jnp.argsort(noise, axis=1)[:, : max(1, round(x.shape[1] * keep))]
     return jnp.take_along_axis(x, kept[..., None], axis=1)

@@ -54,23 +54,21 @@ class Contrastive(nnx.Module):
         self.kind, self.max_scale, self.image_keep = kind, max_scale, image_keep
 
     def __call__(self, views: Views, rng: Array) -> Loss:
-        model = views.model
         how = {"keep": self.image_keep} if self.image_keep < 1 else {}
-        zimg = model.project_image(views.image(**how))
-        ztxt = model.project_text(views.text())
+        image, text = views.image_embedding(**how), views.text_embedding()
         scale = jnp.exp(clamp_from_above(self.log_scale[...], math.log(self.max_scale)))
         group = views.batch["group"]
         metrics = {"logit_scale": scale}
         if self.bias is None:
-            loss, accuracy = softmax_loss(zimg, ztxt, group, scale)
+            loss, accuracy = softmax_loss(image.z, text.z, group, scale)
         else:
-            loss, accuracy = sigmoid_loss(zimg, ztxt, group, scale, self.bias[...])
+            loss, accuracy = sigmoid_loss(image.z, text.z, group, scale, self.bias[...])
             metrics["logit_bias"] = self.bias[...]
         metrics |= {
             "image_to_text_accuracy": accuracy[0],
             "text_to_image_accuracy": accuracy[1],
-            "image_pooled_norm": jnp.linalg.norm(views.image(**how).pooled, axis=-1).mean(),
-            "text_pooled_norm": jnp.linalg.norm(views.text().pooled, axis=-1).mean(),
+            "image_pooled_norm": image.pooled_norm.mean(),
+            "text_pooled_norm": text.pooled_norm.mean(),
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
 

@@ -2,47 +2,75 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 from jax import Array
 
 from mm.models.encoder import Encoded
-from mm.models.multimodal import Multimodal
+from mm.models.keys import Keys, fold_in
+from mm.models.multimodal import Embedding, Multimodal
+
+
+class View(NamedTuple):
+    """What is asked of a tower: a view's name, and a way (sorted, static keyword arguments)."""
+
+    tower: str
+    name: str
+    how: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return f"{self.tower}/{self.name}" + "".join(f" {key}={value}" for key, value in self.how)
 
 
 class Views:
     """Lazy encodings of a batch. Objectives that ask for the same share its computation.
 
     A view "clean" reads batch["image"]; another reads batch["image_<name>"] (likewise text). Asked
-    for in another way (`how`), it is another encoding. `rng` is None in evaluation. Randomness is
-    keyed by tower, view and way, so it does not depend on which objective asks first.
+    for in another way (`how`), it is another encoding. `rng` are keys of the rows, None in
+    evaluation. Randomness is keyed by row, tower, view and way, so it depends neither on which
+    objective asks first nor on the other rows.
     """
 
-    def __init__(self, model: Multimodal, batch: Mapping[str, Array], rng: Array | None):
+    def __init__(self, model: Multimodal, batch: Mapping[str, Array], rng: Keys | None):
         self.model, self.batch, self._rng = model, batch, rng
-        self._cache: dict[str, Encoded] = {}
+        self._encoded: dict[View, Encoded] = {}
+        self.embeddings: dict[View, Embedding] = {}
 
     def image(self, name: str = "clean", **how: Any) -> Encoded:
         """The encoded image of that view; `how` goes to `Multimodal.encode_image`."""
-        return self._encode("image", name, how)
+        return self._encode(_view("image", name, how))
 
     def text(self, name: str = "clean", **how: Any) -> Encoded:
         """The encoded text of that view; `how` goes to `Multimodal.encode_text`."""
-        mask = self.batch[_key("text", name) + "_mask"]
-        return self._encode("text", name, how, mask=mask)
+        return self._encode(_view("text", name, how))
 
-    def _encode(self, tower: str, name: str, how: dict[str, Any], **arrays: Array) -> Encoded:
-        way = "".join(f" {key}={value}" for key, value in sorted(how.items()))
-        key = f"{tower}/{name}{way}"
-        if key not in self._cache:
-            rng = self._rng
-            if rng is not None:
-                rng = jax.random.fold_in(rng, zlib.crc32(key.encode()))
-            encode = getattr(self.model, f"encode_{tower}")
-            self._cache[key] = encode(self.batch[_key(tower, name)], **arrays, **how, rng=rng)
-        return self._cache[key]
+    def image_embedding(self, name: str = "clean", **how: Any) -> Embedding:
+        """The embedding of that view; `how` as for `image`."""
+        return self.embed(_view("image", name, how))
+
+    def text_embedding(self, name: str = "clean", **how: Any) -> Embedding:
+        """The embedding of that view; `how` as for `text`."""
+        return self.embed(_view("text", name, how))
+
+    def embed(self, view: View) -> Embedding:
+        """The embedding of either tower."""
+        if view not in self.embeddings:
+            project = getattr(self.model, f"project_{view.tower}")
+            self.embeddings[view] = project(self._encode(view))
+        return self.embeddings[view]
+
+    def _encode(self, view: View) -> Encoded:
+        if view not in self._encoded:
+            key = view.tower if view.name == "clean" else f"{view.tower}_{view.name}"
+            arguments = dict(view.how)
+            if view.tower == "text":
+                arguments["mask"] = self.batch[f"{key}_mask"]
+            if self._rng is not None:
+                arguments["rng"] = fold_in(self._rng, zlib.crc32(str(view).encode()))
+            encode = getattr(self.model, f"encode_{view.tower}")
+            self._encoded[view] = encode(self.batch[key], **arguments)
+        return self._encoded[view]
 
 
-def _key(tower: str, name: str) -> str:
-    return tower if name == "clean" else f"{tower}_{name}"
+def _view(tower: str, name: str, how: dict[str, Any]) -> View:
+    return View(tower, name, tuple(sorted(how.items())))

@@ -6,6 +6,7 @@ from flax import nnx
 
 from mm.config import BadInput
 from mm.models.encoder import Encoder, EncoderSpec
+from mm.models.keys import example_keys
 from mm.models.layers import LayerNorm, Linear, RMSNorm
 from mm.models.stem import contrast
 from mm.models.text import TextTransformer
@@ -132,14 +133,14 @@ def test_sincos_positions_are_distinct_and_unit_bounded():
 
 def test_dropped_tokens_differ_between_examples():
     x = jnp.tile(jnp.arange(16.0)[None, :, None], (8, 1, 1))
-    kept = drop_tokens(x, 0.5, jax.random.key(0))[..., 0]
+    kept = drop_tokens(x, 0.5, example_keys(jax.random.key(0), 8))[..., 0]
     assert kept.shape == (8, 8)
     assert len({tuple(row) for row in np.asarray(kept).tolist()}) > 1
     assert all(len(set(row)) == 8 for row in np.asarray(kept).tolist())
 
 
 def test_evaluation_cannot_drop_tokens():
-    with pytest.raises(ValueError, match="random key"):
+    with pytest.raises(ValueError, match="random keys"):
         vit()(images(), keep=0.5)
 
 
@@ -170,10 +171,23 @@ def test_depth_zero_without_positions_is_a_bag_of_words():
 
 def test_dropout_is_off_without_a_key_and_keyed_with_one():
     model = vit(dropout=0.5)
-    keys = jax.random.split(jax.random.key(0))
-    a, b, c = (model(images(), rng=key).pooled for key in (keys[0], keys[0], keys[1]))
+    keys = [example_keys(jax.random.key(seed), 3) for seed in (0, 0, 1)]
+    a, b, c = (model(images(), rng=rng).pooled for rng in keys)
     assert (a == b).all() and not (a == c).all()
     assert (model(images()).pooled == model(images()).pooled).all()
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_dropout_of_an_example_does_not_depend_on_its_neighbours(tower):
+    keys = example_keys(jax.random.key(0), 8)
+    if tower == "image":
+        model, inputs, how = vit(dropout=0.5), (images(8),), {"keep": 0.5}
+    else:
+        model, inputs, how = text(dropout=0.5), (TOKENS.repeat(4, 0), MASK.repeat(4, 0)), {}
+    whole = model(*inputs, rng=keys, **how).pooled
+    part = model(*(x[3:6] for x in inputs), rng=keys[3:6], **how).pooled
+    np.testing.assert_allclose(part, whole[3:6], rtol=1e-5, atol=1e-6)
+    assert tower == "image" or not np.allclose(whole[0], whole[1])  # the same text, other masks
 
 
 def test_bfloat16_compute_stays_near_float32():
