@@ -18,7 +18,8 @@ last 1%, which is also done during training and at its end:
 `image=224` in the argument is the pictures' size in pixels, a multiple of 16; `size=tiny` are
 towers of two blocks and batches of 64, to try it on a CPU. Parameters and their moments are split
 over all devices: one, or any power of two up to 128. Where memory is short, set
---config.model.image.remat=full, then a smaller --config.global_batch_size.
+--config.model.image.remat=full, then --config.accumulation_steps=4 (micro-batches: a third more
+computation, the same gradients), then a smaller --config.global_batch_size.
 
 From the paper: the loss with its first scale and bias, 224 pixels, and b2. From its authors' code
 and models: pictures squashed to a square, map pooling, 64 tokens, the learning rate. Smaller than
@@ -51,6 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.total_steps = 20_000
     config.global_batch_size = 64 if tiny else 1024
+    config.accumulation_steps = 1
     config.model = dict(
         image=dict(name="vit", image_size=given["image"], patch_size=PATCH_SIZE, pool="map")
         | tower,

@@ -6,6 +6,7 @@ Training, evaluation, planning and export all use the Program that is built here
 import dataclasses
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from mm import registry
 from mm.config import BadInput, plain
 from mm.models.keys import Keys, example_keys
 from mm.models.multimodal import Multimodal
+from mm.objectives.accumulate import accumulate, wanted_views
 from mm.objectives.views import Views
 from mm.optim.optimizer import hold
 from mm.sharding.mesh import BATCH_AXES, check_batch_size, make_mesh
@@ -35,12 +37,14 @@ class Recipe:
     """The keys of a config. Each group is checked by what it builds.
 
     pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it. init:
-    parameters of another run to start from, see `mm.start`.
+    parameters of another run to start from, see `mm.start`. accumulation_steps: in how many
+    micro-batches a step computes its gradients, which are those of the whole batch.
     """
 
     seed: int
     total_steps: int
     global_batch_size: int
+    accumulation_steps: int = 1
     model: Mapping
     objectives: Mapping
     optimizer: Mapping
@@ -109,10 +113,12 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     Raises BadInput on an unknown key, a wrong type or a value that cannot work.
     """
     recipe = Recipe(**registry.check(Recipe, plain(config), "config"))
-    if recipe.total_steps < 1:
-        raise BadInput(f"config.total_steps={recipe.total_steps}: must be at least 1")
+    batch_size, steps = recipe.global_batch_size, recipe.accumulation_steps
+    for key in ("total_steps", "accumulation_steps"):
+        if (value := getattr(recipe, key)) < 1:
+            raise BadInput(f"config.{key}={value}: must be at least 1")
     mesh, rules = registry.call(make_sharding, recipe.sharding, "config.sharding", devices=devices)
-    check_batch_size("config.global_batch_size", recipe.global_batch_size, mesh)
+    check_batch_size("config.global_batch_size", batch_size, mesh, steps)
     weights = check_weights(recipe.objectives)
 
     def make(key: Array) -> System:
@@ -120,6 +126,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
 
     system = nnx.eval_shape(make, jax.random.key(0))
     graphdef, variables = nnx.split(system, nnx.Param)
+    spec = batch_spec(system, batch_size)
     transform, learning_rate, frozen = registry.build(
         "optimizer",
         recipe.optimizer,
@@ -128,21 +135,38 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         total_steps=recipe.total_steps,
     )
 
+    def merge(params: Any) -> System:
+        return nnx.merge(graphdef, hold(params, frozen))
+
     def init(key: Array) -> TrainState:
         params = nnx.to_pure_dict(nnx.split(make(key), nnx.Param)[1])
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), {})
 
+    replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    axes = {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
+    shardings = state_shardings(abstract, axes, transform, mesh, rules)
+    state = jax.tree.map(
+        lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+
     def loss_function(params: Any, batch: Batch, keys: Keys, key: Array) -> tuple[Array, Metrics]:
-        system = nnx.merge(graphdef, hold(params, frozen))
+        system = merge(params)
         return total_loss(weights, system, Views(system.model, batch, keys), key)
+
+    differentiate = jax.value_and_grad(loss_function, has_aux=True)
+    if steps > 1:
+        wanted = wanted_views(merge, abstract.params, spec, steps)
+        differentiate = accumulate(
+            merge, partial(total_loss, weights), wanted, steps, shardings.params
+        )
 
     def gradients(state: TrainState, batch: Batch):
         # Keyed by seed, step and row of the global batch: what is drawn depends on no mesh.
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         for_views, for_objectives = jax.random.split(key)
         with use_sharding(mesh, rules):
-            keys = constrain(example_keys(for_views, recipe.global_batch_size), "batch")
-            differentiate = jax.value_and_grad(loss_function, has_aux=True)
+            keys = constrain(example_keys(for_views, batch_size), "batch")
             found, grads = differentiate(state.params, batch, keys, for_objectives)
         # Or XLA may keep whole gradients on every device inside of a step.
         return found, jax.lax.with_sharding_constraint(grads, shardings.params)
@@ -162,24 +186,16 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         return TrainState(state.step + 1, params, opt_state, state.extras), metrics
 
     def embed(params: Any, batch: Batch) -> tuple[Array, Array]:
-        model = nnx.merge(graphdef, params).model
         with use_sharding(mesh, rules):
-            views = Views(model, batch, None)
+            views = Views(merge(params).model, batch, None)
             return views.image_embedding().z, views.text_embedding().z
 
-    replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    axes = {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
-    shardings = state_shardings(abstract, axes, transform, mesh, rules)
-    state = jax.tree.map(
-        lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    )
     jit_init = jax.jit(init, out_shardings=shardings)
     step_in, step_out = (shardings, by_batch), (shardings, replicated)
     return Program(
         recipe=recipe,
         mesh=mesh,
-        batch_spec=batch_spec(system, recipe.global_batch_size),
+        batch_spec=spec,
         batch_sharding=by_batch,
         state=state,
         frozen=frozen,
@@ -192,9 +208,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         ),
         embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
         training_flops=sum(
-            objective.training_flops(
-                system.model, recipe.global_batch_size, frozen_towers(axes, frozen)
-            )
+            objective.training_flops(system.model, batch_size, frozen_towers(axes, frozen))
             for objective in system.objectives.values()
         ),
     )

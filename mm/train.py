@@ -26,7 +26,8 @@ from mm.start import first_state, layout, say
 
 # What may differ when a run is continued: it changes neither a batch nor what is computed from it.
 MAY_CHANGE = (
-    "log", "checkpoint", "evals", "sharding", "pod", "input.num_workers", "input.prefetch",
+    "log", "checkpoint", "evals", "sharding", "pod", "accumulation_steps", "input.num_workers",
+    "input.prefetch",
 )  # fmt: skip
 
 

@@ -173,6 +173,27 @@ def test_a_run_continues_on_another_mesh(finished, run, tmp_path, monkeypatch):
     assert column(tmp_path, "batch_hash") == column(finished, "batch_hash")
 
 
+@pytest.fixture(scope="module")
+def accumulated(tokenizer, tmp_path_factory):
+    """The run of `finished`, in two micro-batches a step."""
+    workdir = tmp_path_factory.mktemp("accumulated")
+    config = f"--config=tests/tiny.py:tokenizer={tokenizer}"
+    with pytest.raises(SystemExit) as stopped:
+        main.main([config, f"--workdir={workdir}", "--config.accumulation_steps=2"])
+    assert not stopped.value.code
+    return workdir
+
+
+def test_a_run_in_micro_batches_has_the_same_losses(finished, accumulated):
+    np.testing.assert_allclose(column(accumulated, "loss"), column(finished, "loss"), rtol=1e-5)
+    assert column(accumulated, "batch_hash") == column(finished, "batch_hash")
+
+
+def test_a_run_may_continue_in_other_micro_batches(accumulated, run):
+    code, out, err = run(accumulated)
+    assert code == 0 and "continuing from the checkpoint of step 8" in out, err
+
+
 def test_an_override_lands_in_the_saved_config(run, tmp_path):
     code, _, _ = run(tmp_path, "--config.total_steps=2", "--config.optimizer.learning_rate", "0.5")
     config = json.loads((tmp_path / "config.json").read_text())

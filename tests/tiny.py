@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.total_steps = 8
     config.global_batch_size = 16
+    config.accumulation_steps = 1
     config.model = dict(
         image=dict(name="vit", image_size=16, patch_size=8, **tower),
         text=dict(name="transformer", vocab_size=64, length=8, **tower),

@@ -28,7 +28,8 @@ class Views:
     A view "clean" reads batch["image"]; another reads batch["image_<name>"] (likewise text). Asked
     for in another way (`how`), it is another encoding. `rng` are keys of the rows, None in
     evaluation. Randomness is keyed by row, tower, view and way, so it depends neither on which
-    objective asks first nor on the other rows.
+    objective asks first nor on the other rows. An objective that needs no tokens asks for
+    embeddings: then its batch can be made of micro-batches (`mm.objectives.accumulate`).
     """
 
     def __init__(self, model: Multimodal, batch: Mapping[str, Array], rng: Keys | None):

@@ -13,13 +13,14 @@ AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")  # a batch is split over both
 
 
-def check_batch_size(where: str, size: int, mesh: Mesh) -> None:
-    """Raises BadInput unless a batch of `size` splits evenly over the mesh."""
-    parts = batch_parts(mesh)
+def check_batch_size(where: str, size: int, mesh: Mesh, steps: int = 1) -> None:
+    """Raises BadInput unless `steps` micro-batches of a batch split evenly over the mesh."""
+    parts = batch_parts(mesh) * steps
     if size < 1 or size % parts:
+        times = f" times config.accumulation_steps={steps}" if steps > 1 else ""
         raise BadInput(
             f"{where}={size}: must be a positive multiple of {parts}, the replica x fsdp size of "
-            f"mesh {dict(mesh.shape)}"
+            f"mesh {dict(mesh.shape)}{times}"
         )
 
 

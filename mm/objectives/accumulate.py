@@ -1,0 +1,148 @@
+"""The gradients of a whole batch from micro-batches: a contrastive loss keeps all its negatives.
+
+GradCache (Gao et al. 2021, section 3.2), for a loss that sees the towers through their embeddings
+alone. Pass 1 embeds every micro-batch and keeps nothing else; the loss of all embeddings gives its
+slope at each; pass 2 embeds again and pulls the slopes back to the parameters. It costs one more
+forward pass than the whole batch, and holds the activations of one micro-batch. Equal to the whole
+batch because what a tower draws is keyed by the row.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mm.config import BadInput
+from mm.models.encoder import Encoded
+from mm.models.keys import Keys, example_keys
+from mm.models.multimodal import Embedding, Multimodal
+from mm.objectives.views import View, Views
+from mm.sharding.mesh import batch_parts
+from mm.sharding.rules import active_mesh, constrain
+
+Merge = Callable[[Any], Any]  # parameters -> a module with `model` and `objectives`
+
+
+class EmbeddingViews(Views):
+    """Views of which only embeddings may be asked: those given, others computed."""
+
+    def __init__(
+        self,
+        model: Multimodal,
+        batch: Mapping[str, Array],
+        rng: Keys,
+        embeddings: Mapping[View, Embedding] = {},
+    ):
+        super().__init__(model, batch, rng)
+        self.embeddings |= embeddings
+
+    def image(self, name: str = "clean", **how: Any) -> Encoded:
+        """Refuses."""
+        raise _TokensAsked("views.image")
+
+    def text(self, name: str = "clean", **how: Any) -> Encoded:
+        """Refuses."""
+        raise _TokensAsked("views.text")
+
+
+class _TokensAsked(Exception):
+    pass
+
+
+def wanted_views(merge: Merge, params: Any, batch: Mapping, steps: int) -> list[View]:
+    """Which embeddings the objectives ask for; shapes suffice, nothing is computed.
+
+    Raises BadInput for an objective that asks for anything else.
+    """
+    wanted: list[View] = []
+
+    def ask(params: Any, batch: Mapping[str, Array]) -> None:
+        system, key = merge(params), jax.random.key(0)
+        views = EmbeddingViews(system.model, batch, example_keys(key, len(batch["id"])))
+        for name, objective in system.objectives.items():
+            try:
+                objective(views, key)
+            except _TokensAsked as what:
+                raise BadInput(
+                    f"config.accumulation_steps={steps}: objective {name!r} reads tokens of the "
+                    f"whole batch ({what}), of which micro-batches keep embeddings only; set "
+                    "accumulation_steps=1"
+                ) from what
+        wanted.extend(views.embeddings)
+
+    jax.eval_shape(ask, params, batch)
+    return wanted
+
+
+def accumulate(
+    merge: Merge, loss: Callable, wanted: Sequence[View], steps: int, shardings: Any
+) -> Callable:
+    """As jax.value_and_grad, with metrics, of loss(system, views, key) over the whole batch.
+
+    The function returned takes (params, batch, keys of the rows, key of the objectives). `steps`
+    divides each device's rows; `shardings` are those of the parameters, and of their gradients.
+    """
+
+    def embed(params: Any, rows: tuple[Mapping[str, Array], Keys]) -> list[Embedding]:
+        views = Views(merge(params).model, *rows)
+        return [views.embed(view) for view in wanted]
+
+    def gradients(params: Any, batch: Mapping[str, Array], keys: Keys, key: Array):
+        parts = cut((batch, keys), steps)
+        embeddings = join(jax.lax.map(partial(embed, params), parts))
+
+        def from_embeddings(params: Any, embeddings: list[Embedding]):
+            system = merge(params)
+            given = dict(zip(wanted, embeddings, strict=True))
+            return loss(system, EmbeddingViews(system.model, batch, keys, given), key)
+
+        # The objectives' own parameters get all of their gradient here, the towers' get zeros.
+        result, (gradient, slopes) = jax.value_and_grad(from_embeddings, (0, 1), has_aux=True)(
+            params, embeddings
+        )
+
+        def add(gradient: Any, part: tuple) -> tuple[Any, None]:
+            rows, slopes = part
+            _, pull = jax.vjp(lambda params: embed(params, rows), params)
+            gradient = jax.tree.map(jnp.add, gradient, *pull(slopes))
+            # Else each device could hold the sum whole, whatever its parameters' layout.
+            return jax.lax.with_sharding_constraint(gradient, shardings), None
+
+        return result, jax.lax.scan(add, gradient, (parts, cut(slopes, steps)))[0]
+
+    return gradients
+
+
+def cut(tree: Any, steps: int) -> Any:
+    """Arrays [b, ...] to [steps, b / steps, ...], without moving a row to another device.
+
+    A micro-batch takes its share of the rows of every device that splits the batch.
+    """
+    devices = _devices()
+
+    def one(x: Array) -> Array:
+        x = x.reshape(devices, steps, -1, *x.shape[1:])
+        x = constrain(x, "batch").swapaxes(0, 1)
+        return constrain(x.reshape(steps, -1, *x.shape[3:]), None, "batch")
+
+    return jax.tree.map(one, tree)
+
+
+def join(tree: Any) -> Any:
+    """The inverse of `cut`."""
+    devices = _devices()
+
+    def one(x: Array) -> Array:
+        x = x.reshape(len(x), devices, -1, *x.shape[2:])
+        x = constrain(x, None, "batch").swapaxes(0, 1)
+        return constrain(x.reshape(-1, *x.shape[3:]), "batch")
+
+    return jax.tree.map(one, tree)
+
+
+def _devices() -> int:
+    mesh = active_mesh()
+    return 1 if mesh is None else batch_parts(mesh)
