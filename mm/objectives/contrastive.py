@@ -151,7 +151,7 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
         low = zero - jnp.inf
 
         def tile(rows, row_sums, columns, column_sums):
-            logits = scale * rows["z"] @ columns["z"].T + bias
+            logits = scale * _products(rows["z"], columns["z"].T) + bias
             same = rows["group"][:, None] == columns["group"][None]
             hits, misses = jnp.where(same, logits, -jnp.inf), jnp.where(same, -jnp.inf, logits)
             row_sums = dict(row_sums)
@@ -207,7 +207,7 @@ def _backward(kind, residuals, cotangents):
         scale, bias, gradient = scalars
 
         def tile(rows, row_sums, columns, column_sums):
-            products = rows["z"] @ columns["z"].T
+            products = _products(rows["z"], columns["z"].T)
             logits = scale * products + bias
             same = rows["group"][:, None] == columns["group"][None]
             if kind == "softmax":
@@ -217,11 +217,11 @@ def _backward(kind, residuals, cotangents):
                 slope = jnp.where(same, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
             slope = slope * (gradient / size)
             row_sums = {
-                "z": row_sums["z"] + scale * slope @ columns["z"],
+                "z": row_sums["z"] + scale * _products(slope, columns["z"]),
                 "scale": row_sums["scale"] + (slope * products).sum(1),
                 "bias": row_sums["bias"] + slope.sum(1),
             }
-            return row_sums, column_sums + scale * slope.T @ rows["z"]
+            return row_sums, column_sums + scale * _products(slope.T, rows["z"])
 
         zero = jnp.zeros(len(zimg), zimg.dtype)
         sums, dtxt = ring(
@@ -241,6 +241,11 @@ def _backward(kind, residuals, cotangents):
 
 
 _loss.defvjp(_forward, _backward)
+
+
+def _products(a: Array, b: Array) -> Array:
+    """a @ b in float32, also on a TPU, which would round its operands to bfloat16."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _add(sums: tuple[Array, Array], logits: Array, axis: int) -> tuple[Array, Array]:
