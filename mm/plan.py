@@ -160,7 +160,7 @@ def minimal_collective_bytes(program: Program) -> float:
         if split > 1:
             total += (2 * computing + 4) * local
         if split < parts:
-            total += 4 * local / split
+            total += 2 * 4 * local / split
     return total + 3 * embeddings.size * embeddings.dtype.itemsize
 
 

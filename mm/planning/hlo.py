@@ -126,7 +126,8 @@ def operations(text: str, chip: Chip) -> list[Operation]:
 def collectives(text: str) -> dict[str, dict[str, float]]:
     """Kind -> {"count", "bytes"} of a step and chip.
 
-    Bytes are those of the whole array: what all-gather makes, what the others take.
+    Bytes are what a chip sends, in rings of many: the whole array that all-gather makes or
+    the others take, and twice that for all-reduce, which is a reduce-scatter and an all-gather.
     """
     computations, entry = parse(text)
     count, size = Counter(), Counter()
@@ -142,6 +143,8 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         total = sum(arrays)
         if kind == "reduce-scatter":
             total *= _group_size(instruction.text)
+        if kind == "all-reduce":
+            total *= 2
         count[kind] += times
         size[kind] += times * total
     return {kind: {"count": count[kind], "bytes": size[kind]} for kind in sorted(count)}

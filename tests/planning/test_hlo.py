@@ -98,10 +98,10 @@ def test_matmuls_are_counted_with_their_turns_and_without_padding():
     assert hlo.kernel_flops(TEXT) == 197e9
 
 
-def test_collectives_are_whole_arrays_times_turns():
+def test_collectives_are_what_a_chip_sends_times_turns():
     assert hlo.collectives(TEXT) == {
         "all-gather": {"count": 12, "bytes": 12 * 8 * 64 * 2},
-        "all-reduce": {"count": 1, "bytes": 150 * 4},
+        "all-reduce": {"count": 1, "bytes": 2 * 150 * 4},
         "collective-permute": {"count": 1, "bytes": 30 * 4},
         "reduce-scatter": {"count": 1, "bytes": 4 * 25 * 4},
     }
