@@ -59,7 +59,7 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
     program = build_program(config, topology.devices)
     chips, chip = len(topology.devices), topology.chip
     traced = program.train_step.trace(program.state, batch(program))
-    model_flops = program.training_flops / chips
+    model_flops = program.training_flops() / chips
     found: dict[str, Any] = {
         "topology": topology.name,
         "chips": chips,

@@ -90,8 +90,8 @@ class Program:
 
     init(seed) -> TrainState; gradients(state, batch) -> ((loss, metrics), gradients);
     train_step(state, batch) -> (state, metrics), which donates the state; embed(params, batch) ->
-    (zimg, ztxt), both [b, embed_dim] over the batch axes. training_flops: of the matmuls of a step
-    on all devices, without what is computed twice to save memory.
+    (zimg, ztxt), both [b, embed_dim] over the batch axes; training_flops() of the matmuls of a
+    step on all devices, without what is computed twice to save memory.
     """
 
     recipe: Recipe
@@ -104,7 +104,7 @@ class Program:
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     embed: Callable[[Any, Batch], tuple[Array, Array]]
-    training_flops: float
+    training_flops: Callable[[], float]
 
 
 def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -190,6 +190,20 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             views = Views(merge(params).model, batch, None)
             return views.image_embedding().z, views.text_embedding().z
 
+    def training_flops() -> float:
+        found = []
+
+        def ask(params: Any, batch: Batch) -> None:
+            system, key = merge(params), jax.random.key(0)
+            views = Views(system.model, batch, example_keys(key, batch_size))
+            for objective in system.objectives.values():
+                objective(views, key)
+                found.append(objective.training_flops(batch_size, system.model.embed_dim))
+            found.append(batch_size * views.training_flops(frozen_towers(axes, frozen)))
+
+        jax.eval_shape(ask, abstract.params, spec)
+        return sum(found)
+
     jit_init = jax.jit(init, out_shardings=shardings)
     step_in, step_out = (shardings, by_batch), (shardings, replicated)
     return Program(
@@ -207,10 +221,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             train_step, in_shardings=step_in, out_shardings=step_out, donate_argnums=0
         ),
         embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
-        training_flops=sum(
-            objective.training_flops(system.model, batch_size, frozen_towers(axes, frozen))
-            for objective in system.objectives.values()
-        ),
+        training_flops=training_flops,
     )
 
 

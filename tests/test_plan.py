@@ -31,7 +31,7 @@ def plan(workdir, *flags):
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """chips -> the plan of a tiny SigLIP, 128 pairs a chip, fsdp."""
+    """chips -> the plan of a tiny SigLIP, 128 pairs a chip, data-parallel."""
     plans = {}
     for chips, topology in ((16, "v5e:4x4"), (256, "v5e:16x16")):
         plans[chips] = plan(
@@ -39,6 +39,7 @@ def siglip(tmp_path_factory):
             "--config=configs/siglip.py",
             f"--topology={topology}",
             f"--config.global_batch_size={128 * chips}",
+            "--config.sharding.rules=dp",
             *TINY,
         )
     return plans

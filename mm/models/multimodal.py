@@ -1,7 +1,7 @@
 """The model: an image tower, a text tower, and the space where they meet."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,16 +79,6 @@ class Multimodal(nnx.Module):
     def project_text(self, encoded: Encoded) -> Embedding:
         """The embedding of an encoded text."""
         return embed(encoded, self.text_projection)
-
-    def training_flops(self, tower: str, frozen: bool, **how: Any) -> float:
-        """Matmul FLOPs of both passes of a tower and its projection over one example.
-
-        Without what is computed twice to save memory. frozen: the tower has no backward pass, two
-        thirds of the work. `how` goes to the tower's own.
-        """
-        flops = getattr(self, tower).training_flops(**how)
-        projection = getattr(self, f"{tower}_projection").training_flops(1)
-        return (flops / 3 if frozen else flops) + projection
 
     def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
         """Shapes and dtypes of the arrays that the towers read."""

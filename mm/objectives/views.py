@@ -1,7 +1,7 @@
 """One batch seen through the towers: each (tower, view) is computed once, when first asked for."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -59,6 +59,20 @@ class Views:
             project = getattr(self.model, f"project_{view.tower}")
             self.embeddings[view] = project(self._encode(view))
         return self.embeddings[view]
+
+    def training_flops(self, frozen: Collection[str] = ()) -> float:
+        """Matmul FLOPs of both passes over one example, of all that was asked for.
+
+        Without what is computed twice to save memory. A tower in `frozen` has no backward pass, two
+        thirds of the work.
+        """
+        total = 0.0
+        for view in self._encoded:
+            flops = getattr(self.model, view.tower).training_flops(**dict(view.how))
+            total += flops / 3 if view.tower in frozen else flops
+        for view in self.embeddings:
+            total += getattr(self.model, f"{view.tower}_projection").training_flops(1)
+        return total
 
     def _encode(self, view: View) -> Encoded:
         if view not in self._encoded:

@@ -13,7 +13,7 @@ from flax import nnx
 from mm import registry
 from mm.config import BadInput
 from mm.models.keys import example_keys
-from mm.objectives import Loss, Views
+from mm.objectives import Loss, Objective, Views
 from mm.objectives.accumulate import accumulate, cut, join, wanted_views
 from mm.optim.paths import flatten
 from mm.program import System, build_program, total_loss
@@ -157,7 +157,7 @@ def test_temporaries_fall_with_the_number_of_micro_batches(layout):
     assert two < 0.65 * one and four < 0.65 * two, (one, two, four)
 
 
-class Reader(nnx.Module):
+class Reader(Objective):
     """An objective that looks at image tokens."""
 
     def __init__(self, *, rngs: nnx.Rngs):
@@ -165,9 +165,6 @@ class Reader(nnx.Module):
 
     def __call__(self, views, rng):
         return Loss(views.image().tokens.mean(), {})
-
-    def batch_spec(self, batch_size):
-        return {}
 
 
 def test_an_objective_that_reads_tokens_is_refused(monkeypatch):
