@@ -2,7 +2,7 @@
 
   make quickstart
 
-Pictures of 48 pixels as 16 patches, one Transformer block, a bag of words for the short captions;
+Pictures of 48 pixels as 36 patches, two Transformer blocks, a bag of words for short captions;
 pictures of one concept, drawn by seven vendors, are positives of each other. docs/quickstart.md
 has the ablations that chose these numbers.
 """
@@ -17,16 +17,16 @@ def get_config() -> ConfigDict:
     """The recipe."""
     config = ConfigDict()
     config.seed = 0
-    config.total_steps = 1500
+    config.total_steps = 480
     config.global_batch_size = 512
     config.model = dict(
         image=dict(
             name="vit",
             image_size=48,
-            patch_size=12,
+            patch_size=8,
             stem=dict(name="cells", cell_size=4, cell_width=64, hidden=256),
             width=128,
-            depth=1,
+            depth=2,
             num_heads=4,
             mlp_dim=256,
             activation="relu_squared",
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         learning_rate=2e-3,
         b2=0.98,
         weight_decay=0.05,
-        schedule=dict(name="cosine", warmup_steps=150),
+        schedule=dict(name="cosine", warmup_steps=50),
     )
     config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="dp")
     config.input = dict(
@@ -69,10 +69,10 @@ def get_config() -> ConfigDict:
             source=dict(split=split, **EMOJI),
             preprocess='decode|resize(48)|caption("label")|' + TO_TENSORS,
             batch_size=512,
-            every_steps=500,
+            every_steps=160,
         )
         for split in ("seen", "unseen")
     }
-    config.checkpoint = dict(every_steps=250, keep_last=2, keep_best="seen/text_to_image/recall@1")
+    config.checkpoint = dict(every_steps=120, keep_last=2, keep_best="seen/text_to_image/recall@1")
     config.log = dict(every_steps=10)
     return config

@@ -8,7 +8,6 @@ sharding says. A batch is computed from its number alone, so starting at any ste
 import itertools
 import os
 import queue
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -35,7 +34,6 @@ Batch = dict[str, jax.Array]
 _CHUNK_ROWS = 512
 _CHUNK_BYTES = 8 << 20
 _BATCHES_ON_DEVICE = 2  # made ahead: one waits while the next is on its way
-_thread = threading.local()
 _POLL_SECONDS = 0.2  # how soon a thread that waits notices that nobody wants it any more
 
 
@@ -175,7 +173,6 @@ def host_batches(
     last = np.iinfo(np.int64).max if slots.num_batches is None else slots.num_batches * len(parts)
 
     def prepare_chunk(chunk: np.ndarray) -> list[np.ndarray]:
-        _give_way()
         try:
             step, part = divmod(int(chunk), len(parts))
             batch = named(step, parts[part])
@@ -192,18 +189,6 @@ def host_batches(
     chunks = chunks.prefetch(max(prefetch, 1) * len(parts))
     chunks = chunks.with_options(_options(num_workers))
     return _joined(chunks, keys, len(parts), start, failed)
-
-
-def _give_way() -> None:
-    """Lowers the priority of this thread: it takes what a model on the same cores leaves.
-
-    A computation on all cores waits for the slowest of them, so a core taken from it for a moment
-    is lost on all. SCHED_IDLE and not niceness: a nice thread keeps the core for its whole slice,
-    an idle one yields it when anybody wakes. On Linux that is a thread's own.
-    """
-    if sys.platform == "linux" and not getattr(_thread, "gives_way", False):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        _thread.gives_way = True
 
 
 def _options(num_workers: int) -> tf.data.Options:
@@ -305,7 +290,6 @@ def _produce(
 ) -> None:
     """Fills `ready` with batches; its last item is the exception that ended it."""
     end: BaseException = StopIteration()
-    _give_way()
     try:
         for arrays in local:
             if stop.is_set() or not _offer(place(arrays), ready, stop):
