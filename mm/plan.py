@@ -120,7 +120,10 @@ def compile_step(traced: Any) -> tuple[Any, float, float | None]:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        wanted = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", str(error))
+        # Two wordings; the second, of programs that are far too large, counts temporaries alone.
+        wanted = re.search(
+            r"(?:Used |temporaries \()([\d.]+)([KMG])(?: of |\) exceeds )", str(error)
+        )
         if wanted is None:
             raise BadInput(f"the compiler refuses: {str(error).splitlines()[0]}") from error
         size = float(wanted[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[wanted[2]]

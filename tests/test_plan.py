@@ -81,7 +81,7 @@ def test_softmax_on_three_dimensions_and_tensor_parallel_text_plan(tmp_path):
         "--config.global_batch_size=512",
         "--config.sharding.rules=fsdp_tp",
         "--config.sharding.mesh.tensor=2",
-        *TINY,
+        *(flag for flag in TINY if "mlp_dim" not in flag),  # CLIP's is four widths
     )
     assert found["fits"] and found["mesh"] == {"replica": 1, "fsdp": 8, "tensor": 2}
 

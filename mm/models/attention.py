@@ -2,7 +2,6 @@
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -26,7 +25,7 @@ from mm.sharding.rules import (
     platform,
 )
 
-Kernel = Literal["auto", "einsum", "short", "flash", "cudnn"]
+Kernel = Literal["auto", "einsum", "short", "cudnn"]
 _log = logging.getLogger("mm.attention")
 _LANES = 128  # of a TPU's vector registers
 
@@ -99,13 +98,14 @@ def attend(
     mean of the values, never NaN. Raises BadInput when the kernel cannot run there.
     """
     queries, keys, head = len(q) // batch, len(k) // batch, q.shape[1] // num_heads
-    if kernel == "auto":
+    if kernel == "auto" or queries == 1:  # a pooling probe is too small for any kernel
         kernel = choose(platform(), queries, keys, q.shape[1], q.dtype)
         _tell(kernel, platform(), queries, keys, head)
     if kernel == "short":
         return _short(q, k, v, mask, batch, num_heads, causal)
     heads = [x.reshape(batch, -1, num_heads, head) for x in (q, k, v)]
-    return KERNELS[kernel](*heads, mask, causal).reshape(q.shape)
+    function = einsum_attention if kernel == "einsum" else library_attention
+    return function(*heads, mask, causal).reshape(q.shape)
 
 
 def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: DTypeLike) -> int:
@@ -122,17 +122,15 @@ def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: D
 def choose(platform: str, queries: int, keys: int, width: int, dtype: DTypeLike) -> Kernel:
     """The kernel for such sizes.
 
-    On a TPU one that holds an example's scores on the chip, up to MAX_LENGTH; flash attention, a
-    block of the scores at a time, beyond. On a GPU cuDNN's, for the types that it knows. On a CPU
-    (and for a few queries, as in pooling) two einsums.
+    On a TPU one that holds an example's scores on the chip, up to MAX_LENGTH. On a GPU cuDNN's, for
+    the types that it knows. Two einsums on a CPU, and for a few queries, as in pooling.
     """
+    if queries < 8:
+        return "einsum"
     if platform == "gpu":
         return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) else "einsum"
-    if platform != "tpu" or queries < 8:
-        return "einsum"
-    if max(queries, keys) <= MAX_LENGTH:
-        return "short" if width % _LANES == 0 else "einsum"
-    return "flash" if queries == keys and queries % _LANES == 0 else "einsum"
+    fits = max(queries, keys) <= MAX_LENGTH and width % _LANES == 0
+    return "short" if platform == "tpu" and fits else "einsum"
 
 
 @functools.cache
@@ -165,70 +163,49 @@ def visible(shape: tuple[int, ...], mask: Array | None, causal: bool) -> Array |
     return seen if past is None else seen & past
 
 
-def _short(q, k, v, mask, batch, num_heads, causal):
-    mesh, rules = active_mesh(), active_rules()
-    parts = 1 if mesh is None else axis_size(mesh, rules.activations.get("batch"))
-    split = 1 if mesh is None else axis_size(mesh, _heads_axes(mesh, rules, num_heads))
-    run = functools.partial(
-        short_attention, batch=batch // parts, num_heads=num_heads // split, causal=causal
-    )
-    return _on_each_device(run, q, k, v, mask, num_heads)
-
-
-def _flash(q, k, v, mask, causal):
-    from jax.experimental.pallas.ops.tpu import flash_attention as flash
-
-    def run(q, k, v, mask=None):
-        # Padding and tokens are two segments: a token sees its own segment only.
-        segments = None if mask is None else flash.SegmentIds(*[mask.astype(jnp.int32)] * 2)
-        out = flash.flash_attention(
-            *(x.swapaxes(1, 2) for x in (q, k, v)),
-            segment_ids=segments,
-            causal=causal,
-            sm_scale=q.shape[-1] ** -0.5,
-        )
-        return out.swapaxes(1, 2)
-
-    return _on_each_device(run, q, k, v, mask, q.shape[2])
-
-
-def _cudnn(q, k, v, mask, causal):
+def library_attention(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Bool[Array, "b m"] | None = None,
+    causal: bool = False,
+    implementation: str = "cudnn",
+) -> Float[Array, "b n h k"]:
+    """JAX's own: cuDNN's flash attention on a GPU."""
     seen = None if mask is None else mask[:, None, None, :]
     return jax.nn.dot_product_attention(
-        q, k, v, mask=seen, is_causal=causal, implementation="cudnn"
+        q, k, v, mask=seen, is_causal=causal, implementation=implementation
     )
 
 
-def _on_each_device(
-    function: Callable, q: Array, k: Array, v: Array, mask: Array | None, num_heads: int
-) -> Array:
+def _short(q, k, v, mask, batch, num_heads, causal):
     """The compiler does not split a Pallas kernel: each device runs it on its part."""
     if platform() != "tpu":
-        raise BadInput("attention='short' and 'flash' run on TPUs; use auto, einsum or cudnn")
+        raise BadInput("attention='short' runs on TPUs; use auto, einsum or cudnn")
+    if max(len(q), len(k)) > batch * MAX_LENGTH:
+        raise BadInput(f"attention='short' takes at most {MAX_LENGTH} tokens; use auto or einsum")
     mesh, rules = active_mesh(), active_rules()
     arrays = (q, k, v) if mask is None else (q, k, v, mask)
     if mesh is None:
-        return function(*arrays)
-    batch, heads = rules.activations.get("batch"), _heads_axes(mesh, rules, num_heads)
-    spec = P(batch, heads) if q.ndim == 2 else P(batch, None, heads)
-    run = jax.shard_map(
-        function,
+        return short_attention(*arrays, batch=batch, num_heads=num_heads, causal=causal)
+    rows, heads = rules.activations.get("batch"), _heads_axes(mesh, rules, num_heads)
+    spec = P(rows, heads)
+    run = functools.partial(
+        short_attention,
+        batch=batch // axis_size(mesh, rows),
+        num_heads=num_heads // axis_size(mesh, heads),
+        causal=causal,
+    )
+    return jax.shard_map(
+        run,
         mesh=mesh,
-        in_specs=(spec, spec, spec, P(batch))[: len(arrays)],
+        in_specs=(spec, spec, spec, P(rows))[: len(arrays)],
         out_specs=spec,
         check_vma=False,
-    )
-    return run(*arrays)
+    )(*arrays)
 
 
 def _heads_axes(mesh: Mesh, rules: ShardingRules, num_heads: int) -> Any:
     """The mesh axes that heads are split over, if they can be."""
     heads = rules.parameters.get("heads")
     return None if num_heads % axis_size(mesh, heads) else heads
-
-
-KERNELS: dict[str, Callable] = {
-    "einsum": einsum_attention,
-    "flash": _flash,
-    "cudnn": _cudnn,
-}
