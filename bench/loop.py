@@ -23,8 +23,8 @@ from mm import train
 from mm.program import Program, build_program
 
 STEPS = 15  # of the loop, then as many bare ones
-# Steps of the loop before the first measurement: such that step 250, where the quick start saves,
-# is in the middle of a round, and not before a pause that would hide the writing.
+# Steps of the loop before the first measurement: such that steps 120 and 240, where the quick start
+# saves, are in the middle of a round, and not before a pause that would hide the writing.
 WARM_UP = 5
 
 

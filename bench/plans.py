@@ -31,10 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plans")
     parser.add_argument("only", nargs="*", help="beginnings of names, as siglip or clip-B-16")
     only = tuple(parser.parse_args().only)
-    rows = (
-        dict(re.findall(r"^(\| `([^`]+)`.*\|)$", TABLE.read_text(), re.M)) if TABLE.exists() else {}
-    )
-    rows = {name: row for row, name in rows.items()}
+    written = TABLE.read_text() if TABLE.exists() else ""
+    rows = {match[1]: match[0] for match in re.finditer(r"^\| `([^`]+)`.*\|$", written, re.M)}
     failed = []
     for name, config in cases().items():
         if not load(config).get("pod") or (only and not name.startswith(only)):

@@ -43,22 +43,6 @@ def build(keep: float, batch_size: int) -> Program:
     return build_program(config, jax.devices()[:1])
 
 
-def flops(keep: float) -> float:
-    """Those of the matrix products of a step, an example.
-
-    Forward, and twice that backward; but the pixels need no gradient.
-    """
-    patches = (IMAGE["image_size"] // IMAGE["patch_size"]) ** 2
-    stem = 2 * patches * 3 * IMAGE["patch_size"] ** 2 * IMAGE["width"]
-    image = blocks(round(patches * keep), IMAGE["width"], IMAGE["depth"])
-    return 2 * stem + 3 * (image + blocks(TEXT["length"], TEXT["width"], TEXT["depth"]))
-
-
-def blocks(tokens: int, width: int, depth: int) -> float:
-    """Forward: four projections, scores and their sum over values, and an MLP of 4 x width."""
-    return depth * 2 * tokens * width * (4 * width + 2 * tokens + 8 * width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.token_dropping")
     parser.add_argument("--batch", type=int, default=16)
@@ -84,7 +68,7 @@ def main() -> None:
     print(f"a step of {flags.batch} with all tokens: {statistics.median(whole) * 1e3:.0f} ms")
     for keep in KEEPS[1:]:
         speedup = statistics.median(a / b for a, b in zip(whole, seconds[keep], strict=True))
-        predicted = flops(1.0) / flops(keep)
+        predicted = programs[1.0].training_flops() / programs[keep].training_flops()
         print(
             f"keep {keep}: {statistics.median(seconds[keep]) * 1e3:.0f} ms, {speedup:.2f} times "
             f"as fast; predicted {predicted:.2f}, so {speedup / predicted:.2f} of it"

@@ -52,7 +52,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.total_steps = 20_000
     config.global_batch_size = 64 if tiny else 1024
-    config.accumulation_steps = 1
     config.model = dict(
         image=dict(name="vit", image_size=given["image"], patch_size=PATCH_SIZE, pool="map")
         | tower,
@@ -84,6 +83,8 @@ def add_pairs(
 ) -> None:
     """Adds input, evals, checkpoint and log of a run on the pairs of a file of JSON lines.
 
+    And accumulation_steps, for whom the memory of the devices is too short.
+
     given: `path` and `tokenizer` of the recipe's argument, and `image`, the pictures' size.
     augment: the ops that make a picture of training of it. batch_size: of the evaluation.
     """
@@ -98,6 +99,7 @@ def add_pairs(
             f'|tokenize({given["tokenizer"]!r}, {length})|group("caption")',
         )
 
+    config.accumulation_steps = 1
     config.input = part(0.0, HELD_OUT, augment)
     config.evals = dict(
         held_out=dict(

@@ -4,7 +4,7 @@
 
 Pictures of 48 pixels as 36 patches, two Transformer blocks, a bag of words for short captions;
 pictures of one concept, drawn by seven vendors, are positives of each other. docs/quickstart.md
-has the ablations that chose these numbers.
+says how these numbers were chosen.
 """
 
 from ml_collections import ConfigDict

@@ -52,9 +52,10 @@ def plan(config: ConfigDict, directory: str, topology: str | None = None) -> int
 
 
 def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]:
-    """Everything that `plan.json` holds, and the compiled text, empty where the step does not fit.
+    """Everything that `plan.json` holds, and the compiled text, empty if the compiler refused it.
 
-    Bytes and FLOPs are those of one chip and step.
+    Bytes and FLOPs are those of one chip and step. What a compiled step tells is then left out, and
+    `bytes_per_chip` are those that the compiler wanted.
     """
     program = build_program(config, topology.devices)
     chips, chip = len(topology.devices), topology.chip
@@ -65,8 +66,6 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         "chips": chips,
         "mesh": {axis: int(size) for axis, size in program.mesh.shape.items()},
         "global_batch_size": program.recipe.global_batch_size,
-        "fits": True,
-        "bytes_per_chip": None,
         "memory_per_chip": chip.bytes_of_memory,
         **state_bytes(program),
         "model_flops_per_chip": model_flops,
@@ -78,9 +77,10 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         return found | {"fits": False, "bytes_per_chip": wanted}, ""
     memory = compiled.memory_analysis()
     text = compiled.as_text()
-    operations = hlo.operations(text, chip)
+    module = hlo.parse(text)
+    operations = hlo.operations(module, chip)
     seconds = sum(operation.seconds for operation in operations)
-    collectives = hlo.collectives(text)
+    collectives = hlo.collectives(module)
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     total += memory.output_size_in_bytes - memory.alias_size_in_bytes
     examples = program.recipe.total_steps * program.recipe.global_batch_size
@@ -88,7 +88,7 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         "fits": total <= chip.bytes_of_memory,
         "bytes_per_chip": total,
         "temporary_bytes_per_chip": memory.temp_size_in_bytes,
-        "compiled_flops_per_chip": hlo.matmul_flops(text) + hlo.kernel_flops(text),
+        "compiled_flops_per_chip": hlo.matmul_flops(module) + hlo.kernel_flops(module),
         "estimated_step_seconds": seconds,
         "estimated_kernel_seconds": sum(o.seconds for o in operations if o.kernel),
         "estimated_mfu": model_flops / seconds / chip.flops,

@@ -150,16 +150,11 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
 
-    def loss_function(params: Any, batch: Batch, keys: Keys, key: Array) -> tuple[Array, Metrics]:
-        system = merge(params)
-        return total_loss(weights, system, Views(system.model, batch, keys), key)
-
-    differentiate = jax.value_and_grad(loss_function, has_aux=True)
+    loss = partial(total_loss, weights)
+    differentiate = differentiated(merge, loss)
     if steps > 1:
         wanted = wanted_views(merge, abstract.params, spec, steps)
-        differentiate = accumulate(
-            merge, partial(total_loss, weights), wanted, steps, shardings.params
-        )
+        differentiate = accumulate(merge, loss, wanted, steps, shardings.params)
 
     def gradients(state: TrainState, batch: Batch):
         # Keyed by seed, step and row of the global batch: what is drawn depends on no mesh.
@@ -190,20 +185,6 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             views = Views(merge(params).model, batch, None)
             return views.image_embedding().z, views.text_embedding().z
 
-    def training_flops() -> float:
-        found = []
-
-        def ask(params: Any, batch: Batch) -> None:
-            system, key = merge(params), jax.random.key(0)
-            views = Views(system.model, batch, example_keys(key, batch_size))
-            for objective in system.objectives.values():
-                objective(views, key)
-                found.append(objective.training_flops(batch_size, system.model.embed_dim))
-            found.append(batch_size * views.training_flops(frozen_towers(axes, frozen)))
-
-        jax.eval_shape(ask, abstract.params, spec)
-        return sum(found)
-
     jit_init = jax.jit(init, out_shardings=shardings)
     step_in, step_out = (shardings, by_batch), (shardings, replicated)
     return Program(
@@ -221,8 +202,50 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             train_step, in_shardings=step_in, out_shardings=step_out, donate_argnums=0
         ),
         embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
-        training_flops=training_flops,
+        training_flops=partial(
+            count_training_flops, merge, loss, abstract.params, spec, frozen_towers(axes, frozen)
+        ),
     )
+
+
+def differentiated(merge: Callable[[Any], System], loss: Callable) -> Callable:
+    """Value, metrics and gradients of loss(system, views, key) over a whole batch at once.
+
+    Takes (params, batch, keys of the rows, key of the objectives), as what `accumulate` returns.
+    """
+
+    def function(params: Any, batch: Batch, keys: Keys, key: Array) -> tuple[Array, Metrics]:
+        system = merge(params)
+        return loss(system, Views(system.model, batch, keys), key)
+
+    return jax.value_and_grad(function, has_aux=True)
+
+
+def count_training_flops(
+    merge: Callable[[Any], System],
+    loss: Callable,
+    params: Any,
+    batch: Mapping[str, ShapeDtypeStruct],
+    frozen: Collection[str],
+) -> float:
+    """Of the matmuls of a step: what the loss asks of the towers, and the objectives' own.
+
+    Shapes suffice. frozen: towers that have no backward pass.
+    """
+    found = []
+
+    def ask(params: Any, batch: Batch) -> None:
+        system, key, size = merge(params), jax.random.key(0), len(batch["id"])
+        views = Views(system.model, batch, example_keys(key, size))
+        loss(system, views, key)
+        found.append(size * views.training_flops(frozen))
+        found.extend(
+            objective.training_flops(size, system.model.embed_dim)
+            for objective in system.objectives.values()
+        )
+
+    jax.eval_shape(ask, params, batch)
+    return sum(found)
 
 
 def total_loss(

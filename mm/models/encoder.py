@@ -150,7 +150,7 @@ class Encoder(nnx.Module):
         self.blocks = stack(make, spec.depth, rngs) if spec.depth else None
         self.final_norm = spec.make_norm(rngs)
         self.depth, self.remat, self.unroll = spec.depth, spec.remat, spec.unroll
-        self.attention = spec.attention
+        self.kernel = spec.attention
 
     def __call__(
         self,
@@ -161,7 +161,7 @@ class Encoder(nnx.Module):
         if not self.depth:
             return self.final_norm(x)
         batch, length, width = x.shape
-        aligned = aligned_length(self.attention, batch, length, width, x.dtype)
+        aligned = aligned_length(self.kernel, batch, length, width, x.dtype)
         if aligned > length:
             real = jnp.ones((batch, length), bool) if mask is None else mask
             mask = jnp.pad(real, ((0, 0), (0, aligned - length)))

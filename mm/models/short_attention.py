@@ -9,6 +9,7 @@ et al. 2022, without its tiles).
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +66,14 @@ def examples_of_block(batch: int, length: int, width: int) -> int:
     return examples if examples == 1 or (fits and batch % examples == 0) else 0
 
 
-class _Static(tuple):
-    """(batch, examples of a block, heads, causal, interpret): what a kernel is made for."""
+class _Static(NamedTuple):
+    """What a kernel is made for. examples: of a block."""
 
-    def __new__(cls, *values):
-        return super().__new__(cls, values)
+    batch: int
+    examples: int
+    heads: int
+    causal: bool
+    interpret: bool
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mm.planning.topology import Chip
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^  (?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -34,7 +34,6 @@ class Instruction(NamedTuple):
     result: str
     opcode: str
     text: str
-    root: bool
 
 
 class Operation(NamedTuple):
@@ -47,12 +46,16 @@ class Operation(NamedTuple):
     kernel: bool
 
 
-Computations = dict[str, list[Instruction]]
+class Module(NamedTuple):
+    """The instructions of each computation, by its name, and the name of the entry."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
 
 
-def parse(text: str) -> tuple[Computations, str]:
-    """(computations by name, the name of the entry)."""
-    computations: Computations = {}
+def parse(text: str) -> Module:
+    """Reads the compiled text."""
+    computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
         if line == "}":
@@ -62,32 +65,32 @@ def parse(text: str) -> tuple[Computations, str]:
         elif match := _COMPUTATION.match(line):
             current = computations[match[1]] = []
             entry = match[1] if line.startswith("ENTRY") else entry
-    return computations, entry
+    return Module(computations, entry)
 
 
-def executions(computations: Computations, entry: str) -> Iterator[tuple[Instruction, str, int]]:
+def executions(module: Module) -> Iterator[tuple[Instruction, str, int]]:
     """(instruction, its computation, how often a step runs it), those inside of fusions included.
 
     Raises ValueError for a loop whose number of turns the text does not say.
     """
-    stack = [(entry, 1)]
+    stack = [(module.entry, 1)]
     while stack:
         name, times = stack.pop()
-        for instruction in computations[name]:
+        for instruction in module.computations[name]:
             yield instruction, name, times
-            turns = trip_count(instruction, computations) if instruction.opcode == "while" else 1
+            turns = trip_count(instruction, module) if instruction.opcode == "while" else 1
             called = _CALLED.findall(instruction.text)
             for branches in _BRANCHES.findall(instruction.text):
                 called += [branch.strip(" %") for branch in branches.split(",")]
             stack += [(inner, times * turns) for inner in called]
 
 
-def trip_count(loop: Instruction, computations: Computations) -> int:
+def trip_count(loop: Instruction, module: Module) -> int:
     """Turns of a `while`: the constant that its condition compares with."""
     name = re.search(r"condition=%?([\w.\-]+)", loop.text)[1]
     constants = [
         int(match[1])
-        for instruction in computations[name]
+        for instruction in module.computations[name]
         if instruction.opcode == "constant" and (match := re.match(r"\((\d+)\)", instruction.text))
     ]
     if len(constants) != 1:
@@ -95,43 +98,43 @@ def trip_count(loop: Instruction, computations: Computations) -> int:
     return constants[0]
 
 
-def operations(text: str, chip: Chip) -> list[Operation]:
+def operations(module: Module, chip: Chip) -> list[Operation]:
     """Everything that takes time, the costliest first.
 
     Raises ValueError when the text has no estimates at all.
     """
-    computations, entry = parse(text)
     inside = {  # fusions count as a whole
         name
-        for body in computations.values()
+        for body in module.computations.values()
         for instruction in body
         if instruction.opcode not in ("while", "conditional", "call", "async-start")
         for name in _CALLED.findall(instruction.text)
     }
     found: dict[tuple[str, str], Operation] = {}
-    for instruction, computation, times in executions(computations, entry):
+    for instruction, computation, times in executions(module):
         seconds, kernel = _seconds(instruction, chip)
         if computation in inside or not seconds:
             continue
+        key = computation, instruction.name
+        if key in found:  # its computation is called from several places
+            times += found[key].times
         source = re.search(r'op_name="([^"]*)"', instruction.text)
-        operation = Operation(
+        found[key] = Operation(
             instruction.name, source[1] if source else "", times, seconds * times, kernel
         )
-        found[computation, instruction.name] = operation
     if not found:
         raise ValueError("the compiled text holds no estimated_cycles")
     return sorted(found.values(), key=lambda operation: -operation.seconds)
 
 
-def collectives(text: str) -> dict[str, dict[str, float]]:
+def collectives(module: Module) -> dict[str, dict[str, float]]:
     """Kind -> {"count", "bytes"} of a step and chip.
 
     Bytes are what a chip sends, in rings of many: the whole array that all-gather makes or
     the others take, and twice that for all-reduce, which is a reduce-scatter and an all-gather.
     """
-    computations, entry = parse(text)
     count, size = Counter(), Counter()
-    for instruction, _, times in executions(computations, entry):
+    for instruction, _, times in executions(module):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
@@ -150,20 +153,19 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     return {kind: {"count": count[kind], "bytes": size[kind]} for kind in sorted(count)}
 
 
-def matmul_flops(text: str) -> float:
+def matmul_flops(module: Module) -> float:
     """2 x multiplications of all convolutions and dots of a step on a chip; kernels apart.
 
     On a TPU a matmul is a convolution, and one with batch dimensions has a window over them that
     mostly meets padding, which is not counted.
     """
-    computations, entry = parse(text)
     shapes = {
         (name, instruction.name): _shape(instruction.result)
-        for name, body in computations.items()
+        for name, body in module.computations.items()
         for instruction in body
     }
     total = 0.0
-    for instruction, computation, times in executions(computations, entry):
+    for instruction, computation, times in executions(module):
         if instruction.opcode not in ("convolution", "dot"):
             continue
         operands = re.findall(r"%([\w.\-]+)", instruction.text.split(")")[0])
@@ -178,12 +180,11 @@ def matmul_flops(text: str) -> float:
     return total
 
 
-def kernel_flops(text: str) -> float:
+def kernel_flops(module: Module) -> float:
     """What the kernels of a step state, on a chip."""
-    computations, entry = parse(text)
     return sum(
         times * _stated(instruction)["flops"]
-        for instruction, _, times in executions(computations, entry)
+        for instruction, _, times in executions(module)
         if _KERNEL in instruction.text
     )
 
@@ -197,11 +198,11 @@ def array_bytes(written: str) -> list[float]:
 
 
 def _instruction(match: re.Match) -> Instruction:
-    root, name, rest = match[1] is not None, match[2], match[3]
+    name, rest = match.groups()
     end = _closing(rest) if rest.startswith("(") else rest.index(" ")
     result, rest = rest[:end], rest[end:].lstrip()
     opcode, _, text = rest.partition("(")
-    return Instruction(name, result, opcode.strip(), "(" + text, root)
+    return Instruction(name, result, opcode.strip(), "(" + text)
 
 
 def _closing(text: str) -> int:

@@ -57,49 +57,58 @@ ENTRY %main (q: bf16[8,64], w: bf16[64,32], g: f32[100], h: f32[12,8,64]) -> f32
 
 
 def test_time_is_cycles_times_turns_over_the_clock():
-    operations = {operation.name: operation for operation in hlo.operations(TEXT, V5E)}
+    operations = {operation.name: operation for operation in hlo.operations(hlo.parse(TEXT), V5E)}
     assert set(operations) == {"fusion.1", "fusion.2", "kernel.1"}
     assert operations["fusion.1"].times == 12
     assert operations["fusion.1"].seconds == pytest.approx(12 * 1500 / 1.5e9)
     assert operations["fusion.1"].source == "jit(f)/while/body/dot_general"
 
 
+def test_a_computation_that_is_called_twice_takes_twice_the_time():
+    again = "  %call.1 = (s32[], bf16[8,64], bf16[64,32]) call(%start), to_apply=%body\n"
+    twice = TEXT.replace("  %kernel.1", again + "  %kernel.1")
+    [fusion] = [o for o in hlo.operations(hlo.parse(twice), V5E) if o.name == "fusion.1"]
+    assert fusion.times == 13 and fusion.seconds == pytest.approx(13 * 1500 / 1.5e9)
+
+
 def test_the_costliest_operation_is_first():
-    seconds = [operation.seconds for operation in hlo.operations(TEXT, V5E)]
+    seconds = [operation.seconds for operation in hlo.operations(hlo.parse(TEXT), V5E)]
     assert seconds == sorted(seconds, reverse=True)
 
 
 def test_a_kernel_takes_half_of_the_peak_or_most_of_the_bandwidth():
-    [kernel] = [operation for operation in hlo.operations(TEXT, V5E) if operation.kernel]
+    [kernel] = [operation for operation in hlo.operations(hlo.parse(TEXT), V5E) if operation.kernel]
     assert kernel.seconds == pytest.approx(2e-3)  # 197 GFLOP at half of 197 TFLOP/s
     many = TEXT.replace('"bytes_accessed":"1000"', '"bytes_accessed":"819000000000"')
-    [kernel] = [operation for operation in hlo.operations(many, V5E) if operation.kernel]
+    [kernel] = [operation for operation in hlo.operations(hlo.parse(many), V5E) if operation.kernel]
     assert kernel.seconds == pytest.approx(1 / 0.7)
 
 
 def test_a_kernel_without_a_stated_cost_is_refused():
     with pytest.raises(ValueError, match="kernel.1 states no cost"):
-        hlo.operations(TEXT.replace("flops", "x").replace("bytes_accessed", "y"), V5E)
+        hlo.operations(hlo.parse(TEXT.replace("flops", "x").replace("bytes_accessed", "y")), V5E)
 
 
 def test_a_text_without_estimates_is_refused():
     with pytest.raises(ValueError, match="no estimated_cycles"):
-        hlo.operations(TEXT.replace("estimated_cycles", "x").replace("tpu_custom", "x"), V5E)
+        hlo.operations(
+            hlo.parse(TEXT.replace("estimated_cycles", "x").replace("tpu_custom", "x")), V5E
+        )
 
 
 def test_a_loop_that_does_not_say_its_turns_is_refused():
     with pytest.raises(ValueError, match="while.1: its condition condition has the constants"):
-        hlo.operations(TEXT.replace("constant(12)", "parameter(7)"), V5E)
+        hlo.operations(hlo.parse(TEXT.replace("constant(12)", "parameter(7)")), V5E)
 
 
 def test_matmuls_are_counted_with_their_turns_and_without_padding():
     loop, batched = 12 * 2 * 8 * 64 * 32, 12 * 2 * 8 * 8 * 64
-    assert hlo.matmul_flops(TEXT) == loop + batched
-    assert hlo.kernel_flops(TEXT) == 197e9
+    assert hlo.matmul_flops(hlo.parse(TEXT)) == loop + batched
+    assert hlo.kernel_flops(hlo.parse(TEXT)) == 197e9
 
 
 def test_collectives_are_what_a_chip_sends_times_turns():
-    assert hlo.collectives(TEXT) == {
+    assert hlo.collectives(hlo.parse(TEXT)) == {
         "all-gather": {"count": 12, "bytes": 12 * 8 * 64 * 2},
         "all-reduce": {"count": 1, "bytes": 2 * 150 * 4},
         "collective-permute": {"count": 1, "bytes": 30 * 4},
