@@ -7,17 +7,21 @@ layer computes in. Norms and softmax compute in float32 whatever `dtype` is.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
 from mm.config import BadInput
 from mm.models.keys import Keys, bernoulli
+from mm.sharding.rules import gather, sum_rows
 
 Dtype = Literal["float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu"]
@@ -69,14 +73,14 @@ class Linear(nnx.Module):
         self.bias = (
             param(rngs, jax.nn.initializers.zeros, outputs, axes[len(inputs) :]) if bias else None
         )
-        self.inputs, self.outputs = math.prod(inputs), math.prod(outputs)
+        self.inputs, self.outputs, self.axes = math.prod(inputs), math.prod(outputs), axes
         self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        kernel = self.kernel[...].reshape(self.inputs, self.outputs)
         bias = None if self.bias is None else self.bias[...].reshape(self.outputs)
         # Two matrices: XLA's CPU backend is a third slower on other ranks.
-        y = affine(x.astype(self.dtype).reshape(-1, self.inputs), kernel, bias)
+        x2 = x.astype(self.dtype).reshape(-1, self.inputs)
+        y = affine(self.axes, x2, self.kernel[...], bias)
         return y.reshape(*x.shape[:-1], self.outputs)
 
     def training_flops(self, rows: int) -> float:
@@ -84,32 +88,91 @@ class Linear(nnx.Module):
         return 6.0 * rows * self.inputs * self.outputs
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def affine(
-    x: Float[Array, "b i"], kernel: Float[Array, "i o"], bias: Float[Array, "o"] | None
+    axes: tuple, x: Float[Array, "b i"], kernel: Float[Array, "..."], bias: Float[Array, "o"] | None
 ) -> Float[Array, "b o"]:
-    """x @ kernel + bias in the dtype of x; gradients of kernel and bias are summed up in theirs.
+    """x @ kernel + bias in the dtype of x; the kernel's dimensions, i and o, may be cut further.
 
-    Else they would be rounded to bfloat16 before they are added to those of the other devices.
+    A kernel that is split over the batch's devices is gathered for each pass, in the dtype of x.
+    Gradients of kernel and bias are summed up in theirs: else they would be rounded to bfloat16
+    before they are added to those of the other devices.
     """
-    y = x @ kernel.astype(x.dtype)
+    y = x @ _matrix(axes, x, kernel)
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _affine_forward(x, kernel, bias):
-    return affine(x, kernel, bias), (x, kernel, bias)
+def _matrix(axes, x, kernel):
+    return gather(kernel.astype(x.dtype), axes).reshape(x.shape[1], -1)
 
 
-def _affine_backward(residuals, gradient):
+def _affine_forward(axes, x, kernel, bias):
+    return affine(axes, x, kernel, bias), (x, kernel, bias)
+
+
+def _affine_backward(axes, residuals, gradient):
     x, kernel, bias = residuals
-    dkernel = jax.lax.dot_general(
-        x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
-    )
+
+    def product(x: Array, gradient: Array) -> Array:
+        dimensions = (((0,), (0,)), ((), ()))
+        return jax.lax.dot_general(
+            x, gradient, dimensions, preferred_element_type=kernel.dtype
+        ).reshape(kernel.shape)
+
+    dkernel = sum_rows(product, kernel.shape, axes, x, gradient)
     dbias = None if bias is None else gradient.astype(bias.dtype).sum(0)
-    return gradient @ kernel.astype(gradient.dtype).T, dkernel, dbias
+    return gradient @ _matrix(axes, x, kernel).T, dkernel, dbias
 
 
 affine.defvjp(_affine_forward, _affine_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def lookup(
+    axes: tuple, dtype: DTypeLike, table: Float[Array, "v d"], ids: Int[Array, "b l"]
+) -> Float[Array, "b l d"]:
+    """Rows of a table in `dtype`; the table's gradient is summed up in its own."""
+    return gather(table.astype(dtype), axes)[ids]
+
+
+def _lookup_forward(axes, dtype, table, ids):
+    return lookup(axes, dtype, table, ids), (table, ids)
+
+
+def _lookup_backward(axes, dtype, residuals, gradient):
+    table, ids = residuals
+
+    def add(ids: Array, gradient: Array) -> Array:
+        return jnp.zeros(table.shape, table.dtype).at[ids].add(gradient.astype(table.dtype))
+
+    dtable = sum_rows(add, table.shape, axes, ids, gradient)
+    return dtable, np.zeros(ids.shape, jax.dtypes.float0)
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def add_table(
+    axes: tuple, x: Float[Array, "b n d"], table: Float[Array, "n d"]
+) -> Float[Array, "b n d"]:
+    """x + table in the dtype of x; the table's gradient is summed up in its own."""
+    return x + gather(table.astype(x.dtype), axes)
+
+
+def _add_table_forward(axes, x, table):
+    # A residual has to be an array: an empty one tells the table's dtype.
+    return add_table(axes, x, table), jnp.zeros(0, table.dtype)
+
+
+def _add_table_backward(axes, like, gradient):
+    def add(gradient: Array) -> Array:
+        return gradient.astype(like.dtype).sum(0)
+
+    return gradient, sum_rows(add, gradient.shape[1:], axes, gradient)
+
+
+add_table.defvjp(_add_table_forward, _add_table_backward)
 
 
 class LayerNorm(nnx.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from mm import registry
 from mm.models.encoder import AttentionPool, Encoded, Encoder, EncoderSpec, last_pool, mean_pool
 from mm.models.keys import Keys, split
-from mm.models.layers import dropout, param
+from mm.models.layers import add_table, dropout, lookup, param
 from mm.sharding.rules import constrain
 
 
@@ -57,9 +57,9 @@ class TextTransformer(nnx.Module):
         self, text: Int[Array, "b l"], mask: Bool[Array, "b l"], *, rng: Keys | None = None
     ) -> Encoded:
         keys = (None, None) if rng is None else split(rng)
-        x = self.embedding[...].astype(self.dtype)[text]
+        x = lookup(("vocab", "embed"), self.dtype, self.embedding[...], text)
         if self.position_embedding is not None:
-            x = x + self.position_embedding[...].astype(self.dtype)
+            x = add_table(("tokens", "embed"), x, self.position_embedding[...])
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
         tokens = x if self.encoder is None else self.encoder(x, mask, keys[1])
         if self.pool == "map":

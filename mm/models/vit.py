@@ -22,7 +22,7 @@ from mm.models.encoder import (
     mean_pool,
 )
 from mm.models.keys import Keys, split, uniform
-from mm.models.layers import dropout, param
+from mm.models.layers import add_table, dropout, param
 from mm.sharding.rules import constrain
 
 
@@ -94,7 +94,7 @@ class ViT(nnx.Module):
         self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Keys | None = None
     ) -> Encoded:
         keys = (None,) * 4 if rng is None else split(rng, 4)
-        x = self.stem(image.astype(self.dtype)) + self._positions().astype(self.dtype)
+        x = add_table(("tokens", "embed"), self.stem(image.astype(self.dtype)), self._positions())
         if keep < 1.0:
             if self.pool == "flatten":
                 raise BadInput("pool='flatten' needs every token; set image_keep=1 or another pool")

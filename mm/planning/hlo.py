@@ -134,9 +134,14 @@ def collectives(module: Module) -> dict[str, dict[str, float]]:
     the others take, and twice that for all-reduce, which is a reduce-scatter and an all-gather.
     """
     count, size = Counter(), Counter()
-    for instruction, _, times in executions(module):
+    goes_on = _later_parts(module)
+    for instruction, computation, times in executions(module):
         kind = instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
+        if kind not in COLLECTIVES or computation in goes_on:
+            continue
+        if computation.startswith("all-reduce-scatter"):  # a fusion that keeps the chip's part
+            count["reduce-scatter"] += times
+            size["reduce-scatter"] += times * sum(array_bytes(instruction.result))
             continue
         arrays = array_bytes(instruction.result)
         if instruction.opcode.endswith("-start"):  # (operands, results, two numbers)
@@ -151,6 +156,19 @@ def collectives(module: Module) -> dict[str, dict[str, float]]:
         count[kind] += times
         size[kind] += times * total
     return {kind: {"count": count[kind], "bytes": size[kind]} for kind in sorted(count)}
+
+
+def _later_parts(module: Module) -> set[str]:
+    """Computations in which a collective that was started before goes on, beside a matmul."""
+    return {
+        name
+        for body in module.computations.values()
+        for instruction in body
+        if instruction.opcode == "fusion"
+        for name in _CALLED.findall(instruction.text)
+        if name.startswith("async_collective_fusion")
+        or instruction.name.startswith("async-collective-done")
+    }
 
 
 def matmul_flops(module: Module) -> float:
@@ -234,7 +252,13 @@ def _stated(kernel: Instruction) -> dict[str, int]:
 
 
 def _group_size(text: str) -> int:
-    """Devices of a group, as `replica_groups={{0,1},{2,3}}` or `[16,16]<=[256]` (groups, size)."""
+    """Devices of a group, as `replica_groups={{0,1},{2,3}}` or `[16,16]<=[256]` (groups, size).
+
+    Or as `mesh['x'=2,'y'=8] {'y'}`: axes of a mesh, and over which of them.
+    """
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in match[2].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(match[1])
     return len(re.search(r"replica_groups=\{\{([\d,]*)\}", text)[1].split(","))

@@ -9,10 +9,11 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
@@ -58,13 +59,15 @@ class ShardingRules:
     def parameter_spec(self, path: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> P:
         """The PartitionSpec of a parameter whose dimensions are named `axes`.
 
-        A dimension that its mesh axis does not divide stays whole, and so does a small array.
-        Raises BadInput when two dimensions fall on one mesh axis and when a large array is left
-        replicated on a mesh that could split it.
+        A dimension that its mesh axis does not divide stays whole, and so does a small array; of a
+        stack of layers each is taken for itself, as a scan does. Raises BadInput when two
+        dimensions fall on one mesh axis and when a large array is left replicated on a mesh that
+        could split it.
         """
         if len(axes) != len(shape):
             raise ValueError(f"{path}: shape {shape} has axes {axes}; one name a dimension")
         size = int(np.prod(shape))
+        layers = math.prod(n for axis, n in zip(axes, shape, strict=True) if axis == "layers")
         spec: list[str | tuple[str, ...] | None] = []
         used: set[str] = set()
         for logical, length in zip(axes, shape, strict=True):
@@ -74,7 +77,7 @@ class ShardingRules:
                 raise BadInput(f"{path}: axes {axes} put two dimensions on mesh axis {axis!r}")
             over = tuple(axis for axis in over if mesh.shape[axis] > 1)
             parts = axis_size(mesh, over)
-            if parts == 1 or length % parts or size < SMALL:
+            if parts == 1 or length % parts or size // layers < SMALL:
                 spec.append(None)
                 continue
             used.update(over)
@@ -174,6 +177,89 @@ def platform() -> str:
     """What the step is compiled for: "cpu", "tpu" or "gpu"; not always what this machine has."""
     mesh = active_mesh()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def gather(x: Array, axes: tuple) -> Array:
+    """A parameter, stored in parts, as it is computed with: whole on devices that share the batch.
+
+    `axes` are its logical names. Not differentiable: see `sum_rows`. Both say what moves, and when.
+    Left to itself, the compiler splits matmuls in other ways, and moves activations or whole
+    gradients; a TPU's makes loops of small matmuls of them.
+    """
+    active = _active.get()
+    spec, inner = P(), P()
+    if active is not None:
+        spec, inner = _layer_specs(*active, x.shape, axes)
+    if spec == inner:
+        return x
+
+    def local(x: Array) -> Array:
+        for dimension, entry in enumerate(spec):
+            if over := _over_batch(entry):
+                x = jax.lax.all_gather(x, over, axis=dimension, tiled=True)
+        return x
+
+    return _by_batch(active[0], local, spec, inner)(x)
+
+
+def sum_rows(function: Callable, shape: tuple[int, ...], axes: tuple, *arrays: Array) -> Array:
+    """function(*arrays), of `shape`, a sum over rows: the gradient of the parameter `axes`.
+
+    Each device sums up its own rows of `arrays`, [rows, ...] each; then the sums are added up, each
+    device receiving the part that it stores.
+    """
+    active = _active.get()
+    if active is None:
+        return function(*arrays)
+    mesh, rules = active
+    spec, _ = _layer_specs(mesh, rules, shape, axes)
+    stored = NamedSharding(mesh, spec)
+    if len(arrays[0]) % axis_size(mesh, BATCH_AXES):  # no batch; nothing to split
+        return jax.lax.with_sharding_constraint(function(*arrays), stored)
+
+    def local(*arrays: Array) -> Array:
+        result, rest = function(*arrays), set(BATCH_AXES)
+        for dimension, entry in enumerate(spec):
+            if over := _over_batch(entry):
+                # By the rows of a matrix: of other shapes a TPU reduces the whole.
+                result = jnp.moveaxis(result, dimension, 0)
+                rows = result.reshape(len(result), -1)
+                rows = jax.lax.psum_scatter(rows, over, scatter_dimension=0, tiled=True)
+                result = jnp.moveaxis(rows.reshape(-1, *result.shape[1:]), 0, dimension)
+                rest -= set(over)
+        return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
+
+    result = _by_batch(mesh, local, P(BATCH_AXES), spec)(*arrays)
+    return jax.lax.with_sharding_constraint(result, stored)
+
+
+def _layer_specs(mesh: Mesh, rules: ShardingRules, shape: tuple, axes: tuple) -> tuple[P, P]:
+    """Of a parameter, or of one layer of a stack: as it is stored, and as it is computed with."""
+    spec = rules.parameter_spec("a layer", shape, axes, mesh)
+    inner = [tuple(axis for axis in _axes(e) if axis not in BATCH_AXES) or None for e in spec]
+    while inner and inner[-1] is None:
+        inner.pop()
+    return spec, P(*inner)
+
+
+def _over_batch(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(axis for axis in _axes(entry) if axis in BATCH_AXES)
+
+
+def _by_batch(mesh: Mesh, function: Callable, spec: P, out: P) -> Callable:
+    """A function of each device's part; the compiler goes on splitting over the other axes."""
+
+    def inner(spec: P) -> P:
+        return P(*(_over_batch(entry) or None for entry in spec))
+
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=inner(spec),
+        out_specs=inner(out),
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

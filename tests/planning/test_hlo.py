@@ -114,3 +114,41 @@ def test_collectives_are_what_a_chip_sends_times_turns():
         "collective-permute": {"count": 1, "bytes": 30 * 4},
         "reduce-scatter": {"count": 1, "bytes": 4 * 25 * 4},
     }
+
+
+ASYNC = """
+%fused_start (p.4: bf16[2,64]) -> bf16[8,64] {
+  ROOT %g.1 = bf16[8,64]{1,0} all-gather(%p.4), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%async_collective_fusion.1 (p.5: bf16[2,64]) -> bf16[8,64] {
+  ROOT %g.2 = bf16[8,64]{1,0} all-gather(%p.5), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%fused_done (p.6: bf16[2,64]) -> bf16[8,64] {
+  ROOT %g.3 = bf16[8,64]{1,0} all-gather(%p.6), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%all-reduce-scatter.1 (p.7: f32[64,32]) -> f32[16,32] {
+  %r.1 = f32[64,32]{1,0} all-reduce(%p.7), replica_groups={{0,1,2,3}}
+  ROOT %mine = f32[16,32]{1,0} dynamic-slice(%r.1, %i.2, %zero), dynamic_slice_sizes={16,32}
+}
+
+ENTRY %main (q: bf16[2,64]) -> f32[16,32] {
+  %async-collective-start.1 = bf16[8,64]{1,0} fusion(%q), kind=kCustom, calls=%fused_start
+  %fusion.3 = bf16[8,64]{1,0} fusion(%q), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%q), kind=kCustom, calls=%fused_done
+  %scatter.2 = f32[4]{0} reduce-scatter(%g), replica_groups=mesh['a'=2,'b'=8] {'b'}, dimensions={0}
+  ROOT %fusion.4 = f32[16,32]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_collective_that_runs_beside_matmuls_is_counted_once():
+    assert hlo.collectives(hlo.parse(ASYNC))["all-gather"] == {"count": 1, "bytes": 8 * 64 * 2}
+
+
+def test_an_all_reduce_of_which_a_chip_keeps_its_part_is_a_reduce_scatter():
+    found = hlo.collectives(hlo.parse(ASYNC))
+    assert "all-reduce" not in found
+    assert found["reduce-scatter"] == {"count": 2, "bytes": 64 * 32 * 4 + 8 * 4 * 4}
