@@ -30,13 +30,14 @@ from mm.models.layers import (
 )
 from mm.sharding.rules import constrain
 
-# What a block may keep for its backward pass, by `checkpoint_name`: what its matmuls make. All else
-# (norms, activations, the scores of attention) is cheap to compute again.
-RESIDUALS = ("query", "key", "value", "attention", "middle", "hidden")
+# What a block may keep for its backward pass, by `checkpoint_name`: what its matmuls make, and the
+# moments of layer norms, two numbers a token. All else (norms, activations, the scores of
+# attention) is cheap to compute again.
+RESIDUALS = ("moments", "query", "key", "value", "attention", "middle", "hidden")
 # What is kept. "hidden", the widest, is half of the bytes and a third of the FLOPs.
 REMAT_PRESETS = {
     "full": (),
-    "hidden": ("query", "key", "value", "attention", "middle"),
+    "hidden": RESIDUALS[:-1],
     "cheap": RESIDUALS,
 }
 Remat = Literal["none", "cheap", "hidden", "full"]

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from flax import nnx
 from mm.config import BadInput
 from mm.models.encoder import Encoder, EncoderSpec
 from mm.models.keys import example_keys
-from mm.models.layers import LayerNorm, Linear, RMSNorm
+from mm.models.layers import LayerNorm, Linear, RMSNorm, layer_norm
 from mm.models.stem import contrast
 from mm.models.text import TextTransformer
 from mm.models.vit import ViT, drop_tokens, sincos2d
@@ -45,6 +47,32 @@ def test_norms_equal_their_definitions(module, center):
     want = (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6)
     got = module(8, rngs=nnx.Rngs(0))(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norms_gradients_are_those_of_its_definition():
+    rng = np.random.default_rng(0)
+    x, gradient = rng.standard_normal((2, 2, 3, 8))
+    scale, bias = rng.standard_normal((2, 8))
+
+    def definition(x, scale, bias):
+        y = x - x.mean(-1, keepdims=True)
+        return y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(a) for a in (x, scale, bias)]
+        want = jax.vjp(definition, *arrays)[1](jnp.asarray(gradient))
+        got = jax.vjp(partial(layer_norm, 1e-6), *arrays)[1](jnp.asarray(gradient))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_layer_norm_loses_no_digits_where_the_mean_is_large():
+    x = np.random.default_rng(0).standard_normal((4, 64)) + 3000
+    x = x.astype(np.float32)
+    wide = x.astype(np.float64)
+    want = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    got = layer_norm(1e-6, jnp.asarray(x), jnp.ones(64), jnp.zeros(64))
+    np.testing.assert_allclose(got, want, atol=1e-3)
 
 
 @pytest.mark.parametrize("remat", ["none", "cheap", "hidden", "full"])
