@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from mm.config import BadInput
 from mm.models.keys import Keys, bernoulli
-from mm.sharding.rules import gather, sum_rows
+from mm.sharding.parameters import gather, sum_rows
 
 Dtype = Literal["float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu"]
@@ -145,7 +145,7 @@ def _lookup_backward(axes, dtype, residuals, gradient):
     def add(ids: Array, gradient: Array) -> Array:
         return jnp.zeros(table.shape, table.dtype).at[ids].add(gradient.astype(table.dtype))
 
-    dtable = sum_rows(add, table.shape, axes, ids, gradient)
+    dtable = sum_rows(add, table.shape, axes, ids, gradient, turn=False)
     return dtable, np.zeros(ids.shape, jax.dtypes.float0)
 
 

@@ -9,11 +9,10 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
@@ -49,7 +48,7 @@ class ShardingRules:
                 if logical not in known:
                     hint = suggest(logical, known)
                     raise BadInput(f"sharding rule for unknown axis {logical!r}{hint} ({known})")
-                for axis in _axes(mesh_axes):
+                for axis in axes_of(mesh_axes):
                     if axis not in AXES:
                         hint = suggest(axis, AXES)
                         raise BadInput(
@@ -71,7 +70,7 @@ class ShardingRules:
         spec: list[str | tuple[str, ...] | None] = []
         used: set[str] = set()
         for logical, length in zip(axes, shape, strict=True):
-            over = _axes(self.parameters.get(logical))
+            over = axes_of(self.parameters.get(logical))
             if both := used.intersection(over):
                 axis = min(both)
                 raise BadInput(f"{path}: axes {axes} put two dimensions on mesh axis {axis!r}")
@@ -82,7 +81,7 @@ class ShardingRules:
                 continue
             used.update(over)
             spec.append(over[0] if len(over) == 1 else over)
-        over = {axis for axes in self.parameters.values() for axis in _axes(axes)} or AXES
+        over = {axis for axes in self.parameters.values() for axis in axes_of(axes)} or AXES
         splittable = any(mesh.shape[axis] > 1 for axis in over)
         if size >= LARGE and not any(spec) and splittable and not self.replicate:
             raise BadInput(
@@ -99,7 +98,7 @@ class ShardingRules:
         return P(*(self.activations.get(axis) for axis in axes))
 
 
-def _axes(mesh_axes: str | Sequence[str] | None) -> tuple[str, ...]:
+def axes_of(mesh_axes: str | Sequence[str] | None) -> tuple[str, ...]:
     if mesh_axes is None:
         return ()
     return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
@@ -107,7 +106,7 @@ def _axes(mesh_axes: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def axis_size(mesh: Mesh, axes: str | Sequence[str] | None) -> int:
     """Over how many devices these mesh axes split."""
-    return math.prod(mesh.shape[axis] for axis in _axes(axes))
+    return math.prod(mesh.shape[axis] for axis in axes_of(axes))
 
 
 _BATCH = {"batch": BATCH_AXES}
@@ -177,89 +176,6 @@ def platform() -> str:
     """What the step is compiled for: "cpu", "tpu" or "gpu"; not always what this machine has."""
     mesh = active_mesh()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def gather(x: Array, axes: tuple) -> Array:
-    """A parameter, stored in parts, as it is computed with: whole on devices that share the batch.
-
-    `axes` are its logical names. Not differentiable: see `sum_rows`. Both say what moves, and when.
-    Left to itself, the compiler splits matmuls in other ways, and moves activations or whole
-    gradients; a TPU's makes loops of small matmuls of them.
-    """
-    active = _active.get()
-    spec, inner = P(), P()
-    if active is not None:
-        spec, inner = _layer_specs(*active, x.shape, axes)
-    if spec == inner:
-        return x
-
-    def local(x: Array) -> Array:
-        for dimension, entry in enumerate(spec):
-            if over := _over_batch(entry):
-                x = jax.lax.all_gather(x, over, axis=dimension, tiled=True)
-        return x
-
-    return _by_batch(active[0], local, spec, inner)(x)
-
-
-def sum_rows(function: Callable, shape: tuple[int, ...], axes: tuple, *arrays: Array) -> Array:
-    """function(*arrays), of `shape`, a sum over rows: the gradient of the parameter `axes`.
-
-    Each device sums up its own rows of `arrays`, [rows, ...] each; then the sums are added up, each
-    device receiving the part that it stores.
-    """
-    active = _active.get()
-    if active is None:
-        return function(*arrays)
-    mesh, rules = active
-    spec, _ = _layer_specs(mesh, rules, shape, axes)
-    stored = NamedSharding(mesh, spec)
-    if len(arrays[0]) % axis_size(mesh, BATCH_AXES):  # no batch; nothing to split
-        return jax.lax.with_sharding_constraint(function(*arrays), stored)
-
-    def local(*arrays: Array) -> Array:
-        result, rest = function(*arrays), set(BATCH_AXES)
-        for dimension, entry in enumerate(spec):
-            if over := _over_batch(entry):
-                # By the rows of a matrix: of other shapes a TPU reduces the whole.
-                result = jnp.moveaxis(result, dimension, 0)
-                rows = result.reshape(len(result), -1)
-                rows = jax.lax.psum_scatter(rows, over, scatter_dimension=0, tiled=True)
-                result = jnp.moveaxis(rows.reshape(-1, *result.shape[1:]), 0, dimension)
-                rest -= set(over)
-        return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
-
-    result = _by_batch(mesh, local, P(BATCH_AXES), spec)(*arrays)
-    return jax.lax.with_sharding_constraint(result, stored)
-
-
-def _layer_specs(mesh: Mesh, rules: ShardingRules, shape: tuple, axes: tuple) -> tuple[P, P]:
-    """Of a parameter, or of one layer of a stack: as it is stored, and as it is computed with."""
-    spec = rules.parameter_spec("a layer", shape, axes, mesh)
-    inner = [tuple(axis for axis in _axes(e) if axis not in BATCH_AXES) or None for e in spec]
-    while inner and inner[-1] is None:
-        inner.pop()
-    return spec, P(*inner)
-
-
-def _over_batch(entry: str | Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(axis for axis in _axes(entry) if axis in BATCH_AXES)
-
-
-def _by_batch(mesh: Mesh, function: Callable, spec: P, out: P) -> Callable:
-    """A function of each device's part; the compiler goes on splitting over the other axes."""
-
-    def inner(spec: P) -> P:
-        return P(*(_over_batch(entry) or None for entry in spec))
-
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=inner(spec),
-        out_specs=inner(out),
-        axis_names=set(BATCH_AXES),
-        check_vma=False,
-    )
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

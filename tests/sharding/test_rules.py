@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mm.config import BadInput
@@ -16,10 +15,7 @@ from mm.sharding.rules import (
     SMALL,
     ShardingRules,
     find_rules,
-    gather,
     shard_tree,
-    sum_rows,
-    use_sharding,
 )
 
 
@@ -121,47 +117,6 @@ def test_a_layer_of_a_stack_is_split_as_it_is_in_the_stack():
     stacked = rules.parameter_spec("s", (32, width), ("layers", "embed"), mesh())
     assert width < SMALL < 32 * width
     assert stacked == rules.parameter_spec("s", (width,), ("embed",), mesh()) == P()
-
-
-LAYOUTS = {
-    "fsdp": (PRESETS["fsdp"], {}),
-    "hsdp": (PRESETS["hsdp"], dict(replica=2)),
-    "fsdp_tp": (PRESETS["fsdp_tp"], dict(tensor=2)),
-    "dp": (PRESETS["dp"], {}),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("rows", [16, 15])
-def test_the_gradient_of_a_parameter_is_the_sum_over_all_rows_as_it_is_stored(layout, rows):
-    rules, shape = LAYOUTS[layout]
-    a_mesh, axes = mesh(**shape), ("mlp", "embed")
-    x, y = np.random.default_rng(0).standard_normal((2, rows, 128)).astype(np.float32)
-
-    def run(x, y):
-        with use_sharding(a_mesh, rules):
-            return sum_rows(lambda x, y: x.T @ y, (128, 128), axes, x, y)
-
-    got = jax.jit(run)(x, y)
-    want = NamedSharding(a_mesh, rules.parameter_spec("k", (128, 128), axes, a_mesh))
-    assert got.sharding.is_equivalent_to(want, 2)
-    np.testing.assert_allclose(got, x.T @ y, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_parameter_is_gathered_over_the_batch_and_stays_split_over_tensor(layout):
-    rules, shape = LAYOUTS[layout]
-    a_mesh, axes = mesh(**shape), ("embed", "mlp")
-    stored = NamedSharding(a_mesh, rules.parameter_spec("k", (128, 256), axes, a_mesh))
-    kernel = np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32)
-
-    def run(kernel):
-        with use_sharding(a_mesh, rules):
-            return gather(kernel, axes)
-
-    got = jax.jit(run)(jax.device_put(kernel, stored))
-    np.testing.assert_array_equal(got, kernel)
-    assert got.sharding.shard_shape(got.shape) == (128, 128 if layout == "fsdp_tp" else 256)
 
 
 @given(

@@ -1,0 +1,118 @@
+"""Where parameters are computed with, and where their gradients go.
+
+Left to itself, the compiler splits matmuls in other ways, and moves activations or whole gradients;
+a TPU's makes loops of small matmuls of them. Here a layer says what moves: its weights in the
+computing dtype, whole to each device that has a part of the batch, and gradients in parts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mm.sharding.mesh import BATCH_AXES
+from mm.sharding.rules import active_mesh, active_rules, axes_of, axis_size
+
+
+def gather(x: Array, axes: tuple) -> Array:
+    """A parameter, stored in parts, as it is computed with: whole on devices that share the batch.
+
+    `axes` are its logical names. Whoever uses it states the gradient by `sum_rows`.
+    """
+    mesh = active_mesh()
+    if mesh is None:
+        return x
+    spec, inner = _layer_specs(mesh, x.shape, axes)
+    if spec == inner:
+        return x
+
+    def local(x: Array) -> Array:
+        for dimension, entry in enumerate(spec):
+            if over := _over_batch(entry):
+                x = jax.lax.all_gather(x, over, axis=dimension, tiled=True)
+        return x
+
+    return _by_batch(mesh, local, spec, inner)(x)
+
+
+def sum_rows(
+    function: Callable,
+    shape: tuple[int, ...],
+    axes: tuple,
+    *arrays: Array,
+    turn: bool = True,
+) -> Array:
+    """function(*arrays), of `shape`, a sum over rows: the gradient of the parameter `axes`.
+
+    Each device sums up its own rows of `arrays`, [rows, ...] each; then the sums are added up, each
+    device receiving the part that it stores. turn: matmuls can write what they make turned, so that
+    the parts are rows, other functions had better not.
+    """
+    mesh = active_mesh()
+    if mesh is None:
+        return function(*arrays)
+    spec, _ = _layer_specs(mesh, shape, axes)
+    stored = NamedSharding(mesh, spec)
+    if len(arrays[0]) % axis_size(mesh, BATCH_AXES):  # no batch; nothing to split
+        return jax.lax.with_sharding_constraint(function(*arrays), stored)
+
+    def local(*arrays: Array) -> Array:
+        result, rest = function(*arrays), set(BATCH_AXES)
+        for dimension, entry in enumerate(spec):
+            if over := _over_batch(entry):
+                by_rows = not turn and len(result) % axis_size(mesh, over) == 0
+                scatter = _scatter_rows if by_rows else _scatter
+                result, rest = scatter(result, over, dimension), rest - set(over)
+        return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
+
+    result = _by_batch(mesh, local, P(BATCH_AXES), spec)(*arrays)
+    return jax.lax.with_sharding_constraint(result, stored)
+
+
+def _scatter(x: Array, over: tuple[str, ...], dimension: int) -> Array:
+    """The sum over devices, each with its part of a dimension.
+
+    By the rows of a matrix: of other shapes libtpu sums up the whole on every device.
+    """
+    x = jnp.moveaxis(x, dimension, 0)
+    rows = x.reshape(len(x), -1)
+    rows = jax.lax.psum_scatter(rows, over, scatter_dimension=0, tiled=True)
+    return jnp.moveaxis(rows.reshape(-1, *x.shape[1:]), 0, dimension)
+
+
+def _scatter_rows(x: Array, over: tuple[str, ...], dimension: int) -> Array:
+    """The same: each device gets rows, and trades them for its part of the dimension."""
+    x = jax.lax.psum_scatter(x, over, scatter_dimension=0, tiled=True)
+    return jax.lax.all_to_all(x, over, dimension, 0, tiled=True) if dimension else x
+
+
+def _layer_specs(mesh: Mesh, shape: tuple[int, ...], axes: tuple) -> tuple[P, P]:
+    """Of a parameter, or of one layer of a stack: as it is stored, and as it is computed with."""
+    spec = active_rules().parameter_spec("a layer", shape, axes, mesh)
+    inner = [tuple(axis for axis in axes_of(e) if axis not in BATCH_AXES) or None for e in spec]
+    while inner and inner[-1] is None:
+        inner.pop()
+    return spec, P(*inner)
+
+
+def _over_batch(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(axis for axis in axes_of(entry) if axis in BATCH_AXES)
+
+
+def _by_batch(mesh: Mesh, function: Callable, spec: P, out: P) -> Callable:
+    """A function of each device's part; the compiler goes on splitting over the other axes."""
+
+    def inner(spec: P) -> P:
+        return P(*(_over_batch(entry) or None for entry in spec))
+
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=inner(spec),
+        out_specs=inner(out),
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )
