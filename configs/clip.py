@@ -24,7 +24,7 @@ none.
 from ml_collections import ConfigDict
 
 from configs.pairs import add_pairs
-from configs.siglip import find_variant
+from configs.siglip import V5E, find_variant
 from mm.config import parse_arg
 
 BATCH_SIZE = 32_768
@@ -33,10 +33,10 @@ LENGTH = 77
 CROP = "random_resized_crop({image}, scale=(0.9, 1.0))"
 # Everything but gains and biases decays.
 DECAY = ((r".*/(kernel|embedding|position_embedding|cls)", 1.0),)
-B = dict(width=768, depth=12, num_heads=12, remat="none")
-L = dict(width=1024, depth=24, num_heads=16, remat="full")
-TEXT_B = dict(width=512, depth=12, num_heads=8, remat="none")
-TEXT_L = dict(width=768, depth=12, num_heads=12, remat="full")
+B = dict(width=768, depth=12, num_heads=12, remat="cheap", unroll=12)
+L = dict(width=1024, depth=24, num_heads=16, remat="hidden")
+TEXT_B = dict(width=512, depth=12, num_heads=8, remat="cheap", unroll=12)
+TEXT_L = dict(width=768, depth=12, num_heads=12, remat="cheap")
 FOR_B = dict(image=224, towers=(B, TEXT_B), embed_dim=512, learning_rate=5e-4)
 VARIANTS = {
     "B/32": dict(patch_size=32, **FOR_B),
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     variant = find_variant(VARIANTS, given)
     image, text = variant["towers"]
     config = ConfigDict()
-    config.pod = "v5e:16x16"
+    config.pod = V5E["pod"]
     config.seed = 0
     config.total_steps = TOTAL_PAIRS // BATCH_SIZE
     config.global_batch_size = BATCH_SIZE
@@ -89,6 +89,6 @@ def get_config(arg: str = "") -> ConfigDict:
         clip_norm=None,
         schedule=dict(name="cosine", warmup_steps=2000),
     )
-    config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="fsdp")
+    config.sharding = dict(mesh=V5E["mesh"], rules=V5E["rules"])
     add_pairs(config, given, LENGTH, augment=CROP)
     return config

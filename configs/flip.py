@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs.clip import TEXT_B, TEXT_L, B, L
 from configs.pairs import add_pairs
-from configs.siglip import find_variant
+from configs.siglip import V5E, find_variant
 from mm.config import BadInput, parse_arg
 
 BATCH_SIZE = 65_536
@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     epochs, learning_rate = PHASES[given["phase"]]
     image, text = variant["towers"]
     config = ConfigDict()
-    config.pod = "v5e:16x16"
+    config.pod = V5E["pod"]
     config.seed = 0
     config.total_steps = epochs * EPOCH // BATCH_SIZE
     config.global_batch_size = BATCH_SIZE
@@ -98,6 +98,6 @@ def get_config(arg: str = "") -> ConfigDict:
         clip_norm=None,
         schedule=dict(name="cosine", warmup_steps=WARMUP_STEPS),
     )
-    config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="fsdp")
+    config.sharding = dict(mesh=V5E["mesh"], rules=V5E["rules"])
     add_pairs(config, given, LENGTH, augment=CROP)
     return config
