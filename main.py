@@ -29,7 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "--step", help="for eval: the checkpoint, a number, latest (default) or best"
     )
     parser.add_argument(
-        "--topology", help="for plan: TPUs to compile for, as v5e:16x16 or 2*v5e:16x16 (two slices)"
+        "--topology",
+        help="for plan: TPUs to compile for, as v5e:16x16 or 2*v5e:16x16 (two slices), or h100:64",
+    )
+    parser.add_argument(
+        "--sweep",
+        nargs="?",
+        const="batch,remat,mesh",
+        help="for plan: try several of these (default: of all three) and print a table",
     )
     parser.add_argument(
         "--config.KEY",
@@ -51,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         if flags.step and flags.mode != "eval":
             raise BadInput(f"--step={flags.step}: goes with --mode=eval, not {flags.mode}")
-        if flags.topology and flags.mode != "plan":
-            raise BadInput(f"--topology={flags.topology}: goes with --mode=plan, not {flags.mode}")
+        for name in ("topology", "sweep"):
+            if (value := getattr(flags, name)) and flags.mode != "plan":
+                raise BadInput(f"--{name}={value}: goes with --mode=plan, not {flags.mode}")
         if flags.mode == "plan":
             flags.workdir = flags.workdir or "plans"
         if not flags.workdir:
@@ -99,8 +107,10 @@ def run(flags: argparse.Namespace, config) -> int:
 
         return train(config, flags.workdir)
     if flags.mode == "plan":
-        from mm.plan import plan
+        from mm.plan import plan, plan_variants
 
+        if flags.sweep:
+            return plan_variants(config, flags.workdir, flags.topology, flags.sweep.split(","))
         return plan(config, flags.workdir, flags.topology)
     from mm.evaluate import evaluate
 

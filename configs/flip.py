@@ -83,6 +83,8 @@ def get_config(arg: str = "") -> ConfigDict:
         embed_dim=variant["embed_dim"],
         dtype="bfloat16",
     )
+    if tune:  # twice the tokens or more: the pod has no room for what is kept otherwise
+        config.model.image.remat = "full"
     config.objectives = dict(
         contrastive=dict(
             name="contrastive", kind="softmax", image_keep=1.0 if tune else given["keep"]

@@ -10,7 +10,7 @@ knows nothing of waiting for the network: a bound to compare variants by, not a 
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,27 +20,27 @@ from jax import ShapeDtypeStruct
 from ml_collections import ConfigDict
 
 from mm.config import BadInput
-from mm.planning import hlo
-from mm.planning.flops import count_flops
-from mm.planning.topology import GIB, Topology, open_topology
+from mm.optim.paths import flatten
+from mm.planning import hlo, sweep
+from mm.planning.flops import count_flops, kernel_costs
+from mm.planning.topology import GIB, Chip, Topology, open_topology
 from mm.program import Program, build_program
 from mm.runtime import table, workdir
 from mm.sharding.mesh import BATCH_AXES
-from mm.sharding.rules import axis_size
+from mm.sharding.rules import axes_of, axis_size
 
 COSTLIEST = 10  # operations that are shown
+# jaxlib cannot read back a text in which a SparseCore looks embeddings up.
+COMPILER_OPTIONS = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 
 
 def plan(config: ConfigDict, directory: str, topology: str | None = None) -> int:
-    """Writes `plan.json` and the compiled text into `directory`, and prints; 0 if it fits, else 1.
+    """Writes `plan.json` and the compiled text into `directory`, and prints; 1 if it does not fit.
 
-    topology: "v5e:16x16" or "2*v5e:16x16"; by default the config's own `pod`. Raises BadInput when
-    there is no such topology or libtpu is missing.
+    topology: "v5e:16x16", "2*v5e:16x16" or "h100:64"; by default the config's own `pod`. Raises
+    BadInput when there is no such topology or libtpu is missing.
     """
-    name = topology or config.get("pod")
-    if not name:
-        raise BadInput("--mode=plan needs --topology=KIND:SHAPE, as v5e:16x16: the config has none")
-    found, text = make_plan(config, open_topology(name))
+    found, text = make_plan(config, find_topology(config, topology))
     path = epath.Path(directory) / "plan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json(path, found)
@@ -48,14 +48,51 @@ def plan(config: ConfigDict, directory: str, topology: str | None = None) -> int
         workdir.write_atomic(path.parent / "step.hlo.txt", text)
     print(show(found), flush=True)
     print(f"plan: {path}")
-    return 0 if found["fits"] else 1
+    return 1 if found["fits"] is False else 0
+
+
+def plan_variants(
+    config: ConfigDict, directory: str, topology: str | None, vary: Sequence[str]
+) -> int:
+    """Plans variants of the config, `sweep.json`, and prints a table; 1 if none of them fits.
+
+    vary: what of "batch", "remat" and "mesh". Raises BadInput as `plan`, and for GPUs, for which
+    there is nothing to compare by.
+    """
+    opened = find_topology(config, topology)
+    if opened.chip.compiler_hertz is None:
+        raise BadInput(
+            f"--sweep needs the compiler's estimates; {opened.name} has no compiler here"
+        )
+    path = epath.Path(directory) / "sweep.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plans = sweep.sweep(
+        config,
+        len(opened.devices),
+        vary,
+        lambda config: make_plan(config, opened)[0],
+        lambda plans: workdir.write_json(path, plans),
+    )
+    print(sweep.show(plans))
+    print(f"sweep: {path}")
+    return 0 if any(found["fits"] for found in plans) else 1
+
+
+def find_topology(config: Mapping, name: str | None) -> Topology:
+    """The topology of that name, or of the config's pod."""
+    name = name or config.get("pod")
+    if not name:
+        raise BadInput("--mode=plan needs --topology=KIND:SHAPE, as v5e:16x16: the config has none")
+    return open_topology(name)
 
 
 def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]:
-    """Everything that `plan.json` holds, and the compiled text, empty if the compiler refused it.
+    """Everything that `plan.json` holds, and the compiled text, empty if there is none.
 
-    Bytes and FLOPs are those of one chip and step. What a compiled step tells is then left out, and
-    `bytes_per_chip` are those that the compiler wanted.
+    Bytes and FLOPs are those of one chip and step. What a compiled step tells is left out when the
+    compiler refuses it (`bytes_per_chip` are then those that it wanted), and for GPUs, for which
+    there is none here (those of the state and its gradients; `fits` is None unless they are too
+    many).
     """
     program = build_program(config, topology.devices)
     chips, chip = len(topology.devices), topology.chip
@@ -72,35 +109,49 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         "hardware_flops_per_chip": count_flops(traced.jaxpr) / chips,
         "minimal_collective_bytes_per_chip": minimal_collective_bytes(program),
     }
+    if chip.compiler_hertz is None:
+        # Gradients are in float32, laid out as the parameters.
+        state = 2 * found["parameter_bytes_per_chip"] + found["moment_bytes_per_chip"]
+        fits = None if state <= chip.bytes_of_memory else False
+        return found | {"fits": fits, "bytes_per_chip": state, "compile_seconds": 0.0}, ""
     compiled, found["compile_seconds"], wanted = compile_step(traced)
     if compiled is None:
         return found | {"fits": False, "bytes_per_chip": wanted}, ""
-    memory = compiled.memory_analysis()
     text = compiled.as_text()
-    module = hlo.parse(text)
-    operations = hlo.operations(module, chip)
-    seconds = sum(operation.seconds for operation in operations)
-    collectives = hlo.collectives(module)
+    found |= fit(compiled.memory_analysis(), chip)
+    found |= estimates(hlo.parse(text, kernel_costs(traced.jaxpr)), chip, model_flops)
+    seconds, examples = found["estimated_step_seconds"], program.recipe.global_batch_size
+    return found | {
+        "estimated_examples_per_second_per_chip": examples / chips / seconds,
+        "total_examples": program.recipe.total_steps * examples,
+        "chip_hours": program.recipe.total_steps * seconds * chips / 3600,
+    }, text
+
+
+def fit(memory: Any, chip: Chip) -> dict[str, Any]:
+    """Whether a compiled step fits, by its `memory_analysis`."""
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     total += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    examples = program.recipe.total_steps * program.recipe.global_batch_size
-    return found | {
+    return {
         "fits": total <= chip.bytes_of_memory,
         "bytes_per_chip": total,
         "temporary_bytes_per_chip": memory.temp_size_in_bytes,
+    }
+
+
+def estimates(module: hlo.Module, chip: Chip, model_flops: float) -> dict[str, Any]:
+    """What the text of a compiled step tells."""
+    operations, collectives = hlo.operations(module, chip), hlo.collectives(module)
+    seconds = sum(operation.seconds for operation in operations)
+    return {
         "compiled_flops_per_chip": hlo.matmul_flops(module) + hlo.kernel_flops(module),
         "estimated_step_seconds": seconds,
         "estimated_kernel_seconds": sum(o.seconds for o in operations if o.kernel),
         "estimated_mfu": model_flops / seconds / chip.flops,
-        "estimated_examples_per_second_per_chip": program.recipe.global_batch_size
-        / chips
-        / seconds,
         "collective_bytes_per_chip": {kind: c["bytes"] for kind, c in collectives.items()},
         "collective_count": {kind: c["count"] for kind, c in collectives.items()},
         "costliest_operations": [o._asdict() for o in operations[:COSTLIEST]],
-        "total_examples": examples,
-        "chip_hours": program.recipe.total_steps * seconds * chips / 3600,
-    }, text
+    }
 
 
 def batch(program: Program) -> dict[str, ShapeDtypeStruct]:
@@ -118,7 +169,7 @@ def compile_step(traced: Any) -> tuple[Any, float, float | None]:
     """
     begin = time.perf_counter()
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(COMPILER_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
         # Two wordings; the second, of programs that are far too large, counts temporaries alone.
         wanted = re.search(
@@ -145,51 +196,56 @@ def minimal_collective_bytes(program: Program) -> float:
     """The least that has to go over the wire, counted as `hlo.collectives` does.
 
     Gradients in float32 once (all-reduced, or reduce-scattered where the parameter is split, then
-    all-reduced over the replicas); split parameters gathered in the computing dtype for each pass;
-    embeddings around the ring, forward with nothing, backward with their gradients. Activations
-    split over `tensor` are not in it.
+    all-reduced over the replicas); split parameters gathered in the computing dtype, matrices for
+    each pass, tables for one, frozen ones for the forward pass; embeddings around the ring, forward
+    with nothing, backward with their gradients. Activations split over `tensor` are not in it.
     """
-    mesh = program.mesh
-    embeddings = jax.eval_shape(program.embed, program.state.params, batch(program))[0]
-    computing = jnp.dtype(program.recipe.model.get("dtype", "float32")).itemsize
+    mesh, model = program.mesh, program.recipe.model
+    computing = jnp.dtype(model.get("dtype", "float32")).itemsize
     parts = axis_size(mesh, BATCH_AXES)
     if parts == 1:
         return 0.0
-    total = 0.0
-    for leaf in jax.tree.leaves(program.state.params):
-        axes = {axis for entry in leaf.sharding.spec for axis in _axes(entry)}
+    total = 3 * 4.0 * program.recipe.global_batch_size * model["embed_dim"]
+    for name, leaf in flatten(program.state.params).items():
+        passes = 2 if name.endswith("/kernel") and name not in program.frozen else 1
+        axes = {axis for entry in leaf.sharding.spec for axis in axes_of(entry)}
         local = leaf.size / axis_size(mesh, sorted(axes & {"tensor"}))
         split = axis_size(mesh, sorted(axes & set(BATCH_AXES)))
         if split > 1:
-            total += (2 * computing + 4) * local
+            total += passes * computing * local
+        if name in program.frozen:
+            continue
+        if split > 1:
+            total += 4 * local
         if split < parts:
             total += 2 * 4 * local / split
-    return total + 3 * embeddings.size * embeddings.dtype.itemsize
-
-
-def _axes(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    return total
 
 
 def show(found: Mapping[str, Any]) -> str:
     """The plan as people read it."""
-    gib, mesh = GIB, " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    parts = [f"{part} {found[f'{key}_bytes_per_chip'] / GIB:.2f}" for part, key in (
+        ("parameters", "parameter"), ("moments", "moment"), ("temporaries", "temporary"),
+    ) if f"{key}_bytes_per_chip" in found]  # fmt: skip
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "at least"}[found["fits"]]
     lines = [
         f"{found['topology']}: {found['chips']} chips as {mesh}, "
         f"{found['global_batch_size']:,} examples a step, {found['parameters'] / 1e6:,.1f} M "
         "parameters",
-        f"{'fits' if found['fits'] else 'DOES NOT FIT'}: {found['bytes_per_chip'] / gib:.2f} of "
-        f"{found['memory_per_chip'] / gib:.2f} GiB a chip (parameters "
-        f"{found['parameter_bytes_per_chip'] / gib:.2f}, moments "
-        f"{found['moment_bytes_per_chip'] / gib:.2f}"
-        + (
-            f", temporaries {found['temporary_bytes_per_chip'] / gib:.2f})"
-            if "temporary_bytes_per_chip" in found
-            else ")"
-        ),
+        f"{verdict}: {found['bytes_per_chip'] / GIB:.2f} of {found['memory_per_chip'] / GIB:.2f} "
+        f"GiB a chip ({', '.join(parts)})",
         f"FLOPs a chip and step: {found['model_flops_per_chip'] / 1e12:.2f} T of the model, "
         f"{found['hardware_flops_per_chip'] / 1e12:.2f} T with recompute",
     ]
+    least = f"at least {found['minimal_collective_bytes_per_chip'] / 2**20:,.0f} MiB"
+    if found["fits"] is None:
+        lines += [
+            f"over the wire: {least} a chip",
+            "for GPUs this is all, from shapes alone: state, gradients and FLOPs. Temporaries and "
+            "time would need their compiler",
+        ]
+        return "\n".join(lines)
     if "estimated_step_seconds" not in found:
         return "\n".join([*lines, f"compiled for {found['compile_seconds']:.0f} s"])
     wire = sum(found["collective_bytes_per_chip"].values())
@@ -202,8 +258,7 @@ def show(found: Mapping[str, Any]) -> str:
         f"estimated by the compiler: {found['estimated_kernel_seconds'] * 1e3:.1f} ms), "
         f"{found['estimated_mfu']:.1%} MFU, "
         f"{found['estimated_examples_per_second_per_chip']:,.0f} examples/s/chip",
-        f"over the wire: {wire / 2**20:,.0f} MiB a chip ({kinds or 'nothing'}), at least "
-        f"{found['minimal_collective_bytes_per_chip'] / 2**20:,.0f} MiB",
+        f"over the wire: {wire / 2**20:,.0f} MiB a chip ({kinds or 'nothing'}), {least}",
         f"{found['total_examples']:,} examples: {found['chip_hours']:,.0f} chip-hours at that "
         f"estimate; compiled for {found['compile_seconds']:.0f} s",
         "the costliest operations:",

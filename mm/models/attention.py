@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from mm.config import BadInput
 from mm.models.layers import Dtype, Linear
 from mm.models.short_attention import MAX_LENGTH, padded_length, short_attention
+from mm.models.splash_attention import splash_attention
 from mm.sharding.rules import (
     ShardingRules,
     active_mesh,
@@ -25,7 +26,7 @@ from mm.sharding.rules import (
     platform,
 )
 
-Kernel = Literal["auto", "einsum", "short", "cudnn"]
+Kernel = Literal["auto", "einsum", "short", "splash", "cudnn"]
 _log = logging.getLogger("mm.attention")
 _LANES = 128  # of a TPU's vector registers
 
@@ -72,7 +73,7 @@ class Attention(nnx.Module):
         out = attend(
             q, k, v, mask, batch=batch, num_heads=self.num_heads, causal=causal, kernel=self.kernel
         )
-        return self.out(checkpoint_name(out, "attention"))
+        return self.out(out)
 
     def training_flops(self, queries: int, memory: int, pairs: int) -> float:
         """Of both passes. pairs: of a query and what it may see, in all examples together."""
@@ -95,17 +96,22 @@ def attend(
     """Attention with the heads side by side in d, softmax in float32.
 
     True in `mask`: may be seen; causal: query i sees 0 .. i. A query that may see nothing gets the
-    mean of the values, never NaN. Raises BadInput when the kernel cannot run there.
+    mean of the values, or another finite vector. The result is the residual "attention". Raises
+    BadInput when the kernel cannot run there.
     """
     queries, keys, head = len(q) // batch, len(k) // batch, q.shape[1] // num_heads
     if kernel == "auto" or queries == 1:  # a pooling probe is too small for any kernel
         kernel = choose(platform(), queries, keys, q.shape[1], q.dtype)
         _tell(kernel, platform(), queries, keys, head)
+    if kernel == "splash":
+        run = functools.partial(splash_attention, residual="attention")
+        return _on_tpus(kernel, run, q, k, v, mask, batch, num_heads, causal)
     if kernel == "short":
-        return _short(q, k, v, mask, batch, num_heads, causal)
+        out = _on_tpus(kernel, short_attention, q, k, v, mask, batch, num_heads, causal)
+        return checkpoint_name(out, "attention")
     heads = [x.reshape(batch, -1, num_heads, head) for x in (q, k, v)]
     function = einsum_attention if kernel == "einsum" else library_attention
-    return function(*heads, mask, causal).reshape(q.shape)
+    return checkpoint_name(function(*heads, mask, causal).reshape(q.shape), "attention")
 
 
 def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: DTypeLike) -> int:
@@ -122,15 +128,19 @@ def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: D
 def choose(platform: str, queries: int, keys: int, width: int, dtype: DTypeLike) -> Kernel:
     """The kernel for such sizes.
 
-    On a TPU one that holds an example's scores on the chip, up to MAX_LENGTH. On a GPU cuDNN's, for
-    the types that it knows. Two einsums on a CPU, and for a few queries, as in pooling.
+    On a TPU one that holds an example's scores on the chip, up to MAX_LENGTH, and JAX's splash
+    attention beyond. On a GPU cuDNN's, for the types that it knows. Two einsums on a CPU, and for a
+    few queries, as in pooling.
     """
     if queries < 8:
         return "einsum"
     if platform == "gpu":
         return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) else "einsum"
-    fits = max(queries, keys) <= MAX_LENGTH and width % _LANES == 0
-    return "short" if platform == "tpu" and fits else "einsum"
+    if platform != "tpu":
+        return "einsum"
+    if max(queries, keys) > MAX_LENGTH:
+        return "splash"
+    return "short" if width % _LANES == 0 else "einsum"
 
 
 @functools.cache
@@ -178,20 +188,20 @@ def library_attention(
     )
 
 
-def _short(q, k, v, mask, batch, num_heads, causal):
+def _on_tpus(kernel, function, q, k, v, mask, batch, num_heads, causal):
     """The compiler does not split a Pallas kernel: each device runs it on its part."""
     if platform() != "tpu":
-        raise BadInput("attention='short' runs on TPUs; use auto, einsum or cudnn")
-    if max(len(q), len(k)) > batch * MAX_LENGTH:
-        raise BadInput(f"attention='short' takes at most {MAX_LENGTH} tokens; use auto or einsum")
+        raise BadInput(f"attention={kernel!r} runs on TPUs; use auto, einsum or cudnn")
+    if kernel == "short" and max(len(q), len(k)) > batch * MAX_LENGTH:
+        raise BadInput(f"attention='short' takes at most {MAX_LENGTH} tokens; use auto or splash")
     mesh, rules = active_mesh(), active_rules()
     arrays = (q, k, v) if mask is None else (q, k, v, mask)
     if mesh is None:
-        return short_attention(*arrays, batch=batch, num_heads=num_heads, causal=causal)
+        return function(*arrays, batch=batch, num_heads=num_heads, causal=causal)
     rows, heads = rules.activations.get("batch"), _heads_axes(mesh, rules, num_heads)
     spec = P(rows, heads)
     run = functools.partial(
-        short_attention,
+        function,
         batch=batch // axis_size(mesh, rows),
         num_heads=num_heads // axis_size(mesh, heads),
         causal=causal,

@@ -18,8 +18,36 @@ def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
     return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0])
 
 
+def kernel_costs(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> dict[tuple, tuple[float, float]]:
+    """(FLOPs, bytes in and out) of one call of each Pallas kernel, by its name and results' shapes.
+
+    Those that run on a device, as they are inside of a shard_map.
+    """
+    found = {}
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.primitive.name == "pallas_call":
+            arrays = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+            size = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+            shapes = tuple(variable.aval.shape for variable in equation.outvars)
+            found[equation.params["name"], shapes] = _equation(equation), float(size)
+            continue
+        for value in equation.params.values():
+            for inner in _jaxprs(value):
+                found |= kernel_costs(inner)
+    return found
+
+
 def _count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
-    return sum(_equation(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    read = {id(x) for equation in jaxpr.eqns for x in equation.invars} | set(map(id, jaxpr.outvars))
+    return sum(_equation(equation) for equation in jaxpr.eqns if not _dead(equation, read))
+
+
+def _dead(equation: Any, read: set[int]) -> bool:
+    """A kernel whose results nothing reads: JAX keeps it, XLA does not."""
+    return equation.primitive.name == "pallas_call" and not any(
+        id(variable) in read for variable in equation.outvars
+    )
 
 
 def _equation(equation: Any) -> float:

@@ -1,14 +1,14 @@
 """What the text of a compiled TPU program says: operations, how often each runs, and their cost.
 
 The compiler notes `estimated_cycles` on what it schedules. A loop turns as often as the constant in
-its condition says. A Pallas kernel has no estimate; it carries the FLOPs and bytes that its author
-stated.
+its condition says. A Pallas kernel has no estimate, but FLOPs and bytes: those that its author
+stated, or else those that were counted in its jaxpr.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mm.planning.topology import Chip
@@ -47,13 +47,17 @@ class Operation(NamedTuple):
 
 
 class Module(NamedTuple):
-    """The instructions of each computation, by its name, and the name of the entry."""
+    """The instructions of each computation, by its name, and the name of the entry.
+
+    kernels: (FLOPs, bytes) of those that may state none, as `flops.kernel_costs` finds them.
+    """
 
     computations: dict[str, list[Instruction]]
     entry: str
+    kernels: Mapping[tuple, tuple[float, float]]
 
 
-def parse(text: str) -> Module:
+def parse(text: str, kernels: Mapping[tuple, tuple[float, float]] | None = None) -> Module:
     """Reads the compiled text."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
@@ -65,7 +69,7 @@ def parse(text: str) -> Module:
         elif match := _COMPUTATION.match(line):
             current = computations[match[1]] = []
             entry = match[1] if line.startswith("ENTRY") else entry
-    return Module(computations, entry)
+    return Module(computations, entry, kernels or {})
 
 
 def executions(module: Module) -> Iterator[tuple[Instruction, str, int]]:
@@ -112,7 +116,7 @@ def operations(module: Module, chip: Chip) -> list[Operation]:
     }
     found: dict[tuple[str, str], Operation] = {}
     for instruction, computation, times in executions(module):
-        seconds, kernel = _seconds(instruction, chip)
+        seconds, kernel = _seconds(instruction, module, chip)
         if computation in inside or not seconds:
             continue
         key = computation, instruction.name
@@ -201,7 +205,7 @@ def matmul_flops(module: Module) -> float:
 def kernel_flops(module: Module) -> float:
     """What the kernels of a step state, on a chip."""
     return sum(
-        times * _stated(instruction)["flops"]
+        times * _kernel_cost(instruction, module)[0]
         for instruction, _, times in executions(module)
         if _KERNEL in instruction.text
     )
@@ -233,22 +237,29 @@ def _closing(text: str) -> int:
     raise ValueError(f"unbalanced parentheses: {text[:80]}")
 
 
-def _seconds(instruction: Instruction, chip: Chip) -> tuple[float, bool]:
+def _seconds(instruction: Instruction, module: Module, chip: Chip) -> tuple[float, bool]:
     """(the estimate for one execution, whether it is of a kernel)."""
     if _KERNEL in instruction.text:
-        cost = _stated(instruction)
-        compute = cost["flops"] / (KERNEL_FLOPS * chip.flops)
-        memory = cost["bytes_accessed"] / (KERNEL_BANDWIDTH * chip.bytes_per_second)
+        flops, size = _kernel_cost(instruction, module)
+        compute = flops / (KERNEL_FLOPS * chip.flops)
+        memory = size / (KERNEL_BANDWIDTH * chip.bytes_per_second)
         return max(compute, memory), True
     cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
     return (int(cycles[1]) / chip.compiler_hertz if cycles else 0.0), False
 
 
-def _stated(kernel: Instruction) -> dict[str, int]:
-    cost = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', kernel.text))
-    if not cost:
-        raise ValueError(f"the kernel {kernel.name} states no cost")
-    return {key: int(cost.get(key, 0)) for key in ("flops", "bytes_accessed")}
+def _kernel_cost(kernel: Instruction, module: Module) -> tuple[float, float]:
+    """(FLOPs, bytes) of one execution."""
+    if stated := dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', kernel.text)):
+        return float(stated.get("flops", 0)), float(stated.get("bytes_accessed", 0))
+    shapes = tuple(
+        tuple(int(n) for n in dimensions.split(",") if n)
+        for _, dimensions in _ARRAY.findall(kernel.result)
+    )
+    key = kernel.name.partition(".")[0], shapes
+    if key not in module.kernels:
+        raise ValueError(f"the kernel {kernel.name} states no cost, and none was counted")
+    return module.kernels[key]
 
 
 def _group_size(text: str) -> int:

@@ -1,13 +1,13 @@
-"""TPU slices that are not here: devices to compile for, and what one chip can do."""
+"""TPU slices and GPUs that are not here: devices to plan for, and what one chip can do."""
 
+import dataclasses
 import importlib.util
 import os
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 from jax.experimental import topologies
 
 from mm.config import BadInput, suggest
@@ -18,13 +18,14 @@ GIB = 2**30
 class Chip(NamedTuple):
     """bytes_of_memory: what the compiler lets a program use. flops: of bfloat16, a second.
 
-    compiler_hertz: the clock by which the compiler's cycles are divided.
+    compiler_hertz: the clock by which the compiler's cycles are divided; None where there is no
+    compiler to ask.
     """
 
     bytes_of_memory: float
     flops: float
     bytes_per_second: float
-    compiler_hertz: float
+    compiler_hertz: float | None = None
 
 
 # Peak FLOPs and bandwidths: cloud.google.com/tpu/docs/system-architecture. The memory is what
@@ -34,6 +35,13 @@ CHIPS = {
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 1.5e9),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 1.75e9),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 1.75e9),
+}
+# NVIDIA's data sheets: memory, dense bfloat16, bandwidth.
+GPUS = {
+    "a100": Chip(80 * GIB, 312e12, 2039e9),
+    "h100": Chip(80 * GIB, 989e12, 3350e9),
+    "h200": Chip(141e9, 989e12, 4800e9),
+    "b200": Chip(180e9, 2250e12, 8000e9),
 }
 # What libtpu asks of a machine that has no TPU. The accelerator type only says that it is alone.
 ENVIRONMENT = {
@@ -45,19 +53,35 @@ ENVIRONMENT = {
 
 
 class Topology(NamedTuple):
-    """name: as given, "v5e:16x16" or "2*v5e:16x16" for two slices."""
+    """name: as given, "v5e:16x16", "2*v5e:16x16" for two slices, or "h100:64" for 64 GPUs."""
 
     name: str
     chip: Chip
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class StandIn:
+    """In the place of a GPU: enough for a mesh and for tracing, not for compiling.
+
+    It traces as a CPU does: cuDNN's attention cannot be traced without a GPU, and does the same
+    products as two einsums.
+    """
+
+    id: int
+    platform: str = "cpu"
+    device_kind: str = "a GPU that is not here"
+    process_index: int = 0
 
 
 def open_topology(name: str) -> Topology:
-    """The devices of a TPU topology, without any TPU: needs libtpu (requirements-plan.txt).
+    """The devices of a topology, without any of them; TPUs need libtpu (requirements-plan.txt).
 
     Raises BadInput when libtpu is missing, and when there is no such topology.
     """
     slices, kind, shape = parse(name)
+    if kind in GPUS:
+        return Topology(name, GPUS[kind], tuple(map(StandIn, range(slices * int(shape)))))
     _find_libtpu()
     try:
         found = topologies.get_topology_desc(
@@ -89,15 +113,19 @@ def _find_libtpu() -> None:
 
 def parse(name: str) -> tuple[int, str, str]:
     """ "2*v5e:16x16" -> (2, "v5e", "16x16"); raises BadInput where it is none of ours."""
-    match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+x\d+(?:x\d+)?)", name)
+    match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", name)
     if match is None:
         raise BadInput(
             f"topology {name!r}: expected KIND:SHAPE as in v5e:16x16 or v5p:8x8x8, "
-            "or 2*v5e:16x16 for two slices"
+            "2*v5e:16x16 for two slices, or KIND:COUNT for GPUs as in h100:64"
         )
     slices, kind, shape = match.groups()
-    if kind not in CHIPS:
+    known = {**CHIPS, **GPUS}
+    if kind not in known:
         raise BadInput(
-            f"topology {name!r}: unknown TPU {kind!r}{suggest(kind, CHIPS)} (have {sorted(CHIPS)})"
+            f"topology {name!r}: unknown chip {kind!r}{suggest(kind, known)} (have {sorted(known)})"
         )
+    if ("x" in shape) == (kind in GPUS) or int(slices or 1) < 1:
+        kinds = "a number of GPUs, as h100:64" if kind in GPUS else "a shape, as v5e:16x16"
+        raise BadInput(f"topology {name!r}: expected {kinds}")
     return int(slices or 1), kind, shape

@@ -19,6 +19,8 @@ from mm.models.attention import (
 )
 from mm.models.encoder import RESIDUALS, Encoder, EncoderSpec
 from mm.models.short_attention import examples_of_block, padded_length, short_attention
+from mm.models.splash_attention import splash_attention, whole_blocks
+from mm.planning.flops import count_flops
 
 # b n m h k: one head, few, heads that share a register (64 of 128 lanes) and loop over registers;
 # blocks of one example and of four.
@@ -108,6 +110,56 @@ def test_the_short_kernels_gradients_are_those_of_the_einsum(shape, masked, caus
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+# Less than a block, more than one, and other numbers of queries than of keys.
+LONG = [(2, 40, 40, 2, 64), (1, 300, 300, 2, 8), (1, 16, 600, 1, 72)]
+
+
+def splash(q, k, v, mask=None, causal=False):
+    """The kernel on arrays [b, n, h, k]."""
+    flat = [x.reshape(-1, x.shape[2] * x.shape[3]) for x in (q, k, v)]
+    b, _, h, _ = q.shape
+    out = splash_attention(*flat, mask, batch=b, num_heads=h, causal=causal, interpret=True)
+    return out.reshape(q.shape)
+
+
+@pytest.mark.parametrize("shape", LONG)
+@pytest.mark.parametrize(("masked", "causal"), [(False, False), (True, False), (False, True)])
+def test_the_kernel_for_long_sequences_is_the_formula_in_values_and_gradients(
+    shape, masked, causal
+):
+    if causal and shape[1] != shape[2]:
+        pytest.skip("causal attention is of a sequence over itself")
+    *wide, mask = inputs(shape, masked)
+    if masked:
+        mask[:, 0] = True
+    *arrays, seen = single(*wide, mask)
+    np.testing.assert_allclose(
+        splash(*arrays, seen, causal), reference(*wide, mask, causal), rtol=1e-3, atol=1e-4
+    )
+    target = jnp.asarray(np.random.default_rng(1).standard_normal(arrays[0].shape), jnp.float32)
+
+    def gradients(attention):
+        return jax.grad(lambda *a: (attention(*a, seen, causal) * target).sum(), (0, 1, 2))(*arrays)
+
+    for a, b in zip(gradients(splash), gradients(einsum_attention), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_kernel_for_long_sequences_makes_no_nan_where_nothing_is_seen():
+    *arrays, _ = single(*inputs(LONG[0], False))
+    seen = jnp.zeros((2, 40), bool).at[1].set(True)
+    gradients = jax.grad(lambda *a: splash(*a, seen).sum(), (0, 1, 2))(*arrays)
+    for x in (splash(*arrays, seen), *gradients):
+        assert jnp.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "whole"), [(40, (256, 256)), (1025, (1152, 384)), (2304, (2304, 768))]
+)
+def test_examples_are_filled_up_to_few_large_blocks(length, whole):
+    assert whole_blocks(length) == whole
+
+
 def test_the_short_kernel_in_bfloat16_is_close_to_float32():
     q, k, v, _ = inputs((2, 32, 32, 4, 6), False)
     half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
@@ -140,19 +192,36 @@ def test_an_encoder_with_the_kernel_is_the_encoder_with_einsums(monkeypatch):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 19, 16)), jnp.float32)
     mask = jnp.arange(19) < jnp.asarray([[19], [7]])
     want = Encoder(EncoderSpec(**spec, attention="einsum"), rngs=nnx.Rngs(0))(x, mask)
-    monkeypatch.setattr(attention, "_short", lambda q, k, v, mask, batch, heads, causal:
-                        short_attention(q, k, v, mask, batch=batch, num_heads=heads,
-                                        causal=causal, interpret=True))  # fmt: skip
-    encoder = Encoder(EncoderSpec(**spec, attention="short"), rngs=nnx.Rngs(0))
+    monkeypatch.setattr(attention, "_on_tpus", interpreted)
     assert padded_length(2, 19, 16) == 24
-    np.testing.assert_allclose(encoder(x, mask), want, rtol=1e-4, atol=1e-5)
+    for kernel in ("short", "splash"):
+        encoder = Encoder(EncoderSpec(**spec, attention=kernel), rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(encoder(x, mask), want, rtol=1e-4, atol=1e-5)
+
+
+def interpreted(kernel, function, q, k, v, mask, batch, num_heads, causal):
+    return function(q, k, v, mask, batch=batch, num_heads=num_heads, causal=causal, interpret=True)
+
+
+def test_no_remat_preset_that_keeps_attention_computes_it_again(monkeypatch):
+    monkeypatch.setattr(attention, "_on_tpus", interpreted)
+
+    def flops(remat, kernel):
+        spec = EncoderSpec(width=16, depth=2, num_heads=2, attention=kernel, remat=remat)
+        graphdef, params = nnx.split(Encoder(spec, rngs=nnx.Rngs(0)))
+        x = jnp.zeros((2, 16, 16))
+        loss = jax.grad(lambda params: nnx.merge(graphdef, params)(x).sum())
+        return count_flops(jax.make_jaxpr(loss)(nnx.to_pure_dict(params)))
+
+    for kernel in ("short", "splash"):
+        assert flops("cheap", kernel) == flops("none", kernel) < flops("full", kernel)
 
 
 def test_a_kernel_is_chosen_by_platform_length_and_type():
     bf16 = jnp.bfloat16
     assert choose("tpu", 196, 196, 768, bf16) == "short"
     assert choose("tpu", 729, 729, 1152, bf16) == "short"
-    assert choose("tpu", 4096, 4096, 768, bf16) == "einsum"
+    assert choose("tpu", 4096, 4096, 768, bf16) == "splash"
     assert choose("tpu", 1, 196, 768, bf16) == "einsum"  # the probe of attention pooling
     assert choose("cpu", 196, 196, 768, bf16) == "einsum"
     assert choose("gpu", 196, 196, 768, bf16) == "cudnn"
@@ -167,10 +236,11 @@ def test_the_choice_of_a_kernel_is_logged_once(caplog):
     assert caplog.messages == ["einsum on cpu: 3 queries, 3 keys, heads of 8"]
 
 
-def test_a_tpu_kernel_is_refused_on_another_platform():
+@pytest.mark.parametrize("kernel", ["short", "splash"])
+def test_a_tpu_kernel_is_refused_on_another_platform(kernel):
     q = jnp.zeros((16, 8))
-    with pytest.raises(BadInput, match="runs on TPUs"):
-        attend(q, q, q, batch=1, num_heads=2, kernel="short")
+    with pytest.raises(BadInput, match=f"'{kernel}' runs on TPUs"):
+        attend(q, q, q, batch=1, num_heads=2, kernel=kernel)
 
 
 def test_heads_side_by_side_give_what_separate_heads_give():

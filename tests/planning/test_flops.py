@@ -1,5 +1,7 @@
 """FLOPs: the counter against products counted by hand, and the models' own numbers against it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,8 +9,9 @@ from jax.experimental import pallas as pl
 
 from mm.config import load
 from mm.models.short_attention import short_attention
+from mm.models.splash_attention import splash_attention
 from mm.plan import batch
-from mm.planning.flops import count_flops
+from mm.planning.flops import count_flops, kernel_costs
 from mm.program import build_program
 from mm.sharding.mesh import make_mesh
 from tests.resolved import cases
@@ -71,6 +74,19 @@ def test_a_kernel_counts_once_a_cell_of_its_grid():
     assert count(call, jnp.zeros((24, 8))) == 3 * 2 * 8**3
 
 
+def test_the_cost_of_a_kernel_without_a_statement_is_counted_on_a_device():
+    mesh = make_mesh(dict(fsdp=4), jax.devices()[:4])
+    spec = jax.sharding.PartitionSpec("fsdp")
+    function = jax.shard_map(
+        partial(splash_attention, batch=2, num_heads=2, interpret=True),
+        mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False,
+    )  # fmt: skip
+    q = jnp.zeros((4 * 2 * 256, 128), jnp.bfloat16)
+    [((name, shapes), (flops, size))] = kernel_costs(jax.make_jaxpr(function)(q, q, q)).items()
+    assert name.startswith("splash") and (2, 2, 256, 64) in shapes
+    assert flops == 2 * 4 * 2 * 256 * 256 * 64 and size > 4 * q.size / 4 * 2
+
+
 @pytest.mark.parametrize("width, heads", [(128, 2), (256, 4), (144, 2)])
 def test_the_short_kernel_states_the_flops_that_it_has(width, heads):
     """What it states is what a plan's time is made from."""
@@ -79,7 +95,7 @@ def test_the_short_kernel_states_the_flops_that_it_has(width, heads):
     def loss(q, k, v):
         return short_attention(q, k, v, batch=4, num_heads=heads).astype(jnp.float32).sum()
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, q, q)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2)))(q, q, q)
     stated = [equation.params["cost_estimate"].flops for equation in kernels(jaxpr.jaxpr)]
     assert stated == [2 * 2 * 4 * 20 * 20 * width, 2 * 5 * 4 * 20 * 20 * width]
     assert count_flops(jaxpr) == sum(stated)

@@ -89,6 +89,13 @@ def test_a_kernel_without_a_stated_cost_is_refused():
         hlo.operations(hlo.parse(TEXT.replace("flops", "x").replace("bytes_accessed", "y")), V5E)
 
 
+def test_a_kernel_that_states_no_cost_takes_what_was_counted_in_its_jaxpr():
+    silent = TEXT.replace('"flops":"197000000000",', "").replace(',"bytes_accessed":"1000"', "")
+    module = hlo.parse(silent, {("kernel", ((8, 64),)): (197e9, 1.0), ("kernel", ((8,),)): (1, 1)})
+    [kernel] = [operation for operation in hlo.operations(module, V5E) if operation.kernel]
+    assert kernel.seconds == pytest.approx(2e-3) and hlo.kernel_flops(module) == 197e9
+
+
 def test_a_text_without_estimates_is_refused():
     with pytest.raises(ValueError, match="no estimated_cycles"):
         hlo.operations(
