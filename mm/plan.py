@@ -2,8 +2,9 @@
 
   python main.py --mode=plan --config=configs/siglip.py:variant=B/16 --topology=v5e:16x16
 
-It is the very step that training would run: memory is what the compiler reserves, FLOPs are counted
-in what is traced, collectives in what is compiled. The time is the compiler's own estimate, which
+It is the very step that training would run (but that a SparseCore does not look embeddings up):
+memory is what the compiler reserves, FLOPs are counted in what is traced, collectives in what is
+compiled. The time is the compiler's own estimate, which
 knows nothing of waiting for the network: a bound to compare variants by, not a promise.
 """
 
@@ -26,7 +27,7 @@ from mm.planning.flops import count_flops, kernel_costs
 from mm.planning.topology import GIB, Chip, Topology, open_topology
 from mm.program import Program, build_program
 from mm.runtime import table, workdir
-from mm.sharding.mesh import BATCH_AXES
+from mm.sharding.mesh import BATCH_AXES, count_slices
 from mm.sharding.rules import axes_of, axis_size
 
 COSTLIEST = 10  # operations that are shown
@@ -44,8 +45,11 @@ def plan(config: ConfigDict, directory: str, topology: str | None = None) -> int
     path = epath.Path(directory) / "plan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json(path, found)
+    compiled = path.parent / "step.hlo.txt"
     if text:
-        workdir.write_atomic(path.parent / "step.hlo.txt", text)
+        workdir.write_atomic(compiled, text)
+    else:
+        compiled.unlink(missing_ok=True)  # that of a plan before
     print(show(found), flush=True)
     print(f"plan: {path}")
     return 1 if found["fits"] is False else 0
@@ -69,6 +73,7 @@ def plan_variants(
     plans = sweep.sweep(
         config,
         len(opened.devices),
+        count_slices(opened.devices),
         vary,
         lambda config: make_plan(config, opened)[0],
         lambda plans: workdir.write_json(path, plans),
@@ -110,8 +115,8 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         "minimal_collective_bytes_per_chip": minimal_collective_bytes(program),
     }
     if chip.compiler_hertz is None:
-        # Gradients are in float32, laid out as the parameters.
-        state = 2 * found["parameter_bytes_per_chip"] + found["moment_bytes_per_chip"]
+        found["gradient_bytes_per_chip"] = gradient_bytes(program)
+        state = sum(found[f"{part}_bytes_per_chip"] for part in ("parameter", "moment", "gradient"))
         fits = None if state <= chip.bytes_of_memory else False
         return found | {"fits": fits, "bytes_per_chip": state, "compile_seconds": 0.0}, ""
     compiled, found["compile_seconds"], wanted = compile_step(traced)
@@ -192,6 +197,12 @@ def state_bytes(program: Program) -> dict[str, int]:
     }
 
 
+def gradient_bytes(program: Program) -> int:
+    """Of the gradients on a chip: in float32, laid out as the parameters that are trained."""
+    params = flatten(program.state.params)
+    return sum(table.device_bytes(params[name]) for name in params.keys() - program.frozen)
+
+
 def minimal_collective_bytes(program: Program) -> float:
     """The least that has to go over the wire, counted as `hlo.collectives` does.
 
@@ -226,7 +237,8 @@ def show(found: Mapping[str, Any]) -> str:
     """The plan as people read it."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     parts = [f"{part} {found[f'{key}_bytes_per_chip'] / GIB:.2f}" for part, key in (
-        ("parameters", "parameter"), ("moments", "moment"), ("temporaries", "temporary"),
+        ("parameters", "parameter"), ("moments", "moment"), ("gradients", "gradient"),
+        ("temporaries", "temporary"),
     ) if f"{key}_bytes_per_chip" in found]  # fmt: skip
     verdict = {True: "fits", False: "DOES NOT FIT", None: "at least"}[found["fits"]]
     lines = [
@@ -239,7 +251,7 @@ def show(found: Mapping[str, Any]) -> str:
         f"{found['hardware_flops_per_chip'] / 1e12:.2f} T with recompute",
     ]
     least = f"at least {found['minimal_collective_bytes_per_chip'] / 2**20:,.0f} MiB"
-    if found["fits"] is None:
+    if "gradient_bytes_per_chip" in found:
         lines += [
             f"over the wire: {least} a chip",
             "for GPUs this is all, from shapes alone: state, gradients and FLOPs. Temporaries and "

@@ -9,7 +9,7 @@ import pytest
 
 from mm.plan import plan as planned
 from mm.plan import plan_variants
-from mm.planning.topology import CHIPS, Topology
+from mm.planning.topology import CHIPS, StandIn, Topology
 from mm.program import build_program
 from tests.runs import ROOT
 from tests.tiny import get_config
@@ -102,6 +102,7 @@ def test_no_more_goes_over_the_wire_than_has_to(layout, siglip):
 
 def test_a_plan_for_gpus_is_of_shapes_alone(capsys, tmp_path):
     config = get_config()
+    (tmp_path / "step.hlo.txt").write_text("of a plan before")
     assert planned(config, str(tmp_path), "h100:8") == 0
     found = json.loads((tmp_path / "plan.json").read_text())
     program = build_program(config)
@@ -152,7 +153,7 @@ def test_a_sweep_writes_its_plans_and_prints_the_fastest_first(tmp_path, monkeyp
         found["estimated_examples_per_second_per_chip"] = speed[config.model.image.remat]
         return found | {"estimated_step_seconds": 0.1}, ""
 
-    topology = Topology("v5e:2x2", CHIPS["v5e"], tuple(range(4)))
+    topology = Topology("v5e:2x2", CHIPS["v5e"], tuple(map(StandIn, range(4))))
     monkeypatch.setattr("mm.plan.find_topology", lambda config, name: topology)
     monkeypatch.setattr("mm.plan.make_plan", make_plan)
     assert plan_variants(get_config(), str(tmp_path), "v5e:2x2", ["remat"]) == 0
@@ -168,6 +169,7 @@ def test_a_sweep_writes_its_plans_and_prints_the_fastest_first(tmp_path, monkeyp
         (["--topology=v5e"], "expected KIND:SHAPE as in v5e:16x16"),
         (["--topology=v9:2x2"], "unknown chip 'v9'"),
         (["--topology=v5e:4"], "expected a shape, as v5e:16x16"),
+        (["--topology=h100:0"], "expected a number of GPUs, as h100:64"),
         (["--topology=h100:4x4"], "expected a number of GPUs, as h100:64"),
         (["--mode=train", "--topology=v5e:2x2"], "goes with --mode=plan, not train"),
         (["--mode=eval", "--sweep"], "--sweep=batch,remat,mesh: goes with --mode=plan, not eval"),

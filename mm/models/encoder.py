@@ -37,7 +37,7 @@ RESIDUALS = ("moments", "query", "key", "value", "attention", "middle", "hidden"
 # What is kept. "hidden", the widest, is half of the bytes and a third of the FLOPs.
 REMAT_PRESETS = {
     "full": (),
-    "hidden": RESIDUALS[:-1],
+    "hidden": tuple(name for name in RESIDUALS if name != "hidden"),
     "cheap": RESIDUALS,
 }
 Remat = Literal["none", "cheap", "hidden", "full"]
@@ -252,7 +252,7 @@ class AttentionPool(nnx.Module):
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b d"]:
         batch, _, width = tokens.shape
-        probe = jnp.broadcast_to(self.probe[...].astype(tokens.dtype), (batch, width))
+        probe = jnp.broadcast_to(self.probe[...], (batch, width)).astype(tokens.dtype)
         x = self.attention(probe, tokens.reshape(-1, width), mask, batch=batch)
         return x + self.mlp(self.norm(x))
 

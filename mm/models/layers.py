@@ -12,7 +12,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -145,8 +144,8 @@ def _lookup_backward(axes, dtype, residuals, gradient):
     def add(ids: Array, gradient: Array) -> Array:
         return jnp.zeros(table.shape, table.dtype).at[ids].add(gradient.astype(table.dtype))
 
-    dtable = sum_rows(add, table.shape, axes, ids, gradient, turn=False)
-    return dtable, np.zeros(ids.shape, jax.dtypes.float0)
+    dtable = sum_rows(add, table.shape, axes, ids, gradient, by_rows=True)
+    return dtable, None
 
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
@@ -161,15 +160,14 @@ def add_table(
 
 
 def _add_table_forward(axes, x, table):
-    # A residual has to be an array: an empty one tells the table's dtype.
-    return add_table(axes, x, table), jnp.zeros(0, table.dtype)
+    return add_table(axes, x, table), table
 
 
-def _add_table_backward(axes, like, gradient):
+def _add_table_backward(axes, table, gradient):
     def add(gradient: Array) -> Array:
-        return gradient.astype(like.dtype).sum(0)
+        return gradient.astype(table.dtype).sum(0)
 
-    return gradient, sum_rows(add, gradient.shape[1:], axes, gradient)
+    return gradient, sum_rows(add, table.shape, axes, gradient, by_rows=True)
 
 
 add_table.defvjp(_add_table_forward, _add_table_backward)
@@ -200,7 +198,8 @@ def layer_norm(
 
 def _layer_norm_forward(epsilon, x, scale, bias):
     wide = _at_least_float32(x)
-    # One pass; the first element is near enough to the mean that no digits cancel.
+    # One pass, about the first element: few digits cancel unless it is far from all others, which
+    # costs (x_0 - mean)^2 / variance roundings of a float32, at most `width` of them.
     shift = _at_least_float32(x[..., :1])
     moments = jnp.mean(wide - shift, -1), jnp.mean(jnp.square(wide - shift), -1)
     variance = jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
@@ -218,7 +217,8 @@ def _layer_norm_backward(epsilon, residuals, gradient):
     along = jnp.mean(slope * normed, -1, keepdims=True)
     dx = inverse[..., None] * (slope - jnp.mean(slope, -1, keepdims=True) - normed * along)
     rows = tuple(range(x.ndim - 1))
-    return dx.astype(x.dtype), (gradient * normed).sum(rows), gradient.sum(rows)
+    sums = (gradient * normed).sum(rows), gradient.sum(rows)
+    return dx.astype(x.dtype), *(x.astype(scale.dtype) for x in sums)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

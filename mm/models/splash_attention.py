@@ -8,6 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Bool, Float
 
 BLOCKS = range(1024, 128, -128)  # of queries, and of keys
+FILLING = 1 / 8  # of a sequence, at most; a larger block is faster, and needs less memory
 
 
 def splash_attention(
@@ -22,7 +23,9 @@ def splash_attention(
     residual: str | None = None,
     interpret: bool = False,
 ) -> Float[Array, "bn d"]:
-    """softmax(Q K^T / sqrt(k)) V a tile at a time, in memory that grows with n (Dao et al. 2022).
+    """softmax(Q K^T / sqrt(k)) V a tile at a time, without the scores' n x m (Dao et al. 2022).
+
+    Its backward pass holds a copy of Q for each block of keys.
 
     True in `mask`: may be seen. `causal`: query i sees keys 0 .. i. A query that sees nothing gets
     some finite vector. Examples are filled up to whole blocks. residual: the name under which
@@ -59,8 +62,7 @@ def splash_attention(
 
 
 def whole_blocks(length: int) -> tuple[int, int]:
-    """(the length of whole blocks, the block): the least filling, then the largest block."""
-    return min(
-        ((-(-length // block) * block, block) for block in BLOCKS),
-        key=lambda pair: (pair[0], -pair[1]),
-    )
+    """(the length of whole blocks, the block): the largest block that is filled up little."""
+    pairs = [(-(-length // block) * block, block) for block in BLOCKS]
+    near = [pair for pair in pairs if pair[0] <= length * (1 + FILLING)]
+    return max(near, key=lambda pair: pair[1]) if near else min(pairs)

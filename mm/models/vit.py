@@ -94,13 +94,18 @@ class ViT(nnx.Module):
         self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Keys | None = None
     ) -> Encoded:
         keys = (None,) * 4 if rng is None else split(rng, 4)
-        x = add_table(("tokens", "embed"), self.stem(image.astype(self.dtype)), self._positions())
+        x = self.stem(image.astype(self.dtype))
+        if self.position == "learned":
+            x = add_table(("tokens", "embed"), x, self.position_embedding[...])
+        else:
+            grid = self.image_size // self.patch_size
+            x = x + jnp.asarray(sincos2d(grid, self.width), x.dtype)
         if keep < 1.0:
             if self.pool == "flatten":
                 raise BadInput("pool='flatten' needs every token; set image_keep=1 or another pool")
             x = drop_tokens(x, keep, keys[0])
         if self.pool == "cls":
-            cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, self.width))
+            cls = jnp.broadcast_to(self.cls[...], (len(x), 1, self.width)).astype(x.dtype)
             x = jnp.concatenate([cls, x], axis=1)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
@@ -125,11 +130,6 @@ class ViT(nnx.Module):
         elif self.pool == "map":
             flops += self.attention_pool.training_flops(kept)
         return flops
-
-    def _positions(self) -> Float[Array, "n d"]:
-        if self.position == "learned":
-            return self.position_embedding[...]
-        return jnp.asarray(sincos2d(self.image_size // self.patch_size, self.width))
 
 
 def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray:

@@ -21,7 +21,8 @@ def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
 def kernel_costs(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> dict[tuple, tuple[float, float]]:
     """(FLOPs, bytes in and out) of one call of each Pallas kernel, by its name and results' shapes.
 
-    Those that run on a device, as they are inside of a shard_map.
+    Those that run on a device, as they are inside of a shard_map. Raises ValueError when two have
+    one name and results, but not one cost.
     """
     found = {}
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -29,11 +30,15 @@ def kernel_costs(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> dict[tuple, tuple[floa
             arrays = [variable.aval for variable in (*equation.invars, *equation.outvars)]
             size = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
             shapes = tuple(variable.aval.shape for variable in equation.outvars)
-            found[equation.params["name"], shapes] = _equation(equation), float(size)
-            continue
-        for value in equation.params.values():
-            for inner in _jaxprs(value):
-                found |= kernel_costs(inner)
+            inner = {(equation.params["name"], shapes): (_equation(equation), float(size))}
+        else:
+            inner = {}
+            for value in equation.params.values():
+                for jaxpr in _jaxprs(value):
+                    inner |= kernel_costs(jaxpr)
+        for key, cost in inner.items():
+            if found.setdefault(key, cost) != cost:
+                raise ValueError(f"kernel {key[0]} with results {key[1]}: {cost} or {found[key]}")
     return found
 
 

@@ -19,7 +19,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _KERNEL = 'custom_call_target="tpu_custom_call"'
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
+_BYTES = {"pred": 1}
 # Of a kernel that has no estimate: what share of the chip's peaks it is taken to reach at best.
 KERNEL_FLOPS, KERNEL_BANDWIDTH = 0.5, 0.7
 COLLECTIVES = (
@@ -148,8 +148,9 @@ def collectives(module: Module) -> dict[str, dict[str, float]]:
             size["reduce-scatter"] += times * sum(array_bytes(instruction.result))
             continue
         arrays = array_bytes(instruction.result)
-        if instruction.opcode.endswith("-start"):  # (operands, results, two numbers)
-            arrays = [number for number in arrays if number > 4] or arrays
+        if instruction.opcode.endswith("-start") and kind != "all-reduce":
+            # (operands, results, two numbers)
+            arrays = array_bytes(instruction.result.replace("u32[]", ""))
             half = len(arrays) // 2
             arrays = arrays[half:] if kind == "all-gather" else arrays[:half]
         total = sum(arrays)
@@ -269,10 +270,12 @@ def _group_size(text: str) -> int:
     """
     if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
         sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in match[2].split(","))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", match[2]))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(match[1])
-    return len(re.search(r"replica_groups=\{\{([\d,]*)\}", text)[1].split(","))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(match[1].split(","))
+    raise ValueError(f"no groups of devices in {text[:200]}")
 
 
 def _shape(written: str) -> tuple[int, ...]:

@@ -26,18 +26,20 @@ class Variant(NamedTuple):
     mesh: str
 
 
-def meshes(config: Mapping, chips: int) -> dict[str, tuple[dict[str, int], Any]]:
+def meshes(config: Mapping, chips: int, slices: int) -> dict[str, tuple[dict[str, int], Any]]:
     """Name -> (config.sharding.mesh, config.sharding.rules): the config's own, and other presets.
 
     hsdp splits parameters over 32 chips at most, fsdp_tp matmuls over 2.
     """
-    split = min(32, chips)
+    split = math.gcd(32, chips // slices)
     presets = {
-        "dp": dict(replica=1, fsdp=-1, tensor=1),
-        "fsdp": dict(replica=1, fsdp=-1, tensor=1),
+        "dp": dict(replica=slices, fsdp=-1, tensor=1),
+        "fsdp": dict(replica=slices, fsdp=-1, tensor=1),
         "hsdp": dict(replica=-1, fsdp=split, tensor=1),
         "fsdp_tp": dict(replica=-1, fsdp=max(1, split // 2), tensor=2),
     }
+    if split == chips:  # there is nothing to copy across
+        del presets["hsdp"]
     own = dict(config.sharding.mesh), config.sharding.rules
     found = {OWN: own}
     for rules, mesh in presets.items():
@@ -53,7 +55,7 @@ def _sizes(mesh: Mapping[str, int], chips: int) -> dict[str, int]:
     return {axis: size for axis, size in sizes.items() if size != 1}
 
 
-def variants(config: Mapping, chips: int, vary: Sequence[str]) -> Iterator[Variant]:
+def variants(config: Mapping, chips: int, slices: int, vary: Sequence[str]) -> Iterator[Variant]:
     """All combinations, a small batch before a large one.
 
     batch: half, the config's own and twice as many; remat: all presets. What is not in `vary` stays
@@ -65,16 +67,17 @@ def variants(config: Mapping, chips: int, vary: Sequence[str]) -> Iterator[Varia
     batch = config.global_batch_size
     batches = (batch // 2, batch, 2 * batch) if "batch" in vary else (batch,)
     remats = (*REMAT_PRESETS, "none") if "remat" in vary else (OWN,)
-    names = tuple(meshes(config, chips)) if "mesh" in vary else (OWN,)
+    names = tuple(meshes(config, chips, slices)) if "mesh" in vary else (OWN,)
     for mesh, remat, size in itertools.product(names, remats, batches):
         yield Variant(size, remat, mesh)
 
 
-def apply(config: ConfigDict, chips: int, variant: Variant) -> ConfigDict:
-    """The config of a variant."""
+def apply(config: ConfigDict, chips: int, slices: int, variant: Variant) -> ConfigDict:
+    """The config of a variant, which sees as many examples."""
     changed = copy.deepcopy(config)
-    mesh, rules = meshes(config, chips)[variant.mesh]
-    with changed.unlocked():
+    mesh, rules = meshes(config, chips, slices)[variant.mesh]
+    with changed.unlocked(), changed.ignore_type():  # rules and remat may be mappings
+        changed.total_steps = config.total_steps * config.global_batch_size // variant.batch
         changed.global_batch_size = variant.batch
         changed.sharding.mesh, changed.sharding.rules = mesh, rules
         for tower in TOWERS if variant.remat != OWN else ():
@@ -85,6 +88,7 @@ def apply(config: ConfigDict, chips: int, variant: Variant) -> ConfigDict:
 def sweep(
     config: ConfigDict,
     chips: int,
+    slices: int,
     vary: Sequence[str],
     make_plan: Callable[[ConfigDict], dict[str, Any]],
     save: Callable[[list[dict[str, Any]]], None],
@@ -94,13 +98,13 @@ def sweep(
     save(plans) is called after each. A batch larger than one that did not fit is not tried.
     """
     found: list[dict[str, Any]] = []
-    todo, full = list(variants(config, chips, vary)), set()
+    todo, full = list(variants(config, chips, slices, vary)), set()
     for i, variant in enumerate(todo, 1):
         if (variant.mesh, variant.remat) in full:
             continue
         try:
-            plan = make_plan(apply(config, chips, variant))
-        except BadInput as error:  # a batch or width that this mesh cannot split
+            plan = make_plan(apply(config, chips, slices, variant))
+        except (BadInput, ValueError) as error:  # what this mesh cannot split, an unread text
             plan = {"fits": False, "refused": str(error)}
         if not plan["fits"] and "refused" not in plan:
             full.add((variant.mesh, variant.remat))

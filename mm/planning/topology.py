@@ -40,8 +40,8 @@ CHIPS = {
 GPUS = {
     "a100": Chip(80 * GIB, 312e12, 2039e9),
     "h100": Chip(80 * GIB, 989e12, 3350e9),
-    "h200": Chip(141e9, 989e12, 4800e9),
-    "b200": Chip(180e9, 2250e12, 8000e9),
+    "h200": Chip(141 * GIB, 989e12, 4800e9),
+    "b200": Chip(180 * GIB, 2250e12, 8000e9),
 }
 # What libtpu asks of a machine that has no TPU. The accelerator type only says that it is alone.
 ENVIRONMENT = {
@@ -64,8 +64,8 @@ class Topology(NamedTuple):
 class StandIn:
     """In the place of a GPU: enough for a mesh and for tracing, not for compiling.
 
-    It traces as a CPU does: cuDNN's attention cannot be traced without a GPU, and does the same
-    products as two einsums.
+    It traces as a CPU does, with two einsums: cuDNN's attention cannot be traced without a GPU. Its
+    backward pass computes the scores again, one product of five that is not counted then.
     """
 
     id: int
@@ -125,7 +125,7 @@ def parse(name: str) -> tuple[int, str, str]:
         raise BadInput(
             f"topology {name!r}: unknown chip {kind!r}{suggest(kind, known)} (have {sorted(known)})"
         )
-    if ("x" in shape) == (kind in GPUS) or int(slices or 1) < 1:
+    if ("x" in shape) == (kind in GPUS) or 0 in map(int, (slices or 1, *shape.split("x"))):
         kinds = "a number of GPUs, as h100:64" if kind in GPUS else "a shape, as v5e:16x16"
         raise BadInput(f"topology {name!r}: expected {kinds}")
     return int(slices or 1), kind, shape

@@ -49,8 +49,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         sizes[sizes.index(-1)] = len(devices) // fixed
     if int(np.prod(sizes)) != len(devices):
         raise BadInput(
-            f"config.sharding.mesh={dict(shape)}: {fixed} does not divide {len(devices)} devices; "
-            f"set sizes that do, and one to -1 to take what the others leave"
+            f"config.sharding.mesh={dict(shape)}: its sizes, {fixed} in all, do not divide into "
+            f"{len(devices)} devices; set replica=1, and one axis to -1, which takes what is left"
         )
     slices = count_slices(devices)
     replica, *inner = sizes

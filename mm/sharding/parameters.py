@@ -5,6 +5,7 @@ a TPU's makes loops of small matmuls of them. Here a layer says what moves: its 
 computing dtype, whole to each device that has a part of the batch, and gradients in parts.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -43,27 +44,26 @@ def sum_rows(
     shape: tuple[int, ...],
     axes: tuple,
     *arrays: Array,
-    turn: bool = True,
+    by_rows: bool = False,
 ) -> Array:
     """function(*arrays), of `shape`, a sum over rows: the gradient of the parameter `axes`.
 
     Each device sums up its own rows of `arrays`, [rows, ...] each; then the sums are added up, each
-    device receiving the part that it stores. turn: matmuls can write what they make turned, so that
-    the parts are rows, other functions had better not.
+    device receiving the part that it stores. by_rows: for what is no matmul. A matmul can write its
+    result turned, so that the parts are rows, which is all that libtpu adds up in parts.
     """
     mesh = active_mesh()
     if mesh is None:
         return function(*arrays)
     spec, _ = _layer_specs(mesh, shape, axes)
     stored = NamedSharding(mesh, spec)
-    if len(arrays[0]) % axis_size(mesh, BATCH_AXES):  # no batch; nothing to split
+    if len(arrays[0]) % axis_size(mesh, BATCH_AXES):  # no batch: left to the compiler
         return jax.lax.with_sharding_constraint(function(*arrays), stored)
 
     def local(*arrays: Array) -> Array:
         result, rest = function(*arrays), set(BATCH_AXES)
         for dimension, entry in enumerate(spec):
             if over := _over_batch(entry):
-                by_rows = not turn and len(result) % axis_size(mesh, over) == 0
                 scatter = _scatter_rows if by_rows else _scatter
                 result, rest = scatter(result, over, dimension), rest - set(over)
         return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
@@ -73,10 +73,11 @@ def sum_rows(
 
 
 def _scatter(x: Array, over: tuple[str, ...], dimension: int) -> Array:
-    """The sum over devices, each with its part of a dimension.
-
-    By the rows of a matrix: of other shapes libtpu sums up the whole on every device.
-    """
+    """The sum over devices, each with its part of a dimension: by the rows of a matrix."""
+    if dimension == x.ndim - 1:  # one matrix turned, and not one of each head
+        matrix = x.reshape(-1, x.shape[-1]).T
+        rows = jax.lax.psum_scatter(matrix, over, scatter_dimension=0, tiled=True)
+        return rows.T.reshape(*x.shape[:-1], -1)
     x = jnp.moveaxis(x, dimension, 0)
     rows = x.reshape(len(x), -1)
     rows = jax.lax.psum_scatter(rows, over, scatter_dimension=0, tiled=True)
@@ -85,13 +86,16 @@ def _scatter(x: Array, over: tuple[str, ...], dimension: int) -> Array:
 
 def _scatter_rows(x: Array, over: tuple[str, ...], dimension: int) -> Array:
     """The same: each device gets rows, and trades them for its part of the dimension."""
+    length, devices = len(x), jax.lax.axis_size(over)
+    x = jnp.pad(x, ((0, -length % devices), *((0, 0),) * (x.ndim - 1)))
     x = jax.lax.psum_scatter(x, over, scatter_dimension=0, tiled=True)
-    return jax.lax.all_to_all(x, over, dimension, 0, tiled=True) if dimension else x
+    return jax.lax.all_to_all(x, over, dimension, 0, tiled=True)[:length] if dimension else x
 
 
 def _layer_specs(mesh: Mesh, shape: tuple[int, ...], axes: tuple) -> tuple[P, P]:
     """Of a parameter, or of one layer of a stack: as it is stored, and as it is computed with."""
-    spec = active_rules().parameter_spec("a layer", shape, axes, mesh)
+    rules = dataclasses.replace(active_rules(), replicate=True)  # the whole stack was checked
+    spec = rules.parameter_spec("a layer", shape, axes, mesh)
     inner = [tuple(axis for axis in axes_of(e) if axis not in BATCH_AXES) or None for e in spec]
     while inner and inner[-1] is None:
         inner.pop()

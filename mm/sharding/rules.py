@@ -99,6 +99,7 @@ class ShardingRules:
 
 
 def axes_of(mesh_axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes of a rule or of an entry of a PartitionSpec: none, one or several."""
     if mesh_axes is None:
         return ()
     return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)

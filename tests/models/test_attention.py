@@ -154,7 +154,8 @@ def test_the_kernel_for_long_sequences_makes_no_nan_where_nothing_is_seen():
 
 
 @pytest.mark.parametrize(
-    ("length", "whole"), [(40, (256, 256)), (1025, (1152, 384)), (2304, (2304, 768))]
+    ("length", "whole"),
+    [(40, (256, 256)), (1025, (1152, 384)), (2304, (2304, 768)), (4097, (4480, 896))],
 )
 def test_examples_are_filled_up_to_few_large_blocks(length, whole):
     assert whole_blocks(length) == whole

@@ -87,6 +87,15 @@ def test_the_cost_of_a_kernel_without_a_statement_is_counted_on_a_device():
     assert flops == 2 * 4 * 2 * 256 * 256 * 64 and size > 4 * q.size / 4 * 2
 
 
+def test_two_kernels_of_one_name_and_another_cost_are_refused():
+    def attention(length):
+        k = jnp.zeros((length, 64))
+        return splash_attention(jnp.zeros((256, 64)), k, k, batch=1, num_heads=1, interpret=True)
+
+    with pytest.raises(ValueError, match="kernel splash"):
+        kernel_costs(jax.make_jaxpr(lambda: (attention(256), attention(512)))())
+
+
 @pytest.mark.parametrize("width, heads", [(128, 2), (256, 4), (144, 2)])
 def test_the_short_kernel_states_the_flops_that_it_has(width, heads):
     """What it states is what a plan's time is made from."""

@@ -155,6 +155,17 @@ def test_a_collective_that_runs_beside_matmuls_is_counted_once():
     assert hlo.collectives(hlo.parse(ASYNC))["all-gather"] == {"count": 1, "bytes": 8 * 64 * 2}
 
 
+def test_an_all_reduce_that_is_started_has_the_type_of_its_result():
+    line = "  %r.9 = (f32[100]{0}, f32[50]{0}) all-reduce-start(%g, %k), replica_groups={{0,1}}\n"
+    text = ASYNC.replace("  %scatter.2", line + "  %scatter.2")
+    assert hlo.collectives(hlo.parse(text))["all-reduce"] == {"count": 1, "bytes": 2 * 150 * 4}
+
+
+def test_groups_that_are_not_named_are_refused():
+    with pytest.raises(ValueError, match="no groups of devices"):
+        hlo.collectives(hlo.parse(ASYNC.replace("mesh['a'=2,'b'=8] {'b'}", "{}")))
+
+
 def test_an_all_reduce_of_which_a_chip_keeps_its_part_is_a_reduce_scatter():
     found = hlo.collectives(hlo.parse(ASYNC))
     assert "all-reduce" not in found

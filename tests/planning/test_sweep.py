@@ -26,7 +26,7 @@ def planned(config):
 
 def run(vary, saved=None):
     config = get_config()
-    return sweep.sweep(config, 8, vary, planned, saved or (lambda plans: None))
+    return sweep.sweep(config, 8, 1, vary, planned, saved or (lambda plans: None))
 
 
 def test_all_combinations_are_planned_and_the_best_is_first(capsys):
@@ -38,8 +38,27 @@ def test_all_combinations_are_planned_and_the_best_is_first(capsys):
     assert saved == list(range(1, len(plans) + 1))
     seen = {tuple(plan["variant"].values()) for plan in plans}
     assert len(seen) == len(plans)
-    assert {mesh for _, _, mesh in seen} == {"own", "fsdp", "hsdp", "fsdp_tp"}
+    assert {mesh for _, _, mesh in seen} == {"own", "fsdp", "fsdp_tp"}
     assert "34" in sweep.show(plans).splitlines()[1]
+
+
+def test_meshes_go_over_slices_and_stay_apart():
+    found = sweep.meshes(get_config(), 96, 2)
+    assert found["fsdp"] == (dict(replica=2, fsdp=-1, tensor=1), "fsdp")
+    assert found["hsdp"] == (dict(replica=-1, fsdp=16, tensor=1), "hsdp")
+    assert "hsdp" not in sweep.meshes(get_config(), 8, 1)
+
+
+def test_a_variant_sees_as_many_examples_and_may_replace_mappings():
+    config = get_config()
+    config.total_steps, config.global_batch_size = 100, 16
+    with config.unlocked(), config.ignore_type():
+        config.sharding.rules = dict(parameters={"embed": "fsdp"})
+        config.model.image.remat = dict(save=[], recompute=["query"])
+    changed = sweep.apply(config, 8, 1, sweep.Variant(32, "full", "fsdp"))
+    assert (changed.total_steps, changed.global_batch_size) == (50, 32)
+    assert changed.sharding.rules == "fsdp" and changed.model.image.remat == "full"
+    assert config.global_batch_size == 16
 
 
 def test_a_larger_batch_than_one_that_does_not_fit_is_not_tried():

@@ -5,7 +5,7 @@ from jax.sharding import NamedSharding
 
 from mm.sharding.mesh import make_mesh
 from mm.sharding.parameters import gather, sum_rows
-from mm.sharding.rules import PRESETS, use_sharding
+from mm.sharding.rules import LARGE, PRESETS, ShardingRules, use_sharding
 
 
 def mesh(**shape):
@@ -20,21 +20,42 @@ LAYOUTS = {
 }
 
 
+SHAPES = {  # of a parameter, and its axes: what is split comes last, first, in several dimensions
+    (128, 128): ("mlp", "embed"),
+    (257, 128): ("patch", "embed"),  # rows that do not divide
+    (4, 64, 128): ("heads", "kv", "embed"),
+    (128, 4, 64): ("embed", "heads", "kv"),
+}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("rows", "turn"), [(16, True), (16, False), (15, True)])
-def test_the_gradient_of_a_parameter_is_the_sum_over_all_rows_as_it_is_stored(layout, rows, turn):
-    rules, shape = LAYOUTS[layout]
-    a_mesh, axes = mesh(**shape), ("mlp", "embed")
-    x, y = np.random.default_rng(0).standard_normal((2, rows, 128)).astype(np.float32)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("rows", "by_rows"), [(16, False), (16, True), (15, False)])
+def test_a_gradient_is_the_sum_over_all_rows_and_is_laid_out_as_it_is_stored(
+    layout, shape, rows, by_rows
+):
+    rules, sizes = LAYOUTS[layout]
+    a_mesh, axes = mesh(**sizes), SHAPES[shape]
+    x = np.random.default_rng(0).standard_normal((rows, *shape)).astype(np.float32)
 
-    def run(x, y):
+    def run(x):
         with use_sharding(a_mesh, rules):
-            return sum_rows(lambda x, y: x.T @ y, (128, 128), axes, x, y, turn=turn)
+            return sum_rows(lambda x: x.sum(0), shape, axes, x, by_rows=by_rows)
 
-    got = jax.jit(run)(x, y)
-    want = NamedSharding(a_mesh, rules.parameter_spec("k", (128, 128), axes, a_mesh))
-    assert got.sharding.is_equivalent_to(want, 2)
-    np.testing.assert_allclose(got, x.T @ y, rtol=1e-5, atol=1e-5)
+    got = jax.jit(run)(x)
+    want = NamedSharding(a_mesh, rules.parameter_spec("k", shape, axes, a_mesh))
+    assert got.sharding.is_equivalent_to(want, len(shape))
+    np.testing.assert_allclose(got, x.sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_of_a_stack_that_is_split_by_layers_is_computed_whole():
+    rules = ShardingRules(parameters={"layers": "fsdp"}, activations={"batch": "fsdp"})
+    assert rules.parameter_spec("k", (8, LARGE, 2), ("layers", "embed", "mlp"), mesh())
+    with use_sharding(mesh(), rules):
+        x = jax.eval_shape(
+            lambda x: gather(x, ("embed", "mlp")), jax.ShapeDtypeStruct((LARGE, 2), np.float32)
+        )
+    assert x.shape == (LARGE, 2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

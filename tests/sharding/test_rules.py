@@ -31,9 +31,9 @@ def test_an_axis_of_minus_one_takes_what_is_left():
     "shape, message",
     [
         ({"fsd": 8}, "unknown axis 'fsd'; did you mean 'fsdp'"),
-        ({"fsdp": 3}, "does not divide 8 devices"),
+        ({"fsdp": 3}, "its sizes, 3 in all, do not divide into 8 devices"),
         ({"fsdp": -1, "tensor": -1}, "one may be -1"),
-        ({"fsdp": -1, "tensor": 3}, "does not divide 8 devices"),
+        ({"fsdp": -1, "tensor": 3}, "do not divide into 8 devices"),
         ({"fsdp": 0}, "positive"),
     ],
 )
