@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if flags.step and flags.mode != "eval":
             raise BadInput(f"--step={flags.step}: goes with --mode=eval, not {flags.mode}")
         for name in ("topology", "sweep"):
-            if (value := getattr(flags, name)) and flags.mode != "plan":
+            if (value := getattr(flags, name)) is not None and flags.mode != "plan":
                 raise BadInput(f"--{name}={value}: goes with --mode=plan, not {flags.mode}")
         if flags.mode == "plan":
             flags.workdir = flags.workdir or "plans"
@@ -109,7 +109,7 @@ def run(flags: argparse.Namespace, config) -> int:
     if flags.mode == "plan":
         from mm.plan import plan, plan_variants
 
-        if flags.sweep:
+        if flags.sweep is not None:
             return plan_variants(config, flags.workdir, flags.topology, flags.sweep.split(","))
         return plan(config, flags.workdir, flags.topology)
     from mm.evaluate import evaluate

@@ -20,9 +20,10 @@ TABLE = ROOT / "docs/plans.md"
 HEAD = """# What each recipe costs on its pod
 
 The compiler's estimates (libtpu 0.0.52), not measurements: `make plan-all` made this table, and
-[docs/scale.md](scale.md) says what the columns are.
+[scale.md](scale.md) says how to read it. MFU is of the chip's bfloat16 peak, chip-hours are for
+the examples of the recipe.
 
-| recipe | pod | batch a chip | GiB a chip | step | MFU | wire MiB (least) | chip-hours | compiled |
+| recipe | pod | batch a chip | GiB a chip | step | MFU | wire MiB (least) | chip-hours | compile |
 |---|---|---|---|---|---|---|---|---|
 """
 

@@ -68,6 +68,7 @@ def plan_variants(
         raise BadInput(
             f"--sweep needs the compiler's estimates; {opened.name} has no compiler here"
         )
+    sweep.check(vary)
     path = epath.Path(directory) / "sweep.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     plans = sweep.sweep(
@@ -113,6 +114,7 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         "model_flops_per_chip": model_flops,
         "hardware_flops_per_chip": count_flops(traced.jaxpr) / chips,
         "minimal_collective_bytes_per_chip": minimal_collective_bytes(program),
+        "total_examples": program.recipe.total_steps * program.recipe.global_batch_size,
     }
     if chip.compiler_hertz is None:
         found["gradient_bytes_per_chip"] = gradient_bytes(program)
@@ -128,7 +130,6 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
     seconds, examples = found["estimated_step_seconds"], program.recipe.global_batch_size
     return found | {
         "estimated_examples_per_second_per_chip": examples / chips / seconds,
-        "total_examples": program.recipe.total_steps * examples,
         "chip_hours": program.recipe.total_steps * seconds * chips / 3600,
     }, text
 
@@ -233,6 +234,11 @@ def minimal_collective_bytes(program: Program) -> float:
     return total
 
 
+def significant(number: float) -> str:
+    """Whole, or with two digits where that would be little or nothing."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+
+
 def show(found: Mapping[str, Any]) -> str:
     """The plan as people read it."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
@@ -240,7 +246,7 @@ def show(found: Mapping[str, Any]) -> str:
         ("parameters", "parameter"), ("moments", "moment"), ("gradients", "gradient"),
         ("temporaries", "temporary"),
     ) if f"{key}_bytes_per_chip" in found]  # fmt: skip
-    verdict = {True: "fits", False: "DOES NOT FIT", None: "at least"}[found["fits"]]
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "state and gradients"}[found["fits"]]
     lines = [
         f"{found['topology']}: {found['chips']} chips as {mesh}, "
         f"{found['global_batch_size']:,} examples a step, {found['parameters'] / 1e6:,.1f} M "
@@ -254,8 +260,8 @@ def show(found: Mapping[str, Any]) -> str:
     if "gradient_bytes_per_chip" in found:
         lines += [
             f"over the wire: {least} a chip",
-            "for GPUs this is all, from shapes alone: state, gradients and FLOPs. Temporaries and "
-            "time would need their compiler",
+            f"{found['total_examples']:,} examples a run. For GPUs this is all, from shapes alone: "
+            "what activations take, and time, would need their compiler",
         ]
         return "\n".join(lines)
     if "estimated_step_seconds" not in found:
@@ -271,8 +277,8 @@ def show(found: Mapping[str, Any]) -> str:
         f"{found['estimated_mfu']:.1%} MFU, "
         f"{found['estimated_examples_per_second_per_chip']:,.0f} examples/s/chip",
         f"over the wire: {wire / 2**20:,.0f} MiB a chip ({kinds or 'nothing'}), {least}",
-        f"{found['total_examples']:,} examples: {found['chip_hours']:,.0f} chip-hours at that "
-        f"estimate; compiled for {found['compile_seconds']:.0f} s",
+        f"{found['total_examples']:,} examples: {significant(found['chip_hours'])} chip-hours at "
+        f"that estimate; compiled for {found['compile_seconds']:.0f} s",
         "the costliest operations:",
     ]
     lines += [

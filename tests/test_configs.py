@@ -66,9 +66,14 @@ def trained(pairs, tokenizer, tmp_path_factory):
 
 
 def shrunken(path_and_arg: str, pairs: Path, tokenizer: Path) -> ConfigDict:
-    """The config, small and without downloads, otherwise as it is."""
+    """The config, small and without downloads, otherwise as it is.
+
+    Its groups of chips are as small as the 8 devices: replica 2, and so fsdp 4.
+    """
     config = load(path_and_arg)
     with config.unlocked():
+        if config.sharding.mesh.replica > 2:
+            config.sharding.mesh.replica = 2
         image_size = 2 * config.model.image.patch_size
         config.model.image.image_size = image_size
         visit(config, image_size, tokenizer, pairs)
@@ -115,7 +120,9 @@ def test_a_config_is_split_over_its_pod(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_config_builds_on_one_device(name):
-    program = build_program(load(CASES[name]), jax.devices()[:1])
+    config = load(CASES[name])
+    config.sharding.mesh.replica = 1  # as the recipes' docstrings say
+    program = build_program(config, jax.devices()[:1])
     assert program.mesh.size == 1 and program.train_step is not None
 
 

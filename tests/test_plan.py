@@ -110,7 +110,7 @@ def test_a_plan_for_gpus_is_of_shapes_alone(capsys, tmp_path):
     assert found["model_flops_per_chip"] == program.training_flops() / 8
     assert found["hardware_flops_per_chip"] >= found["model_flops_per_chip"]
     assert "estimated_step_seconds" not in found and not (tmp_path / "step.hlo.txt").exists()
-    assert "for GPUs this is all" in capsys.readouterr().out
+    assert "For GPUs this is all" in capsys.readouterr().out
 
 
 @pytest.mark.slow

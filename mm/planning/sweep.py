@@ -55,15 +55,19 @@ def _sizes(mesh: Mapping[str, int], chips: int) -> dict[str, int]:
     return {axis: size for axis, size in sizes.items() if size != 1}
 
 
+def check(vary: Sequence[str]) -> None:
+    """Raises BadInput for what cannot be varied."""
+    for name in vary:
+        if name not in VARIED:
+            raise BadInput(f"--sweep={name}: expected some of {VARIED}{suggest(name, VARIED)}")
+
+
 def variants(config: Mapping, chips: int, slices: int, vary: Sequence[str]) -> Iterator[Variant]:
     """All combinations, a small batch before a large one.
 
     batch: half, the config's own and twice as many; remat: all presets. What is not in `vary` stays
-    as it is. Raises BadInput for what cannot be varied.
+    as it is.
     """
-    for name in vary:
-        if name not in VARIED:
-            raise BadInput(f"--sweep={name}: expected some of {VARIED}{suggest(name, VARIED)}")
     batch = config.global_batch_size
     batches = (batch // 2, batch, 2 * batch) if "batch" in vary else (batch,)
     remats = (*REMAT_PRESETS, "none") if "remat" in vary else (OWN,)
@@ -97,6 +101,7 @@ def sweep(
 
     save(plans) is called after each. A batch larger than one that did not fit is not tried.
     """
+    check(vary)
     found: list[dict[str, Any]] = []
     todo, full = list(variants(config, chips, slices, vary)), set()
     for i, variant in enumerate(todo, 1):

@@ -50,7 +50,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if int(np.prod(sizes)) != len(devices):
         raise BadInput(
             f"config.sharding.mesh={dict(shape)}: its sizes, {fixed} in all, do not divide into "
-            f"{len(devices)} devices; set replica=1, and one axis to -1, which takes what is left"
+            f"{len(devices)} devices; set smaller ones, as --config.sharding.mesh.replica=1, and "
+            "one to -1, which takes what is left"
         )
     slices = count_slices(devices)
     replica, *inner = sizes

@@ -57,7 +57,8 @@ def sum_rows(
         return function(*arrays)
     spec, _ = _layer_specs(mesh, shape, axes)
     stored = NamedSharding(mesh, spec)
-    if len(arrays[0]) % axis_size(mesh, BATCH_AXES):  # no batch: left to the compiler
+    parts = axis_size(mesh, BATCH_AXES)
+    if parts == 1 or len(arrays[0]) % parts:  # alone, or no batch: the compiler's choice
         return jax.lax.with_sharding_constraint(function(*arrays), stored)
 
     def local(*arrays: Array) -> Array:
