@@ -19,6 +19,8 @@ first block of the image tower. Other than theirs: the crop is that of open_clip
 the area (theirs: a random square of a resized picture); the first layer has a bias, and the class
 token no position of its own (it is learned itself). Gradients are not clipped: the paper names
 none.
+
+Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.replica=1.
 """
 
 from ml_collections import ConfigDict

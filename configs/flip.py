@@ -19,6 +19,8 @@ From the paper's code (facebookresearch/flip, configs/default.py): towers with f
 patches and their mean, 32 tokens, batch, pairs seen, learning rate (4e-6 for each 256 of the
 batch), warm-up, betas, weight decay (on token embeddings, too), crop. Other than theirs: no class
 token beside the mean; padding is masked and the last token pooled (theirs: the first).
+
+Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.replica=1.
 """
 
 from ml_collections import ConfigDict

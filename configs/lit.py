@@ -18,6 +18,8 @@ From the authors' code (big_vision, configs/proj/image_text/lit_coco.py): learni
 warm-up, cosine, clipping, first scale 10, 16 tokens; from its notes 60k steps. From the paper: the
 batch for public data and the loss. From SigLIP: b2 and the weight decay. Other than theirs: the
 text tower starts fresh, and the image tower knows captions already.
+
+Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.replica=1.
 """
 
 from ml_collections import ConfigDict

@@ -236,7 +236,7 @@ def minimal_collective_bytes(program: Program) -> float:
 
 def significant(number: float) -> str:
     """Whole, or with two digits where that would be little or nothing."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def show(found: Mapping[str, Any]) -> str:

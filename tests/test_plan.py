@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mm.plan import plan as planned
-from mm.plan import plan_variants
+from mm.plan import plan_variants, significant
 from mm.planning.topology import CHIPS, StandIn, Topology
 from mm.program import build_program
 from tests.runs import ROOT
@@ -142,6 +142,13 @@ def test_a_step_that_does_not_fit_says_so_and_fails(tmp_path):
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout, done.stdout + done.stderr
     found = json.loads((tmp_path / "plan.json").read_text())
     assert not found["fits"] and found["bytes_per_chip"] > found["memory_per_chip"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(104_280.4, "104,280"), (99.7, "100"), (9.97, "10"), (0.0412, "0.041")]
+)
+def test_few_chip_hours_are_not_rounded_to_none(number, text):
+    assert significant(number) == text
 
 
 def test_a_sweep_writes_its_plans_and_prints_the_fastest_first(tmp_path, monkeypatch, capsys):

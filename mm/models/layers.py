@@ -191,7 +191,7 @@ def layer_norm(
 ) -> Float[Array, "... d"]:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis.
 
-    Reads x once for both moments and once for each gradient, which is what it costs on a TPU.
+    Reads x once for both moments: on a TPU what is read is what it costs.
     """
     return _layer_norm_forward(epsilon, x, scale, bias)[0]
 

@@ -36,12 +36,12 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 1.75e9),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 1.75e9),
 }
-# NVIDIA's data sheets: memory, dense bfloat16, bandwidth.
+# NVIDIA's data sheets: memory (in 1e9 bytes), dense bfloat16, bandwidth.
 GPUS = {
-    "a100": Chip(80 * GIB, 312e12, 2039e9),
-    "h100": Chip(80 * GIB, 989e12, 3350e9),
-    "h200": Chip(141 * GIB, 989e12, 4800e9),
-    "b200": Chip(180 * GIB, 2250e12, 8000e9),
+    "a100": Chip(80e9, 312e12, 2039e9),
+    "h100": Chip(80e9, 989e12, 3350e9),
+    "h200": Chip(141e9, 989e12, 4800e9),
+    "b200": Chip(180e9, 2250e12, 8000e9),
 }
 # What libtpu asks of a machine that has no TPU. The accelerator type only says that it is alone.
 ENVIRONMENT = {

@@ -96,6 +96,17 @@ def test_two_kernels_of_one_name_and_another_cost_are_refused():
         kernel_costs(jax.make_jaxpr(lambda: (attention(256), attention(512)))())
 
 
+def test_kernels_that_state_their_cost_are_not_told_apart():
+    """Two towers of one shape, of which one is masked."""
+
+    def attention(mask):
+        q = jnp.zeros((32, 64))
+        return short_attention(q, q, q, mask, batch=2, num_heads=1, interpret=True)
+
+    towers = jax.make_jaxpr(lambda mask: (attention(None), attention(mask)))
+    assert kernel_costs(towers(jnp.ones((2, 16), bool))) == {}
+
+
 @pytest.mark.parametrize("width, heads", [(128, 2), (256, 4), (144, 2)])
 def test_the_short_kernel_states_the_flops_that_it_has(width, heads):
     """What it states is what a plan's time is made from."""
