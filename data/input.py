@@ -69,14 +69,15 @@ def check_source(source: Source, where: str, saved: Mapping) -> None:
         )
 
 
-def check_tokenizer(preprocess: Preprocess, vocab_size: int, saved: Mapping | None = None) -> None:
+def check_tokenizer(preprocess: Preprocess, model: Mapping, saved: Mapping | None = None) -> None:
     """Raises BadInput if the model has too few embeddings, or was trained with other token ids.
 
-    `saved` is the manifest of the checkpoint that the parameters come from.
+    `model` is config.model, `saved` the manifest of the checkpoint that the parameters come from.
     """
     tokenizer = preprocess.tokenizer
-    if tokenizer is None:
+    if tokenizer is None or not model.get("text"):
         return
+    vocab_size = model["text"]["vocab_size"]
     if tokenizer.vocab_size > vocab_size:
         raise BadInput(
             f"{preprocess.where}: the tokenizer has {tokenizer.vocab_size} tokens, but "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -11,7 +12,8 @@ import mm.evals  # noqa: F401  (registers the evaluators)
 from data.input import check_tokenizer, example, open_input
 from mm import registry
 from mm.config import BadInput, differences, plain
-from mm.program import Program, build_program, check_batch
+from mm.evals.base import Model
+from mm.program import Program, TrainState, build_program, check_batch
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
 from mm.sharding.mesh import check_batch_size
@@ -41,12 +43,15 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
     for name, spec in program.recipe.evals.items():
         where = f"config.evals.{name}"
         source, preprocess, rest = open_input(spec, where)
-        check_tokenizer(preprocess, program.recipe.model["text"]["vocab_size"], saved)
-        check_batch(program, example(source, preprocess), f"{where}.preprocess", rows=False)
+        check_tokenizer(preprocess, program.recipe.model, saved)
         every_steps = rest.pop("every_steps", None)
         if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
             raise BadInput(f"{where}.every_steps={every_steps!r}: expected a positive int or None")
         evaluator = registry.build("evaluator", rest, where, source=source, preprocess=preprocess)
+        program.need(where, *evaluator.needs)
+        names = [name for name in program.batch_spec if name in (evaluator.reads or [name])]
+        batch = {"id": np.zeros(1, np.uint32), **example(source, preprocess)}
+        check_batch(program, batch, f"{where}.preprocess", names)
         check_batch_size(f"{where}.batch_size", evaluator.batch_size, program.mesh)
         evaluations[name] = Evaluation(evaluator, every_steps)
     return evaluations
@@ -54,7 +59,7 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
 
 def run_evaluations(
     program: Program,
-    params: Any,
+    state: TrainState,
     evaluations: Mapping[str, Evaluation],
     pictures: epath.Path | None = None,
 ) -> dict[str, float]:
@@ -63,11 +68,14 @@ def run_evaluations(
     Each draws what it found to `<name>.png` in the directory `pictures`, if there is one.
     """
     results = {}
+    model = Model(
+        lambda batch: program.embed(state.params, batch),
+        lambda batch: program.losses(state, batch),
+        program.batch_sharding,
+    )
     for name, (evaluator, _) in evaluations.items():
         picture = None if pictures is None else pictures / f"{name}.png"
-        found = evaluator.run(
-            lambda batch: program.embed(params, batch), program.batch_sharding, picture
-        )
+        found = evaluator.run(model, picture)
         results |= {f"{name}/{key}": value for key, value in found.items()}
     return results
 
@@ -91,7 +99,7 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
     evaluations = open_evaluations(program, manifest)
     path = epath.Path(directory) / f"eval-{manifest['step']}"
     path.mkdir(exist_ok=True)
-    results = run_evaluations(program, state.params, evaluations, path)
+    results = run_evaluations(program, state, evaluations, path)
     if jax.process_index() == 0:
         workdir.write_json(path / "results.json", results)
         print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}")

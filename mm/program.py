@@ -4,7 +4,6 @@ Training, evaluation, planning and export all use the Program that is built here
 """
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,10 +20,20 @@ import mm.optim  # noqa: F401  (registers the optimizers)
 from mm import registry
 from mm.config import BadInput, plain
 from mm.models.keys import Keys, example_keys
-from mm.models.multimodal import Multimodal
+from mm.models.remat import count
 from mm.objectives.accumulate import accumulate, wanted_views
+from mm.objectives.base import Buffer
+from mm.objectives.combine import (
+    System,
+    check_turns,
+    compare_gradients,
+    find_weights,
+    total_loss,
+    weighted,
+)
 from mm.objectives.views import Views
 from mm.optim.optimizer import hold
+from mm.planning.flops import count_flops
 from mm.sharding.mesh import BATCH_AXES, check_batch_size, make_mesh
 from mm.sharding.rules import ShardingRules, constrain, find_rules, shard_tree, use_sharding
 
@@ -38,7 +47,8 @@ class Recipe:
 
     pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it. init:
     parameters of another run to start from, see `mm.start`. accumulation_steps: in how many
-    micro-batches a step computes its gradients, which are those of the whole batch.
+    micro-batches a step computes its gradients, which are those of the whole batch. teacher: see
+    `mm.objectives.teacher`. alternate: names of objectives, those of each step in turn.
     """
 
     seed: int
@@ -55,10 +65,13 @@ class Recipe:
     log: Mapping
     pod: str | None = None
     init: Mapping | None = None
+    teacher: Mapping | None = None
+    alternate: tuple[tuple[str, ...], ...] = ()
 
 
 class TrainState(NamedTuple):
-    """All the arrays of a checkpoint; `extras` holds averages and queues, if there are any."""
+    """All the arrays of a checkpoint; `extras` are {"buffers": of the objectives, "teacher": its
+    parameters}, where there are any."""
 
     step: Array
     params: Any
@@ -66,32 +79,19 @@ class TrainState(NamedTuple):
     extras: Any
 
 
-class System(nnx.Module):
-    """The model and its objectives under one root, so that one tree holds every parameter."""
-
-    def __init__(self, model: Mapping, objectives: Mapping, *, rngs: nnx.Rngs):
-        self.model = registry.call(Multimodal, model, "config.model", rngs=rngs)
-        self.objectives = nnx.Dict(
-            {
-                name: registry.build(
-                    "objective",
-                    {key: value for key, value in spec.items() if key != "weight"},
-                    f"config.objectives.{name}",
-                    rngs=rngs,
-                )
-                for name, spec in objectives.items()
-            }
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What runs: abstract state, shardings and jitted functions; see `build_program`.
 
-    init(seed) -> TrainState; gradients(state, batch) -> ((loss, metrics), gradients);
-    train_step(state, batch) -> (state, metrics), which donates the state; embed(params, batch) ->
-    (zimg, ztxt), both [b, embed_dim] over the batch axes; training_flops() of the matmuls of a
-    step on all devices, without what is computed twice to save memory.
+    init(seed) -> TrainState; begin(state, params) -> the state with other first parameters;
+    gradients(state, batch) -> ((loss, (metrics, buffers)), gradients);
+    train_step(state, batch) -> (state, metrics), which donates the state;
+    losses(state, batch) -> metrics of the objectives without dropout, nothing is trained;
+    compare(state, batch) -> norms and cosines of the objectives' gradients;
+    embed(params, batch) -> (zimg, ztxt), both [b, embed_dim] over the batch axes;
+    training_flops() of the matmuls of a step on all devices, without what is computed twice to save
+    memory (but for the tiles of contrastive losses); need(what, part, ...) raises BadInput when the
+    model lacks a part (`Multimodal.need`).
     """
 
     recipe: Recipe
@@ -101,10 +101,14 @@ class Program:
     state: TrainState  # ShapeDtypeStructs with shardings
     frozen: frozenset[str]  # paths of parameters that no step changes; their gradients are zero
     init: Callable[[int], TrainState]
-    gradients: Callable[[TrainState, Batch], tuple[tuple[Array, Metrics], Any]]
+    begin: Callable[[TrainState, Any], TrainState]
+    gradients: Callable[[TrainState, Batch], tuple[tuple[Array, tuple[Metrics, Any]], Any]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    losses: Callable[[TrainState, Batch], Metrics]
+    compare: Callable[[TrainState, Batch], Metrics]
     embed: Callable[[Any, Batch], tuple[Array, Array]]
     training_flops: Callable[[], float]
+    need: Callable[..., None]
 
 
 def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -119,13 +123,15 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             raise BadInput(f"config.{key}={value}: must be at least 1")
     mesh, rules = registry.call(make_sharding, recipe.sharding, "config.sharding", devices=devices)
     check_batch_size("config.global_batch_size", batch_size, mesh, steps)
-    weights = check_weights(recipe.objectives)
+    weights = find_weights(recipe.objectives, recipe.total_steps)
+    turns = check_turns(recipe.alternate, recipe.objectives)
+    teacher = recipe.teacher and registry.build("teacher", recipe.teacher, "config.teacher")
 
     def make(key: Array) -> System:
         return System(recipe.model, recipe.objectives, rngs=nnx.Rngs(params=key))
 
     system = nnx.eval_shape(make, jax.random.key(0))
-    graphdef, variables = nnx.split(system, nnx.Param)
+    graphdef, variables, _ = nnx.split(system, nnx.Param, Buffer)
     spec = batch_spec(system, batch_size)
     transform, learning_rate, frozen = registry.build(
         "optimizer",
@@ -134,40 +140,72 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         params=nnx.to_pure_dict(variables),
         total_steps=recipe.total_steps,
     )
+    axes = parameter_axes(variables)
+    if teacher and not teacher.follows:
+        taught, taught_variables = nnx.split(nnx.eval_shape(teacher.make, jax.random.key(0)))
+        axes |= parameter_axes(taught_variables)
 
-    def merge(params: Any) -> System:
-        return nnx.merge(graphdef, hold(params, frozen))
+    def merge(state: TrainState) -> System:
+        buffers = state.extras.get("buffers", {})
+        return nnx.merge(graphdef, hold(state.params, frozen), buffers)
+
+    def see(
+        state: TrainState, system: System, batch: Batch, keys: Keys | None,
+        kind: type = Views, **more: Any,
+    ) -> Views:  # fmt: skip
+        """What the system sees of a batch, and its teacher, if there is one."""
+        if teacher:
+            params = jax.lax.stop_gradient(state.extras["teacher"])
+            if teacher.follows:
+                average = merge(state._replace(params=params))
+                more["averaged"], model = average.objectives, average.model
+            else:
+                model = nnx.merge(taught, params)
+            more["teacher"] = Views(model, batch, keys, training=False)
+        return kind(system.model, batch, keys, **more)
 
     def init(key: Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.split(make(key), nnx.Param)[1])
-        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), {})
+        _, params, buffers = map(pure, nnx.split(make(key), nnx.Param, Buffer))
+        extras = {"buffers": buffers} if buffers else {}
+        if teacher and not teacher.follows:
+            extras["teacher"] = pure(nnx.state(teacher.make(key)))
+        state = TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), extras)
+        return begin(state, params)
+
+    def begin(state: TrainState, params: Any) -> TrainState:
+        extras = state.extras
+        if teacher and teacher.follows:
+            extras = extras | {"teacher": jax.tree.map(jnp.copy, params)}
+        return state._replace(params=params, extras=extras)
 
     replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
     abstract = jax.eval_shape(init, jax.random.key(0))
-    axes = {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
     shardings = state_shardings(abstract, axes, transform, mesh, rules)
     state = jax.tree.map(
         lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
 
-    loss = partial(total_loss, weights)
-    differentiate = differentiated(merge, loss)
+    differentiate = differentiated(merge, see)
     if steps > 1:
-        wanted = wanted_views(merge, abstract.params, spec, steps)
-        differentiate = accumulate(merge, loss, wanted, steps, shardings.params)
+        wanted = wanted_views(merge, see, abstract, spec, steps)
+        differentiate = accumulate(merge, see, wanted, steps, shardings.params)
 
-    def gradients(state: TrainState, batch: Batch):
-        # Keyed by seed, step and row of the global batch: what is drawn depends on no mesh.
+    def keyed(state: TrainState) -> tuple[Keys, Array]:
+        # By seed, step and row of the global batch: what is drawn depends on no mesh.
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         for_views, for_objectives = jax.random.split(key)
+        return constrain(example_keys(for_views, batch_size), "batch"), for_objectives
+
+    def gradients(state: TrainState, batch: Batch):
         with use_sharding(mesh, rules):
-            keys = constrain(example_keys(for_views, batch_size), "batch")
-            found, grads = differentiate(state.params, batch, keys, for_objectives)
+            keys, key = keyed(state)
+            loss = partial(total_loss, weights, turns, key, state.step)
+            found, grads = differentiate(loss, state, batch, keys)
         # Or XLA may keep whole gradients on every device inside of a step.
         return found, jax.lax.with_sharding_constraint(grads, shardings.params)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, metrics), grads = gradients(state, batch)
+        (loss, (metrics, buffers)), grads = gradients(state, batch)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         metrics |= {
             "loss": loss,
@@ -178,12 +216,46 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             "batch_hash": hash_ids(batch["id"]),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, state.extras), metrics
+        extras = state.extras | ({"buffers": buffers} if buffers else {})
+        if teacher and teacher.follows:
+            extras["teacher"] = teacher.update(state.extras["teacher"], params)
+        return TrainState(state.step + 1, params, opt_state, extras), metrics
+
+    def losses(state: TrainState, batch: Batch) -> Metrics:
+        with use_sharding(mesh, rules):
+            # Any number of rows, and the same draws whatever the step: to compare checkpoints by.
+            keys = example_keys(jax.random.key(recipe.seed), len(batch["id"]))
+            system = merge(state)
+            found = {}
+            for name in system.objectives:
+                views = see(state, system, batch, constrain(keys, "batch"), training=False)
+                key = jax.random.key(recipe.seed)
+                found |= weighted(weights[name], system, name, views, key, state.step)[1]
+        return found
+
+    def compare(state: TrainState, batch: Batch) -> Metrics:
+        found = {}
+        with use_sharding(mesh, rules):
+            keys, key = keyed(state)
+            for name in recipe.objectives:
+                loss = partial(total_loss, weights, ((name,),), key, state.step)
+                found[name] = differentiated(merge, see)(loss, state, batch, keys)[1]
+        return compare_gradients(found)
 
     def embed(params: Any, batch: Batch) -> tuple[Array, Array]:
         with use_sharding(mesh, rules):
-            views = Views(merge(params).model, batch, None)
+            views = Views(merge(abstract._replace(params=params)).model, batch, None)
             return views.image_embedding().z, views.text_embedding().z
+
+    def training_flops() -> float:
+        def step(state: TrainState, batch: Batch, keys: Keys, key: Array) -> Any:
+            loss = partial(total_loss, weights, turns, key, state.step)
+            return differentiated(merge, see)(loss, state, batch, keys)
+
+        key = jax.random.key(0)
+        with count():
+            traced = jax.make_jaxpr(step)(abstract, spec, example_keys(key, batch_size), key)
+        return count_flops(traced)
 
     jit_init = jax.jit(init, out_shardings=shardings)
     step_in, step_out = (shardings, by_batch), (shardings, replicated)
@@ -195,70 +267,46 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         state=state,
         frozen=frozen,
         init=lambda seed: jit_init(jax.random.key(seed)),
+        begin=jax.jit(begin, in_shardings=(shardings, shardings.params), out_shardings=shardings),
         gradients=jax.jit(
             gradients, in_shardings=step_in, out_shardings=(replicated, shardings.params)
         ),
         train_step=jax.jit(
             train_step, in_shardings=step_in, out_shardings=step_out, donate_argnums=0
         ),
+        losses=jax.jit(losses, in_shardings=step_in, out_shardings=replicated),
+        compare=jax.jit(compare, in_shardings=step_in, out_shardings=replicated),
         embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
-        training_flops=partial(
-            count_training_flops, merge, loss, abstract.params, spec, frozen_towers(axes, frozen)
-        ),
+        training_flops=training_flops,
+        need=system.model.need,
     )
 
 
-def differentiated(merge: Callable[[Any], System], loss: Callable) -> Callable:
-    """Value, metrics and gradients of loss(system, views, key) over a whole batch at once.
+def differentiated(merge: Callable[[TrainState], System], see: Callable[..., Views]) -> Callable:
+    """A function (loss, state, batch, keys of the rows) -> ((value, aux), gradients).
 
-    Takes (params, batch, keys of the rows, key of the objectives), as what `accumulate` returns.
+    Of loss(system, views of a system) over a whole batch at once; what `accumulate` returns is its
+    like.
     """
 
-    def function(params: Any, batch: Batch, keys: Keys, key: Array) -> tuple[Array, Metrics]:
-        system = merge(params)
-        return loss(system, Views(system.model, batch, keys), key)
+    def gradients(loss: Callable, state: TrainState, batch: Batch, keys: Keys):
+        def function(params: Any):
+            system = merge(state._replace(params=params))
+            return loss(system, lambda system: see(state, system, batch, keys))
 
-    return jax.value_and_grad(function, has_aux=True)
+        return jax.value_and_grad(function, has_aux=True)(state.params)
 
-
-def count_training_flops(
-    merge: Callable[[Any], System],
-    loss: Callable,
-    params: Any,
-    batch: Mapping[str, ShapeDtypeStruct],
-    frozen: Collection[str],
-) -> float:
-    """Of the matmuls of a step: what the loss asks of the towers, and the objectives' own.
-
-    Shapes suffice. frozen: towers that have no backward pass.
-    """
-    found = []
-
-    def ask(params: Any, batch: Batch) -> None:
-        system, key, size = merge(params), jax.random.key(0), len(batch["id"])
-        views = Views(system.model, batch, example_keys(key, size))
-        loss(system, views, key)
-        found.append(size * views.training_flops(frozen))
-        found.extend(
-            objective.training_flops(size, system.model.embed_dim)
-            for objective in system.objectives.values()
-        )
-
-    jax.eval_shape(ask, params, batch)
-    return sum(found)
+    return gradients
 
 
-def total_loss(
-    weights: Mapping[str, float], system: System, views: Views, key: Array
-) -> tuple[Array, Metrics]:
-    """The weighted sum of the objectives over views that they share, and all their metrics."""
-    total, metrics = jnp.zeros(()), {}
-    for name, objective in system.objectives.items():
-        loss = objective(views, jax.random.fold_in(key, zlib.crc32(name.encode())))
-        total = total + weights[name] * loss.value
-        metrics |= {f"{name}/{metric}": value for metric, value in loss.metrics.items()}
-        metrics[f"{name}/loss"] = loss.value
-    return total, metrics
+def pure(tree: Any) -> Any:
+    """An nnx state as plain dicts of arrays."""
+    return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
+
+
+def parameter_axes(variables: nnx.State) -> dict[str, tuple]:
+    """The logical axes of each parameter by its path."""
+    return {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
 
 
 def state_shardings(
@@ -283,13 +331,10 @@ def state_shardings(
         transform_non_params=lambda _: replicated,
         is_leaf=hollow,
     )
-    return TrainState(replicated, params, moments, {})
-
-
-def frozen_towers(names: Collection[str], frozen: Collection[str]) -> set[str]:
-    """Which towers have no parameter that is trained."""
-    trained = {name.split("/")[1] for name in names if name not in frozen}
-    return {"image", "text"} - trained
+    extras = jax.tree.map(lambda _: replicated, abstract.extras)
+    if "teacher" in extras:
+        extras["teacher"] = shard_tree(abstract.extras["teacher"], axes, mesh, rules)
+    return TrainState(replicated, params, moments, extras)
 
 
 def batch_spec(system: System, batch_size: int) -> dict[str, ShapeDtypeStruct]:
@@ -317,17 +362,6 @@ def make_sharding(
     )
 
 
-def check_weights(objectives: Mapping) -> dict[str, float]:
-    """The weight of each objective (default 1)."""
-    if not objectives:
-        raise BadInput(f"config.objectives: is empty; name one of {registry.names('objective')}")
-    weights = {name: spec.get("weight", 1.0) for name, spec in objectives.items()}
-    for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise BadInput(f"config.objectives.{name}.weight={weight!r}: expected a number")
-    return weights
-
-
 def hash_ids(ids: Array) -> Array:
     """31 bits that tell one ordered batch of example ids from another, for logs."""
     position = jnp.arange(len(ids), dtype=jnp.uint32)
@@ -340,15 +374,15 @@ def check_batch(
     program: Program,
     batch: Batch,
     where: str = "config.input.preprocess",
-    rows: bool = True,
+    names: Collection[str] | None = None,
 ) -> None:
     """Raises BadInput when the input's arrays are not those that the model reads.
 
-    Images may also be float32. rows=False: of any number of rows, and only what the towers read
-    (for evaluation).
+    Images may also be float32. names: only these, of any number of rows (for evaluation).
     """
+    rows = names is None
     for name, want in program.batch_spec.items():
-        if not rows and name not in ("image", "text", "text_mask"):
+        if not rows and name not in names:
             continue
         if name not in batch:
             have = sorted(batch)

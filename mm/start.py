@@ -39,7 +39,7 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
     params = jax.tree.map(
         lambda new, old: old if new is None else new, given, state.params, is_leaf=_is_none
     )
-    return state._replace(params=params), 0, saved
+    return program.begin(state, params), 0, saved
 
 
 def read_parameters(

@@ -1,6 +1,7 @@
 """The training loop: one for every model and objective."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class Run(NamedTuple):
     start_step: int
     batches: Iterator[Batch]
     evaluations: Mapping[str, Evaluation]
-    log_every_steps: int
+    logging: "Logging"
     checkpointer: Checkpointer
     manifest: Mapping
     writer: MetricsWriter
@@ -58,7 +59,7 @@ def train(config: ConfigDict, directory: str) -> int:
     with contextlib.ExitStack() as stack:
         program = build_program(config)
         recipe = program.recipe
-        log_every_steps = registry.call(log_settings, recipe.log, "config.log")
+        logging = registry.call(Logging, recipe.log, "config.log")
         source, preprocess, loading = open_input(recipe.input, "config.input")
         evaluations = open_evaluations(program, data_manifest(source, preprocess))
         check_best(recipe.checkpoint, recipe.evals)
@@ -79,7 +80,7 @@ def train(config: ConfigDict, directory: str) -> int:
         stack.callback(checkpointer.close)
         state, start_step, saved = first_state(program, checkpointer)
         check_source(source, "config.input.source", saved)
-        check_tokenizer(preprocess, recipe.model["text"]["vocab_size"], saved)
+        check_tokenizer(preprocess, recipe.model, saved)
         manifest = {"version": mm.__version__, "config": plain(config)}
         manifest |= data_manifest(source, preprocess) | layout(program)
         write_start(program, path, manifest)
@@ -105,7 +106,7 @@ def train(config: ConfigDict, directory: str) -> int:
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
         run = Run(
-            path, program, start_step, batches, evaluations, log_every_steps, checkpointer,
+            path, program, start_step, batches, evaluations, logging, checkpointer,
             manifest, writer, progress, signals,
         )  # fmt: skip
         state, results, stopped = loop(run, state)
@@ -113,7 +114,7 @@ def train(config: ConfigDict, directory: str) -> int:
             say(f"stopped; saved in {directory}: the same command continues")
             return preemption.PREEMPTED
         # A run that was complete at its start is evaluated again: its evals may have changed.
-        results = results or run_evaluations(program, state.params, evaluations, path)
+        results = results or run_evaluations(program, state, evaluations, path)
         write_results(path, results)
         return 0
 
@@ -131,7 +132,10 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
             batch = next(run.batches)
         if previous is None:
             check_batch(run.program, batch)
+        every = run.logging.gradients_every_steps
+        compared = run.program.compare(state, batch) if every and step % every == 0 else {}
         state, metrics = run.program.train_step(state, batch)
+        metrics |= compared
         # While the device works on this step, the one before is waited for and logged: the device
         # never idles for the host, and the host is never more than one step ahead.
         if previous is not None:
@@ -149,7 +153,7 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
             jax.block_until_ready(metrics)
             with run.progress.pause():
                 pictures = run.directory if last else None
-                results = run_evaluations(run.program, state.params, due, pictures)
+                results = run_evaluations(run.program, state, due, pictures)
                 log(run, step, metrics, results)
                 previous = None
                 if last or stop or run.checkpointer.due(step):
@@ -164,7 +168,10 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
     """Waits for `step`; writes its line if one is due, or if it was evaluated."""
     loss = float(metrics["loss"])
     run.progress.step(step, loss)
-    if step % run.log_every_steps == 0 or results:
+    if turns := run.program.recipe.alternate:
+        off = set(run.program.recipe.objectives) - set(turns[(step - 1) % len(turns)])
+        metrics = {key: x for key, x in metrics.items() if key.split("/")[0] not in off}
+    if step % run.logging.every_steps == 0 or results:
         run.writer.write(step, {**metrics, **run.progress.rates(), **results})
     if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end
         run.progress.message(f"step {step}\n{show(results)}")
@@ -224,8 +231,22 @@ def check_best(checkpoint: Mapping, evals: Mapping) -> None:
         )
 
 
-def log_settings(*, every_steps: int) -> int:
-    """config.log: a line in metrics.jsonl every so many steps."""
-    if every_steps < 1:
-        raise BadInput(f"every_steps={every_steps} must be at least 1")
-    return every_steps
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """config.log: a line in metrics.jsonl every so many steps.
+
+    gradients_every_steps: how often to compute the gradient of each objective for itself, for their
+    norms and cosines (None: never).
+    """
+
+    every_steps: int
+    gradients_every_steps: int | None = None
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise BadInput(f"every_steps={self.every_steps} must be at least 1")
+        more = self.gradients_every_steps
+        if more is not None and (more < 1 or more % self.every_steps):
+            raise BadInput(
+                f"gradients_every_steps={more} must be a multiple of every_steps={self.every_steps}"
+            )

@@ -23,7 +23,7 @@ from mm.config import flatten, load, plain
 from mm.program import Program, build_program
 from mm.runtime.checkpoint import Checkpointer
 from mm.start import read_parameters
-from mm.train import log_settings
+from mm.train import Logging
 from tests import pods
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def built(path_and_arg: str) -> tuple[Program, dict[str, Any]]:
     with registry.recording() as values:
         program = build_program(config, devices)
         recipe = program.recipe
-        registry.check(log_settings, recipe.log, "config.log")
+        registry.check(Logging, recipe.log, "config.log")
         registry.check(Checkpointer, recipe.checkpoint, "config.checkpoint", ["directory"])
         if recipe.init is not None:
             registry.check(read_parameters, recipe.init, "config.init", ["program"])

@@ -22,7 +22,7 @@ def test_the_objective_of_the_readme_runs_beside_the_contrastive_one():
     program = build_program(config, jax.devices()[:1])
     spec = program.batch_spec
     batch = {name: jnp.ones(x.shape, x.dtype) for name, x in spec.items()}
-    (loss, metrics), _ = program.gradients(program.init(0), batch)
+    (loss, (metrics, _)), _ = program.gradients(program.init(0), batch)
     want = metrics["contrastive/loss"] + 0.1 * metrics["alignment/loss"]
     np.testing.assert_allclose(loss, want, rtol=1e-5)
 

@@ -3,11 +3,23 @@
 Also a config file: `--config=tests/tiny.py:tokenizer=PATH`.
 """
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from mm.config import parse_arg
+from mm.models.multimodal import Multimodal
 
 TEXTS = ["red circle", "grey square", "blue diamond", "purple cross", "yellow orange black green"]
+
+TOWER = dict(width=16, depth=1, num_heads=2)
+IMAGE = dict(name="vit", image_size=16, patch_size=8, **TOWER)
+TEXT = dict(name="transformer", vocab_size=64, length=8, **TOWER)
+
+
+def model(**changes) -> Multimodal:
+    """One block a tower."""
+    spec = dict(image=IMAGE, text=TEXT, embed_dim=16) | changes
+    return Multimodal(**spec, rngs=nnx.Rngs(0))
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -16,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     `tokenizer` is the path of a tokenizer.json with at most 64 tokens.
     """
     tokenizer = parse_arg(arg, tokenizer="tokenizer.json")["tokenizer"]
-    tower = dict(width=16, depth=2, num_heads=2, dropout=0.1)
+    tower = dict(TOWER, depth=2, dropout=0.1)
     words = f'tokenize("{tokenizer}", 8)'
     config = ConfigDict()
     config.seed = 0

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mm import registry
 from mm.config import BadInput
+from mm.evals.base import Model
 from mm.report import retrieval as report
 from mm.runtime.workdir import write_atomic
 
@@ -35,6 +36,9 @@ class Retrieval:
     Raises BadInput when the source is empty.
     """
 
+    needs = ("image", "text", "embed_dim")  # of the model
+    reads = ("image", "text", "text_mask")  # of a batch
+
     def __init__(self, *, source: Any, preprocess: Any, batch_size: int):
         if len(source) < 1:
             raise BadInput("retrieval: the source is empty")
@@ -42,17 +46,12 @@ class Retrieval:
             raise BadInput(f"batch_size={batch_size} must be at least 1")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
 
-    def run(
-        self,
-        embed: Callable[[dict], tuple[Float[Array, "b d"], Float[Array, "b d"]]],
-        sharding: NamedSharding,
-        picture: epath.Path | None = None,
-    ) -> dict[str, float]:
+    def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "text_to_image/recall@1" and so on, as fractions; the same on every process.
 
-        embed: batch -> (zimg, ztxt), normalized. sharding: of a batch's rows. picture: a PNG to
-        write, with what is found for a few captions (process 0).
+        picture: a PNG to write, with what is found for a few captions (process 0).
         """
+        embed, sharding = model.embed, model.sharding
         from data.loader import eval_batches  # here, since it loads TensorFlow
 
         batches = eval_batches(

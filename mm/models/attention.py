@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from mm.config import BadInput
 from mm.models.layers import Dtype, Linear
+from mm.models.remat import counting
 from mm.models.short_attention import MAX_LENGTH, padded_length, short_attention
 from mm.models.splash_attention import splash_attention
 from mm.sharding.rules import (
@@ -27,6 +29,9 @@ from mm.sharding.rules import (
 )
 
 Kernel = Literal["auto", "einsum", "short", "splash", "cudnn"]
+# True where a token may be seen: by every query of an example, or by each of its own.
+Mask = Bool[Array, "b m"] | Bool[Array, "#b n m"]
+Rotary = Float[Array, "n k"] | Float[Array, "b n k"]  # angles
 _log = logging.getLogger("mm.attention")
 _LANES = 128  # of a TPU's vector registers
 
@@ -35,7 +40,8 @@ class Attention(nnx.Module):
     """Multi-head attention of `queries` over `memory` (self-attention when they are the same).
 
     softmax(Q K^T / sqrt(d_head)) V (Vaswani et al. 2017, eq. 1). `kernel` says how it is computed;
-    "auto" is `choose`.
+    "auto" is `choose`. `memory_width` is that of the memory, by default `width`. `head_norm` makes
+    a norm of queries and keys, head by head (Dehghani et al. 2023, section 2.1).
     """
 
     def __init__(
@@ -43,50 +49,83 @@ class Attention(nnx.Module):
         width: int,
         num_heads: int,
         *,
+        memory_width: int | None = None,
         kernel: Kernel = "auto",
+        head_norm: Callable[[int, nnx.Rngs], nnx.Module] | None = None,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        sizes, axes = (num_heads, width // num_heads), ("embed", "heads", "kv")
+        head, axes = width // num_heads, ("embed", "heads", "kv")
+        sizes, memory_width = (num_heads, head), memory_width or width
         self.query = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.key = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.value = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
+        self.key = Linear((memory_width,), sizes, axes, dtype=dtype, rngs=rngs)
+        self.value = Linear((memory_width,), sizes, axes, dtype=dtype, rngs=rngs)
         self.out = Linear(sizes, (width,), ("heads", "kv", "embed"), dtype=dtype, rngs=rngs)
+        self.query_norm = head_norm(head, rngs) if head_norm else None
+        self.key_norm = head_norm(head, rngs) if head_norm else None
         self.num_heads, self.kernel = num_heads, kernel
 
     def __call__(
         self,
         queries: Float[Array, "bn d"],
-        memory: Float[Array, "bm d"],
-        mask: Bool[Array, "b m"] | None = None,
+        memory: Float[Array, "bm d2"],
+        mask: Mask | None = None,
         *,
         batch: int,
         causal: bool = False,
+        rotary: Rotary | None = None,
+        guide: Float[Array, "b m"] | None = None,
     ) -> Float[Array, "bn d"]:
         """Of `batch` examples, their tokens one below the other.
 
-        `mask` is True where a token of `memory` is real. causal: query i sees tokens 0 .. i.
+        `mask` and `guide` are those of `attend`. causal: query i sees tokens 0 .. i. rotary: angles
+        to turn queries and keys by, see `rotate`.
         """
-        q = checkpoint_name(self.query(queries), "query")
-        k = checkpoint_name(self.key(memory), "key")
+        q = checkpoint_name(self.project_queries(queries, batch, rotary), "query")
+        k = checkpoint_name(self.project_keys(memory, batch, rotary), "key")
         v = checkpoint_name(self.value(memory), "value")
         out = attend(
-            q, k, v, mask, batch=batch, num_heads=self.num_heads, causal=causal, kernel=self.kernel
-        )
+            q, k, v, mask, guide,
+            batch=batch, num_heads=self.num_heads, causal=causal, kernel=self.kernel,
+        )  # fmt: skip
         return self.out(out)
 
-    def training_flops(self, queries: int, memory: int, pairs: int) -> float:
-        """Of both passes. pairs: of a query and what it may see, in all examples together."""
-        projections = self.query.training_flops(queries) + self.out.training_flops(queries)
-        projections += self.key.training_flops(memory) + self.value.training_flops(memory)
-        return projections + 12.0 * pairs * self.query.outputs
+    def project_queries(
+        self, x: Float[Array, "bn d"], batch: int, rotary: Rotary | None = None
+    ) -> Float[Array, "bn e"]:
+        """Queries, normed and turned."""
+        return self._turned(self.query(x), self.query_norm, batch, rotary)
+
+    def project_keys(
+        self, x: Float[Array, "bm d2"], batch: int, rotary: Rotary | None = None
+    ) -> Float[Array, "bm e"]:
+        """Keys, normed and turned."""
+        return self._turned(self.key(x), self.key_norm, batch, rotary)
+
+    def _turned(self, x: Array, norm: nnx.Module | None, batch: int, rotary: Rotary | None):
+        if norm is not None:
+            x = norm(x.reshape(len(x), self.num_heads, -1)).reshape(x.shape)
+        return x if rotary is None else rotate(x, rotary, batch, self.num_heads)
+
+
+def rotate(
+    x: Float[Array, "bn d"], rotary: Rotary, batch: int, num_heads: int
+) -> Float[Array, "bn d"]:
+    """Turns pairs (i, i + k/2) of each head by the angles [n, k/2] or [b, n, k/2] (RoFormer)."""
+    angles = rotary if rotary.ndim == 3 else rotary[None]
+    cosine, sine = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    halves = x.reshape(batch, -1, num_heads, 2, rotary.shape[-1])
+    a, b = halves[..., 0, :], halves[..., 1, :]
+    turned = jnp.stack([a * cosine - b * sine, a * sine + b * cosine], axis=-2)
+    return turned.astype(x.dtype).reshape(x.shape)
 
 
 def attend(
     q: Float[Array, "bn d"],
     k: Float[Array, "bm d"],
     v: Float[Array, "bm d"],
-    mask: Bool[Array, "b m"] | None = None,
+    mask: Mask | None = None,
+    guide: Float[Array, "b m"] | None = None,
     *,
     batch: int,
     num_heads: int,
@@ -95,13 +134,25 @@ def attend(
 ) -> Float[Array, "bn d"]:
     """Attention with the heads side by side in d, softmax in float32.
 
-    True in `mask`: may be seen; causal: query i sees 0 .. i. A query that may see nothing gets the
-    mean of the values, or another finite vector. The result is the residual "attention". Raises
-    BadInput when the kernel cannot run there.
+    True in `mask`: may be seen, by all queries of an example, [b, m], or by each, [b or 1, n, m];
+    causal: query i sees 0 .. i. `guide` is added to the scores of a key. With a mask by query or a
+    guide, "auto" is two einsums. A query that may see nothing gets the mean of the values, or
+    another finite vector. The result is the residual "attention". Raises BadInput when the kernel
+    cannot run there.
     """
     queries, keys, head = len(q) // batch, len(k) // batch, q.shape[1] // num_heads
-    if kernel == "auto" or queries == 1:  # a pooling probe is too small for any kernel
+    by_query = guide is not None or (mask is not None and mask.ndim == 3)
+    if by_query and kernel not in ("auto", "einsum"):
+        raise BadInput(f"attention={kernel!r} takes no mask by query and no guide; use auto")
+    if by_query or counting():
+        kernel = "einsum"
+    elif kernel == "auto" or queries == 1:  # a pooling probe is too small for any kernel
         kernel = choose(platform(), queries, keys, q.shape[1], q.dtype)
+        lengths = {
+            n: aligned_length(kernel, batch, n, q.shape[1], q.dtype) for n in (queries, keys)
+        }
+        if any(n != aligned for n, aligned in lengths.items()):
+            kernel = "einsum"  # whoever called did not `align`
         _tell(kernel, platform(), queries, keys, head)
     if kernel == "splash":
         run = functools.partial(splash_attention, residual="attention")
@@ -110,8 +161,16 @@ def attend(
         out = _on_tpus(kernel, short_attention, q, k, v, mask, batch, num_heads, causal)
         return checkpoint_name(out, "attention")
     heads = [x.reshape(batch, -1, num_heads, head) for x in (q, k, v)]
-    function = einsum_attention if kernel == "einsum" else library_attention
-    return checkpoint_name(function(*heads, mask, causal).reshape(q.shape), "attention")
+    if kernel == "einsum":
+        out = einsum_attention(*heads, mask, causal, guide)
+    else:
+        out = library_attention(*heads, mask, causal)
+    return checkpoint_name(out.reshape(q.shape), "attention")
+
+
+def is_aligned(length: int, kernel: Kernel, batch: int, width: int, dtype: DTypeLike) -> bool:
+    """Whether the kernel takes so many tokens as they are."""
+    return aligned_length(kernel, batch, length, width, dtype) == length
 
 
 def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: DTypeLike) -> int:
@@ -152,12 +211,15 @@ def einsum_attention(
     q: Float[Array, "b n h k"],
     k: Float[Array, "b m h k"],
     v: Float[Array, "b m h k"],
-    mask: Bool[Array, "b m"] | None = None,
+    mask: Mask | None = None,
     causal: bool = False,
+    guide: Float[Array, "b m"] | None = None,
 ) -> Float[Array, "b n h k"]:
     """By two einsums, which hold all scores [b, h, n, m]."""
     scores = jnp.einsum("bnhk,bmhk->bhnm", q * (q.shape[-1] ** -0.5), k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if guide is not None:
+        scores = scores + guide[:, None, None].astype(scores.dtype)
     if (seen := visible(scores.shape, mask, causal)) is not None:
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -169,7 +231,7 @@ def visible(shape: tuple[int, ...], mask: Array | None, causal: bool) -> Array |
     past = jnp.tril(jnp.ones(shape[2:], bool))[None, None] if causal else None
     if mask is None:
         return past
-    seen = mask[:, None, None, :]
+    seen = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     return seen if past is None else seen & past
 
 

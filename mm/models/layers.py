@@ -82,10 +82,6 @@ class Linear(nnx.Module):
         y = affine(self.axes, x2, self.kernel[...], bias)
         return y.reshape(*x.shape[:-1], self.outputs)
 
-    def training_flops(self, rows: int) -> float:
-        """Of the forward pass, and of the gradients of both factors."""
-        return 6.0 * rows * self.inputs * self.outputs
-
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def affine(
@@ -241,9 +237,9 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...]).astype(x.dtype)
 
 
-def norm(kind: Norm, width: int, *, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
+def norm(kind: Norm, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
     """The norm layer of that name."""
-    return {"layer_norm": LayerNorm, "rms_norm": RMSNorm}[kind](width, rngs=rngs)
+    return {"layer_norm": LayerNorm, "rms_norm": RMSNorm}[kind](width, epsilon=epsilon, rngs=rngs)
 
 
 class Mlp(nnx.Module):
@@ -260,10 +256,6 @@ class Mlp(nnx.Module):
         hidden = checkpoint_name(self.up(x), "hidden")
         return self.down(ACTIVATIONS[self.activation](hidden))
 
-    def training_flops(self, rows: int) -> float:
-        """Of the forward and the backward pass."""
-        return self.up.training_flops(rows) + self.down.training_flops(rows)
-
 
 def check_rate(name: str, rate: float) -> None:
     """Raises BadInput unless 0 <= rate < 1."""
@@ -275,5 +267,10 @@ def dropout(x: Array, rate: float, keys: Keys | None) -> Array:
     """Zeroes a share `rate` of x and scales the rest; without keys (evaluation) returns x."""
     if keys is None or rate == 0.0:
         return x
-    kept = bernoulli(keys, 1.0 - rate, x.shape[1:])
+    return keep_random(x, rate, keys, x.shape[1:])
+
+
+def keep_random(x: Array, rate: float | Array, keys: Keys, shape: tuple[int, ...]) -> Array:
+    """x / (1 - rate) with probability 1 - rate, else 0; draws `shape`, broadcast, an example."""
+    kept = bernoulli(keys, 1.0 - rate, shape)
     return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The model: an image tower, a text tower, and the space where they meet."""
+"""The model: an image tower, a text tower, the space where they meet, and what fuses them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,7 +10,10 @@ from jax import Array, ShapeDtypeStruct
 from jaxtyping import Bool, Float, Int, UInt8
 
 from mm import registry
+from mm.config import BadInput
+from mm.models import fusion as _fusion  # noqa: F401  (registers the fusions)
 from mm.models.encoder import Encoded
+from mm.models.fusion.base import Fused
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear
 
@@ -23,54 +26,100 @@ class Embedding(NamedTuple):
 
 
 class Multimodal(nnx.Module):
-    """Two towers and their projections to a shared space of `embed_dim`.
+    """Towers, their projections to a shared space of `embed_dim`, and a fusion; each optional.
 
-    `image` and `text` are specs of registered encoders. Embeddings are L2-normalized, in float32.
+    `image` and `text` are specs of registered encoders, `fusion` that of a registered fusion.
+    Embeddings are L2-normalized, in float32.
     """
 
     def __init__(
         self,
         *,
-        image: Mapping,
-        text: Mapping,
-        embed_dim: int,
+        image: Mapping | None = None,
+        text: Mapping | None = None,
+        embed_dim: int | None = None,
+        fusion: Mapping | None = None,
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
-        def tower(kind: str, spec: Mapping) -> nnx.Module:
+        def build(kind: str, spec: Mapping | None, part: str, **given: object) -> nnx.Module | None:
+            if spec is None:
+                return None
             spec = {"dtype": dtype, **spec}
-            return registry.build(f"{kind}_encoder", spec, f"config.model.{kind}", rngs=rngs)
+            return registry.build(kind, spec, f"config.model.{part}", rngs=rngs, **given)
 
-        self.image, self.text = tower("image", image), tower("text", text)
+        def projection(tower: nnx.Module | None) -> Linear | None:
+            if tower is None or embed_dim is None:
+                return None
+            sizes = (tower.pooled_width,), (embed_dim,)
+            return Linear(*sizes, ("embed", "projection"), bias=False, dtype=dtype, rngs=rngs)
+
+        self.image = build("image_encoder", image, "image")
+        self.text = build("text_encoder", text, "text")
+        if self.image is None and self.text is None:
+            raise BadInput("config.model: has neither an image nor a text tower")
         self.embed_dim = embed_dim
-        axes = ("embed", "projection")
-        self.image_projection = Linear(
-            (self.image.pooled_width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
-        )
-        self.text_projection = Linear(
-            (self.text.pooled_width,), (embed_dim,), axes, bias=False, dtype=dtype, rngs=rngs
-        )
+        self.image_projection, self.text_projection = map(projection, (self.image, self.text))
+        self.fusion = None
+        if fusion is not None:
+            self.need("config.model.fusion", "image", "text")
+            widths = dict(image_width=self.image.width, text_width=self.text.width)
+            self.fusion = build("fusion", fusion, "fusion", **widths)
+
+    def need(self, what: str, *parts: str) -> None:
+        """Raises BadInput, which `what` begins, unless the model has all these parts.
+
+        A part is "image", "text", "fusion", "embed_dim", or "fusion.text" or "fusion.image": that
+        the fusion returns such tokens.
+        """
+        for part in parts:
+            name, _, tokens = part.partition(".")
+            if getattr(self, name) is None:
+                raise BadInput(f"{what}: needs config.model.{name}, which the config does not have")
+            if tokens and tokens not in self.fusion.fuses:
+                other = "image" if tokens == "text" else "text"
+                raise BadInput(
+                    f"{what}: needs {tokens} tokens that have seen the {other}; config.model."
+                    f"fusion fuses {' and '.join(self.fusion.fuses) or 'vectors alone'}"
+                )
+
+    @property
+    def levels(self) -> int:
+        """At how many depths the towers are read."""
+        return 1 if self.fusion is None else self.fusion.levels
 
     def encode_image(
         self,
         image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
         *,
         keep: float = 1.0,
+        replace: float = 0.0,
+        draw: Keys | None = None,
         rng: Keys | None = None,
     ) -> Encoded:
-        """The image tower; `keep` < 1 drops patches at random and needs `rng`.
+        """The image tower. Of patches a share `keep` is read and a share `replace` hidden.
 
         Of uint8, 0 .. 255 becomes -1 .. 1: so they come from the input, at a quarter of the bytes.
         """
-        if image.dtype == jnp.uint8:
-            image = image.astype(jnp.float32) / 127.5 - 1
-        return self.image(image, keep=keep, rng=rng)
+        how = {"levels": self.levels} if self.levels > 1 else {}
+        if keep < 1 or replace > 0:
+            how |= {"keep": keep, "replace": replace, "draw": draw}
+        return self.image(pixels(image), rng=rng, **how)
 
     def encode_text(
-        self, text: Int[Array, "b l"], *, mask: Bool[Array, "b l"], rng: Keys | None = None
+        self,
+        text: Int[Array, "b l"],
+        *,
+        mask: Bool[Array, "b l"],
+        segments: Int[Array, "b l"] | None = None,
+        rng: Keys | None = None,
     ) -> Encoded:
         """The text tower; `mask` is True where a token is real."""
-        return self.text(text, mask, rng=rng)
+        return self.text(text, mask, segments=segments, levels=self.levels, rng=rng)
+
+    def fuse(self, image: Encoded, text: Encoded, *, rng: Keys | None = None) -> Fused:
+        """The fusion of pairs: row i of one with row i of the other."""
+        return self.fusion(image, text, rng)
 
     def project_image(self, encoded: Encoded) -> Embedding:
         """The embedding of an encoded image."""
@@ -82,12 +131,20 @@ class Multimodal(nnx.Module):
 
     def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
         """Shapes and dtypes of the arrays that the towers read."""
-        size, length = self.image.image_size, self.text.length
-        return {
-            "image": ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-            "text": ShapeDtypeStruct((batch_size, length), jnp.int32),
-            "text_mask": ShapeDtypeStruct((batch_size, length), jnp.bool_),
-        }
+        spec = {}
+        if self.image is not None:
+            size = self.image.image_size
+            spec["image"] = ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+        if self.text is not None:
+            shape = batch_size, self.text.length
+            spec["text"] = ShapeDtypeStruct(shape, jnp.int32)
+            spec["text_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
+        return spec
+
+
+def pixels(image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Of uint8, 0 .. 255 becomes -1 .. 1."""
+    return image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
 
 
 def embed(encoded: Encoded, projection: Linear) -> Embedding:

@@ -25,10 +25,6 @@ class LinearStem(nnx.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         return self.embedding(rearrange(cut(image, self.patch_size), "b h w c -> b (h w) c"))
 
-    def training_flops(self, patches: int) -> float:
-        """Of both passes over one image; pixels have no gradient."""
-        return self.embedding.training_flops(patches) * 2 / 3
-
 
 @registry.register("stem", "cells")
 class CellStem(nnx.Module):
@@ -71,11 +67,6 @@ class CellStem(nnx.Module):
         x = self.norm(activation(self.cell(contrast(cut(image, self.cell_size)))))
         x = rearrange(cut(x, self.cells), "b h w c -> b (h w) c")
         return self.out(activation(self.merge(x)))
-
-    def training_flops(self, patches: int) -> float:
-        """Of both passes over one image; pixels have no gradient."""
-        flops = self.cell.training_flops(patches * self.cells**2) * 2 / 3
-        return flops + self.merge.training_flops(patches) + self.out.training_flops(patches)
 
 
 def cut(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b gh gw p"]:

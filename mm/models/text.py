@@ -9,9 +9,10 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from mm import registry
-from mm.models.encoder import AttentionPool, Encoded, Encoder, EncoderSpec, last_pool, mean_pool
+from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.keys import Keys, split
 from mm.models.layers import add_table, dropout, lookup, param
+from mm.models.pool import AttentionPool, first_pool, last_pool, mean_pool
 from mm.sharding.rules import constrain
 
 
@@ -21,9 +22,13 @@ class TextTransformer(nnx.Module):
 
     The other keys are those of `EncoderSpec`. Padding (False in the mask) is neither attended to
     nor pooled. `pool` is "last" (the last real token, where the tokenizer puts its end mark),
-    "mean" or "map". At depth 0 there is no final
-    norm either: the length of a word's embedding is its weight in the mean.
+    "first" (BERT's [CLS]), "mean" or "map". `segments` is how many sentences a text may have, told
+    apart by learned embeddings (BERT); `pre_norm`: a norm before the first block, too (BERT). At
+    depth 0 there is no final norm either: the length of a word's embedding is its weight in the
+    mean.
     """
+
+    prefix = 0  # all tokens are words
 
     def __init__(
         self,
@@ -31,15 +36,17 @@ class TextTransformer(nnx.Module):
         vocab_size: int,
         length: int,
         causal: bool = False,
-        pool: Literal["last", "mean", "map"] = "last",
+        pool: Literal["last", "first", "mean", "map"] = "last",
         position: Literal["learned", "none"] = "learned",
+        segments: int = 0,
+        pre_norm: bool = False,
         embedding_std: float = 0.02,
         rngs: nnx.Rngs,
         **encoder: Annotated[Any, EncoderSpec],
     ):
         spec = EncoderSpec(**encoder)
         self.vocab_size, self.length, self.width = vocab_size, length, spec.width
-        self.pool, self.dropout_rate = pool, spec.dropout
+        self.pool, self.dropout_rate, self.causal = pool, spec.dropout, causal
         self.dtype, self.pooled_width = jnp.dtype(spec.dtype), spec.width
         normal = jax.nn.initializers.normal
         shape = (vocab_size, spec.width)
@@ -49,28 +56,42 @@ class TextTransformer(nnx.Module):
             if position == "learned"
             else None
         )
+        self.segment_embedding = (
+            param(rngs, normal(0.02), (segments, spec.width), (None, "embed")) if segments else None
+        )
+        self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, causal=causal, rngs=rngs) if spec.depth else None
         if pool == "map":
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
-        self, text: Int[Array, "b l"], mask: Bool[Array, "b l"], *, rng: Keys | None = None
+        self,
+        text: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+        *,
+        segments: Int[Array, "b l"] | None = None,
+        levels: int = 1,
+        rng: Keys | None = None,
     ) -> Encoded:
+        """`mask` is True where a token is real; `segments`, of each token, default to the first."""
         keys = (None, None) if rng is None else split(rng)
         x = lookup(("vocab", "embed"), self.dtype, self.embedding[...], text)
         if self.position_embedding is not None:
             x = add_table(("tokens", "embed"), x, self.position_embedding[...])
+        if self.segment_embedding is not None:
+            segments = jnp.zeros_like(text) if segments is None else segments
+            axes = (None, "embed")
+            x = x + lookup(axes, self.dtype, self.segment_embedding[...], segments)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
-        tokens = x if self.encoder is None else self.encoder(x, mask, keys[1])
+        found = [x] * levels
+        if self.encoder is not None:
+            found = self.encoder.at_levels(levels, x, mask, keys[1])
+        tokens = found[-1]
         if self.pool == "map":
             pooled = self.attention_pool(tokens, mask)
         else:
-            pooled = (mean_pool if self.pool == "mean" else last_pool)(tokens, mask)
-        return Encoded(tokens, pooled, mask)
-
-    def training_flops(self) -> float:
-        """Of both passes over one text of full length."""
-        flops = 0.0 if self.encoder is None else self.encoder.training_flops(self.length)
-        return flops + (
-            self.attention_pool.training_flops(self.length) if self.pool == "map" else 0
-        )
+            pool = {"mean": mean_pool, "last": last_pool, "first": first_pool}[self.pool]
+            pooled = pool(tokens, mask)
+        return Encoded(tokens, pooled, mask, levels=tuple(found) if levels > 1 else ())

@@ -1,5 +1,6 @@
 """Vision Transformer (Dosovitskiy et al. 2021)."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -8,34 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from mm import registry
 from mm.config import BadInput
 from mm.models import stem as _stem  # noqa: F401  (registers the stems)
-from mm.models.encoder import (
-    AttentionPool,
-    Encoded,
-    Encoder,
-    EncoderSpec,
-    FlattenPool,
-    mean_pool,
-)
+from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.keys import Keys, split, uniform
 from mm.models.layers import add_table, dropout, param
+from mm.models.pool import AttentionPool, FlattenPool, mean_pool
 from mm.sharding.rules import constrain
 
 
 @registry.register("image_encoder", "vit")
 class ViT(nnx.Module):
-    """Image [b, image_size, image_size, 3] to tokens [b, n, width] and a pooled [b, width].
+    """Image [b, h, w, 3] to tokens [b, n, width] and a pooled [b, width].
 
     The other keys are those of `EncoderSpec`. `stem` is the spec of a registered stem (default: one
-    matmul a patch). `position` is "learned" or "sincos2d" (MoCo v3, fixed); `pool` is "cls",
-    "mean", "map" (attention pooling) or "flatten" (a layer of `pool_dim` over all tokens side by
-    side, where the place of a part tells much). `pre_norm`: a norm before the first block, too
-    (CLIP). A call with `keep` < 1 drops patches at random, others in each example (FLIP, Li et al.
-    2023), and needs `rng`. `pooled_width` is the width of the pooled vector.
+    matmul a patch). `position` is "learned", "sincos2d" (MoCo v3, fixed) or "rotary" (queries and
+    keys turned by row and column: Heo et al. 2024, section 3.2). Learned positions are those of
+    `position_size` pixels (default: image_size), resampled to the grid of the image. `pool` is
+    "cls", "mean", "map" (attention pooling) or "flatten" (a layer of `pool_dim` over all tokens
+    side by side, where the place of a part tells much). `pre_norm`: a norm before the first block,
+    too (CLIP). `registers` more learned tokens are read by all and not returned (Darcet et al.
+    2024). `window`: a patch attends to those at most so many rows and columns away, and to the
+    other tokens. `mask_token`: a learned token that can stand for patches (BEiT). The first
+    `prefix` tokens are no patches; `pooled_width` is the width of the pooled vector.
     """
 
     def __init__(
@@ -47,25 +46,39 @@ class ViT(nnx.Module):
         pool: Literal["cls", "mean", "map", "flatten"] = "map",
         pool_dim: int | None = None,
         pool_dropout: float = 0.0,
-        position: Literal["learned", "sincos2d"] = "learned",
+        position: Literal["learned", "sincos2d", "rotary"] = "learned",
+        position_size: int | None = None,
         pre_norm: bool = False,
+        registers: int = 0,
+        window: int | None = None,
+        mask_token: bool = False,
         rngs: nnx.Rngs,
         **encoder: Annotated[Any, EncoderSpec],
     ):
-        if image_size % patch_size:
-            raise BadInput(
-                f"image_size={image_size} does not divide by patch_size={patch_size}; "
-                f"the nearest that does is {max(1, round(image_size / patch_size)) * patch_size}"
-            )
         spec = EncoderSpec(**encoder)
+        head = spec.width // spec.num_heads
+        for name, size in (("image_size", image_size), ("position_size", position_size)):
+            if size is not None and size % patch_size:
+                near = max(1, round(size / patch_size)) * patch_size
+                raise BadInput(
+                    f"{name}={size} does not divide by patch_size={patch_size}; "
+                    f"the nearest that does is {near}"
+                )
         if (pool == "flatten") != (pool_dim is not None):
             raise BadInput(f"pool_dim={pool_dim} goes with pool='flatten', not {pool!r}")
         if position == "sincos2d" and spec.width % 4:
             raise BadInput(f"width={spec.width} must be a multiple of 4 for position='sincos2d'")
+        if position == "rotary" and head % 4:
+            raise BadInput(f"heads are {head} wide; position='rotary' needs a multiple of 4")
+        if position != "learned" and position_size is not None:
+            raise BadInput(f"position_size={position_size} goes with position='learned'")
+        if registers < 0 or (window is not None and window < 1):
+            raise BadInput(f"registers={registers} must be at least 0, window={window} at least 1")
         self.image_size, self.patch_size, self.width = image_size, patch_size, spec.width
-        self.pool, self.position = pool, position
+        self.pool, self.position, self.window = pool, position, window
+        self.rotary_width = head
         self.dropout_rate, self.dtype = spec.dropout, jnp.dtype(spec.dtype)
-        self.pooled_width = pool_dim or spec.width
+        self.pooled_width, self.prefix = pool_dim or spec.width, int(pool == "cls")
         num_tokens = (image_size // patch_size) ** 2
         self.stem = registry.build(
             "stem",
@@ -76,13 +89,21 @@ class ViT(nnx.Module):
             dtype=spec.dtype,
             rngs=rngs,
         )
+        normal, zeros = jax.nn.initializers.normal, jax.nn.initializers.zeros
         if position == "learned":
-            init = jax.nn.initializers.normal(spec.width**-0.5)
-            shape = (num_tokens, spec.width)
-            self.position_embedding = param(rngs, init, shape, ("tokens", "embed"))
+            shape = (((position_size or image_size) // patch_size) ** 2, spec.width)
+            self.position_embedding = param(
+                rngs, normal(spec.width**-0.5), shape, ("tokens", "embed")
+            )
         if pool == "cls":
-            init = jax.nn.initializers.zeros
-            self.cls = param(rngs, init, (1, spec.width), (None, "embed"))
+            self.cls = param(rngs, zeros, (1, spec.width), (None, "embed"))
+        self.registers = None
+        if registers:
+            shape = (registers, spec.width)
+            self.registers = param(rngs, normal(0.02), shape, (None, "embed"))
+        self.mask_token = None
+        if mask_token:
+            self.mask_token = param(rngs, normal(0.02), (1, spec.width), (None, "embed"))
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, rngs=rngs)
         if pool == "flatten":
@@ -91,59 +112,126 @@ class ViT(nnx.Module):
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, keep: float = 1.0, rng: Keys | None = None
+        self,
+        image: Float[Array, "b h w 3"],
+        *,
+        keep: float = 1.0,
+        replace: float = 0.0,
+        levels: int = 1,
+        draw: Keys | None = None,
+        rng: Keys | None = None,
     ) -> Encoded:
-        keys = (None,) * 4 if rng is None else split(rng, 4)
+        """Of patches, a share `keep` goes on and a share `replace` becomes the mask token.
+
+        Which ones is drawn from `draw`, for each example its own; dropout draws from `rng`. Sizes
+        other than image_size are taken too, if patches and pool can be.
+        """
+        keys = (None,) * 3 if rng is None else split(rng, 3)
+        grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
         x = self.stem(image.astype(self.dtype))
-        if self.position == "learned":
-            x = add_table(("tokens", "embed"), x, self.position_embedding[...])
-        else:
-            grid = self.image_size // self.patch_size
-            x = x + jnp.asarray(sincos2d(grid, self.width), x.dtype)
+        kept, replaced = None, None
+        if replace > 0.0:
+            if self.mask_token is None:
+                raise BadInput("config.model.image: has no mask token; set mask_token=True")
+            replaced = choose(x.shape[1], replace, draw)
+            x = jnp.where(replaced[..., None], self.mask_token[...].astype(x.dtype), x)
+        x = self._add_positions(x, grid)
         if keep < 1.0:
             if self.pool == "flatten":
                 raise BadInput("pool='flatten' needs every token; set image_keep=1 or another pool")
-            x = drop_tokens(x, keep, keys[0])
-        if self.pool == "cls":
-            cls = jnp.broadcast_to(self.cls[...], (len(x), 1, self.width)).astype(x.dtype)
-            x = jnp.concatenate([cls, x], axis=1)
+            kept = drawn(x.shape[1], keep, draw)
+            x = jnp.take_along_axis(x, kept[..., None], axis=1)
+        extra = [] if self.pool != "cls" else [self.cls]
+        extra += [] if self.registers is None else [self.registers]
+        tokens = [jnp.broadcast_to(e[...], (len(x), *e.shape)).astype(x.dtype) for e in extra]
+        others = sum(e.shape[0] for e in extra)
+        x = jnp.concatenate([*tokens, x], axis=1) if extra else x
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        x = constrain(dropout(x, self.dropout_rate, keys[1]), "batch", "tokens", "width")
-        tokens = self.encoder(x, None, keys[2])
+        x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
+        found = self.encoder.at_levels(
+            levels,
+            x,
+            self._near(grid, others, kept),
+            keys[1],
+            rotary=self._angles(grid, others, kept),
+        )
+        if self.registers is not None:
+            found = [jnp.concatenate([x[:, : self.prefix], x[:, others:]], axis=1) for x in found]
+        tokens = found[-1]
         if self.pool == "cls":
             pooled = tokens[:, 0]
         elif self.pool == "flatten":
-            pooled = self.flatten_pool(tokens, keys[3])
+            pooled = self.flatten_pool(tokens, keys[2])
         else:
             pooled = self.attention_pool(tokens) if self.pool == "map" else mean_pool(tokens)
-        return Encoded(tokens, pooled, None)
+        levels_found = tuple(found) if levels > 1 else ()
+        return Encoded(tokens, pooled, None, kept, replaced, levels_found)
 
-    def training_flops(self, keep: float = 1.0) -> float:
-        """Of both passes over one image, of whose patches a share `keep` is encoded."""
-        patches = (self.image_size // self.patch_size) ** 2
-        kept = patches if keep == 1.0 else max(1, round(patches * keep))
-        flops = self.stem.training_flops(patches)
-        flops += self.encoder.training_flops(kept + (self.pool == "cls"))
-        if self.pool == "flatten":
-            flops += self.flatten_pool.hidden.training_flops(1)
-        elif self.pool == "map":
-            flops += self.attention_pool.training_flops(kept)
-        return flops
+    def _add_positions(self, x: Array, grid: tuple[int, int]) -> Array:
+        if self.position == "rotary":
+            return x
+        if self.position == "sincos2d":
+            return x + jnp.asarray(sincos2d(grid, self.width), x.dtype)
+        table = self.position_embedding[...]
+        side = math.isqrt(len(table))
+        if grid == (side, side):
+            return add_table(("tokens", "embed"), x, table)
+        return x + resample(table, side, grid).astype(x.dtype)
+
+    def _near(self, grid: tuple[int, int], others: int, kept: Array | None) -> Array | None:
+        """Who may attend to whom, [1 or b, n, n], when there is a window."""
+        if self.window is None:
+            return None
+        places = np.stack(np.mgrid[: grid[0], : grid[1]], -1).reshape(-1, 2)
+        far = np.abs(places[:, None] - places[None]).max(-1)
+        near = jnp.asarray(far <= self.window)[None]
+        if kept is not None:
+            near = jax.vmap(lambda rows: near[0][rows][:, rows])(kept)
+        return jnp.pad(near, ((0, 0), (others, 0), (others, 0)), constant_values=True)
+
+    def _angles(self, grid: tuple[int, int], others: int, kept: Array | None) -> Array | None:
+        """Of queries and keys, [n, k/2] or [b, n, k/2]; tokens that are no patches stay."""
+        if self.position != "rotary":
+            return None
+        angles = jnp.asarray(rotary2d(grid, self.rotary_width))
+        angles = angles if kept is None else angles[kept]
+        return jnp.pad(angles, ((0, 0),) * (angles.ndim - 2) + ((others, 0), (0, 0)))
 
 
-def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed sine and cosine embeddings of row and column, [grid * grid, width] (MoCo v3, 2021)."""
+def sincos2d(
+    grid: tuple[int, int], width: int, temperature: float = 10_000.0
+) -> Float[np.ndarray, "n d"]:
+    """Fixed sine and cosine embeddings of row and column (MoCo v3, 2021)."""
     omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
-    rows, columns = np.mgrid[:grid, :grid].reshape(2, -1, 1) * omega
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * omega
     parts = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def drop_tokens(x: Float[Array, "b n d"], keep: float, keys: Keys | None) -> Array:
-    """A random share `keep` of each example's tokens, others in each example (FLIP)."""
+def rotary2d(
+    grid: tuple[int, int], width: int, temperature: float = 100.0
+) -> Float[np.ndarray, "n k"]:
+    """Angles, width / 2 of them, by row and by column in turns (Heo et al. 2024, eq. 7)."""
+    omega = temperature ** -(np.arange(width // 4) / (width // 4))
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * omega
+    return np.concatenate([rows, columns], axis=1).astype(np.float32)
+
+
+def resample(table: Float[Array, "n d"], side: int, grid: tuple[int, int]) -> Float[Array, "m d"]:
+    """Position embeddings of side x side patches for another grid, by cubic interpolation."""
+    table = table.reshape(side, side, -1)
+    return jax.image.resize(table, (*grid, table.shape[-1]), "cubic").reshape(-1, table.shape[-1])
+
+
+def drawn(count: int, share: float, keys: Keys | None) -> Int[Array, "b k"]:
+    """A random share of `count` places, at least one, others in each example (FLIP, MAE)."""
     if keys is None:
-        raise ValueError("dropping tokens needs random keys; evaluation keeps all of them")
-    noise = uniform(keys, x.shape[1:2])
-    kept = jnp.argsort(noise, axis=1)[:, : max(1, round(x.shape[1] * keep))]
-    return jnp.take_along_axis(x, kept[..., None], axis=1)
+        raise ValueError("which patches to keep or replace is random: it needs `draw` keys")
+    return jnp.argsort(uniform(keys, (count,)), axis=1)[:, : max(1, round(count * share))]
+
+
+def choose(count: int, share: float, keys: Keys | None) -> Bool[Array, "b n"]:
+    """True for a random share of `count` places."""
+    places = drawn(count, share, keys)
+    return jax.vmap(lambda rows: jnp.zeros(count, bool).at[rows].set(True))(places)

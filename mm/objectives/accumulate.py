@@ -17,51 +17,49 @@ from jax import Array
 
 from mm.config import BadInput
 from mm.models.encoder import Encoded
+from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, example_keys
-from mm.models.multimodal import Embedding, Multimodal
+from mm.models.multimodal import Embedding
 from mm.objectives.views import View, Views
 from mm.sharding.mesh import batch_parts
 from mm.sharding.rules import active_mesh, constrain
 
-Merge = Callable[[Any], Any]  # parameters -> a module with `model` and `objectives`
+# state -> a module with `model` and `objectives`; (state, module, batch, keys, ...) -> its views
+Merge = Callable[[Any], Any]
+See = Callable[..., Views]
 
 
 class EmbeddingViews(Views):
     """Views of which only embeddings may be asked: those given, others computed."""
 
-    def __init__(
-        self,
-        model: Multimodal,
-        batch: Mapping[str, Array],
-        rng: Keys,
-        embeddings: Mapping[View, Embedding] = {},
-    ):
-        super().__init__(model, batch, rng)
+    def __init__(self, *args: Any, embeddings: Mapping[View, Embedding] = {}, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.embeddings |= embeddings
 
-    def image(self, name: str = "clean", **how: Any) -> Encoded:
+    def encode(self, view: View) -> Encoded:
         """Refuses."""
-        raise _TokensAsked("views.image")
+        raise _TokensAsked(f"views.{view.tower}")
 
-    def text(self, name: str = "clean", **how: Any) -> Encoded:
+    def fuse(self, *args: Any, **kwargs: Any) -> Fused:
         """Refuses."""
-        raise _TokensAsked("views.text")
+        raise _TokensAsked("views.fuse")
 
 
 class _TokensAsked(Exception):
     pass
 
 
-def wanted_views(merge: Merge, params: Any, batch: Mapping, steps: int) -> list[View]:
+def wanted_views(merge: Merge, see: See, state: Any, batch: Mapping, steps: int) -> list[View]:
     """Which embeddings the objectives ask for; shapes suffice, nothing is computed.
 
     Raises BadInput for an objective that asks for anything else.
     """
     wanted: list[View] = []
 
-    def ask(params: Any, batch: Mapping[str, Array]) -> None:
-        system, key = merge(params), jax.random.key(0)
-        views = EmbeddingViews(system.model, batch, example_keys(key, len(batch["id"])))
+    def ask(state: Any, batch: Mapping[str, Array]) -> None:
+        system, key = merge(state), jax.random.key(0)
+        keys = example_keys(key, len(batch["id"]))
+        views = see(state, system, batch, keys, kind=EmbeddingViews)
         for name, objective in system.objectives.items():
             try:
                 objective(views, key)
@@ -73,40 +71,43 @@ def wanted_views(merge: Merge, params: Any, batch: Mapping, steps: int) -> list[
                 ) from what
         wanted.extend(views.embeddings)
 
-    jax.eval_shape(ask, params, batch)
+    jax.eval_shape(ask, state, batch)
     return wanted
 
 
 def accumulate(
-    merge: Merge, loss: Callable, wanted: Sequence[View], steps: int, shardings: Any
+    merge: Merge, see: See, wanted: Sequence[View], steps: int, shardings: Any
 ) -> Callable:
-    """As jax.value_and_grad, with metrics, of loss(system, views, key) over the whole batch.
+    """A function (loss, state, batch, keys of the rows) -> ((value, aux), gradients).
 
-    The function returned takes (params, batch, keys of the rows, key of the objectives). `steps`
-    divides each device's rows; `shardings` are those of the parameters, and of their gradients.
+    Of loss(system, views of a system) over the whole batch, as `mm.program.differentiated` does at
+    once. `steps` divides each device's rows; `shardings` are those of the parameters, and of their
+    gradients.
     """
 
-    def embed(params: Any, rows: tuple[Mapping[str, Array], Keys]) -> list[Embedding]:
-        views = Views(merge(params).model, *rows)
-        return [views.embed(view) for view in wanted]
+    def gradients(loss: Callable, state: Any, batch: Mapping[str, Array], keys: Keys):
+        def embed(params: Any, rows: tuple[Mapping[str, Array], Keys]) -> list[Embedding]:
+            system = merge(state._replace(params=params))
+            views = Views(system.model, *rows)
+            return [views.embed(view) for view in wanted]
 
-    def gradients(params: Any, batch: Mapping[str, Array], keys: Keys, key: Array):
         parts = cut((batch, keys), steps)
-        embeddings = join(jax.lax.map(partial(embed, params), parts))
+        embeddings = join(jax.lax.map(partial(embed, state.params), parts))
 
         def from_embeddings(params: Any, embeddings: list[Embedding]):
-            system = merge(params)
             given = dict(zip(wanted, embeddings, strict=True))
-            return loss(system, EmbeddingViews(system.model, batch, keys, given), key)
+            more = dict(kind=EmbeddingViews, embeddings=given)
+            system = merge(state._replace(params=params))
+            return loss(system, lambda system: see(state, system, batch, keys, **more))
 
         # The objectives' own parameters get all of their gradient here, the towers' get zeros.
         result, (gradient, slopes) = jax.value_and_grad(from_embeddings, (0, 1), has_aux=True)(
-            params, embeddings
+            state.params, embeddings
         )
 
         def add(gradient: Any, part: tuple) -> tuple[Any, None]:
             rows, slopes = part
-            _, pull = jax.vjp(lambda params: embed(params, rows), params)
+            _, pull = jax.vjp(lambda params: embed(params, rows), state.params)
             gradient = jax.tree.map(jnp.add, gradient, *pull(slopes))
             # Else each device could hold the sum whole, whatever its parameters' layout.
             return jax.lax.with_sharding_constraint(gradient, shardings), None

@@ -16,13 +16,23 @@ class Loss(NamedTuple):
     metrics: Mapping[str, Float[Array, ""]]
 
 
+class Buffer(nnx.Variable):
+    """An array that steps change without a gradient: a queue, a running mean.
+
+    An objective assigns to it; in evaluation the new value is dropped. It is the same on every
+    device, and part of a checkpoint.
+    """
+
+
 class Objective(nnx.Module):
-    """Called with (views, rng), it returns a Loss. It owns its heads, temperature and the like."""
+    """Called with (views, rng), it returns a Loss. It owns its heads, temperature and buffers.
+
+    A constructor is given the `model`, for its widths and to refuse one that lacks what it needs.
+    `key` is its name in config.objectives.
+    """
+
+    key: str = ""
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What it reads of a batch beside image and text."""
         return {}
-
-    def training_flops(self, batch_size: int, embed_dim: int) -> float:
-        """Matmul FLOPs of both passes of what is its own, not the towers'."""
-        return 0.0

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from mm import registry
 from mm.config import BadInput
 from mm.models.layers import param
+from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.views import Views
 from mm.sharding.ring import over_batch, ring, total
@@ -38,8 +39,10 @@ class Contrastive(Objective):
         init_bias: float = -10.0,
         max_scale: float = 100.0,
         image_keep: float = 1.0,
+        model: Multimodal,
         rngs: nnx.Rngs,
     ):
+        model.need("contrastive", "image", "text", "embed_dim")
         default = {"softmax": 1 / 0.07, "sigmoid": 10.0}[kind]
         scale = default if init_scale is None else init_scale
         if not 0 < scale <= max_scale:
@@ -69,10 +72,6 @@ class Contrastive(Objective):
             "text_pooled_norm": text.pooled_norm.mean(),
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
-
-    def training_flops(self, batch_size: int, embed_dim: int) -> float:
-        """Every pair of the batch, once in each pass and for each side."""
-        return 6.0 * batch_size**2 * embed_dim
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What it reads of a batch beside image and text."""

@@ -1,57 +1,78 @@
-"""One batch seen through the towers: each (tower, view) is computed once, when first asked for."""
+"""One batch seen through the model: each (tower, view) is computed once, when first asked for."""
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
+from jaxtyping import Int
 
+from mm.config import BadInput
 from mm.models.encoder import Encoded
+from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, fold_in
 from mm.models.multimodal import Embedding, Multimodal
+from mm.sharding.ring import pick
 
 
 class View(NamedTuple):
     """What is asked of a tower: a view's name, and a way (sorted, static keyword arguments)."""
 
     tower: str
-    name: str
-    how: tuple[tuple[str, Any], ...]
+    name: str = "clean"
+    how: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.tower}/{self.name}" + "".join(f" {key}={value}" for key, value in self.how)
 
 
+IMAGE, TEXT = View("image"), View("text")
+
+
 class Views:
     """Lazy encodings of a batch. Objectives that ask for the same share its computation.
 
-    A view "clean" reads batch["image"]; another reads batch["image_<name>"] (likewise text). Asked
-    for in another way (`how`), it is another encoding. `rng` are keys of the rows, None in
-    evaluation. Randomness is keyed by row, tower, view and way, so it depends neither on which
-    objective asks first nor on the other rows. An objective that needs no tokens asks for
-    embeddings: then its batch can be made of micro-batches (`mm.objectives.accumulate`).
+    A view "clean" reads batch["image"]; another reads batch["image_<name>"] (likewise text), which
+    the input makes or an objective derives. Asked for in another way (`how`), it is another
+    encoding. `rng` are keys of the rows, None where nothing random may be asked; without `training`
+    masks are drawn, but nothing is dropped. Randomness is keyed by row, tower, view and way, so it
+    depends neither on which objective asks first nor on the other rows. An objective that needs no
+    tokens asks for embeddings: then its batch can be made of micro-batches
+    (`mm.objectives.accumulate`). `teacher` sees the same batch through the averaged or the given
+    model, without gradient; `averaged` are the averaged objectives, by their keys.
     """
 
-    def __init__(self, model: Multimodal, batch: Mapping[str, Array], rng: Keys | None):
-        self.model, self.batch, self._rng = model, batch, rng
+    def __init__(
+        self,
+        model: Multimodal,
+        batch: Mapping[str, Array],
+        rng: Keys | None,
+        *,
+        training: bool = True,
+        teacher: "Views | None" = None,
+        averaged: Mapping[str, Any] = {},
+    ):
+        self.model, self.batch, self._rng, self.training = model, dict(batch), rng, training
+        self._teacher, self._averaged = teacher, averaged
         self._encoded: dict[View, Encoded] = {}
+        self._fused: dict[tuple[View, View], Fused] = {}
         self.embeddings: dict[View, Embedding] = {}
 
     def image(self, name: str = "clean", **how: Any) -> Encoded:
         """The encoded image of that view; `how` goes to `Multimodal.encode_image`."""
-        return self._encode(_view("image", name, how))
+        return self.encode(view("image", name, **how))
 
     def text(self, name: str = "clean", **how: Any) -> Encoded:
         """The encoded text of that view; `how` goes to `Multimodal.encode_text`."""
-        return self._encode(_view("text", name, how))
+        return self.encode(view("text", name, **how))
 
     def image_embedding(self, name: str = "clean", **how: Any) -> Embedding:
         """The embedding of that view; `how` as for `image`."""
-        return self.embed(_view("image", name, how))
+        return self.embed(view("image", name, **how))
 
     def text_embedding(self, name: str = "clean", **how: Any) -> Embedding:
         """The embedding of that view; `how` as for `text`."""
-        return self.embed(_view("text", name, how))
+        return self.embed(view("text", name, **how))
 
     def embed(self, view: View) -> Embedding:
         """The embedding of either tower."""
@@ -60,32 +81,75 @@ class Views:
             self.embeddings[view] = project(self._encode(view))
         return self.embeddings[view]
 
-    def training_flops(self, frozen: Collection[str] = ()) -> float:
-        """Matmul FLOPs of both passes over one example, of all that was asked for.
-
-        Without what is computed twice to save memory. A tower in `frozen` has no backward pass, two
-        thirds of the work.
-        """
-        total = 0.0
-        for view in self._encoded:
-            flops = getattr(self.model, view.tower).training_flops(**dict(view.how))
-            total += flops / 3 if view.tower in frozen else flops
-        for view in self.embeddings:
-            total += getattr(self.model, f"{view.tower}_projection").training_flops(1)
-        return total
+    def encode(self, view: View) -> Encoded:
+        """The encoding of either tower."""
+        return self._encode(view)
 
     def _encode(self, view: View) -> Encoded:
         if view not in self._encoded:
-            key = view.tower if view.name == "clean" else f"{view.tower}_{view.name}"
+            key = batch_key(view)
             arguments = dict(view.how)
             if view.tower == "text":
                 arguments["mask"] = self.batch[f"{key}_mask"]
-            if self._rng is not None:
-                arguments["rng"] = fold_in(self._rng, zlib.crc32(str(view).encode()))
+                arguments["segments"] = self.batch.get(f"{key}_segments")
+            elif view.how:
+                arguments["draw"] = self.draws(f"draw {view}")
+            if self.training and self._rng is not None:
+                arguments["rng"] = self.draws(str(view))
             encode = getattr(self.model, f"encode_{view.tower}")
             self._encoded[view] = encode(self.batch[key], **arguments)
         return self._encoded[view]
 
+    def fuse(
+        self,
+        image: View = IMAGE,
+        text: View = TEXT,
+        *,
+        image_rows: Int[Array, "b"] | None = None,
+        text_rows: Int[Array, "b"] | None = None,
+    ) -> Fused:
+        """The fusion of two views; of rows of the global batch, instead of each with its own."""
+        if image_rows is None and text_rows is None and (image, text) in self._fused:
+            return self._fused[image, text]
+        sides = [self.encode(image), self.encode(text)]
+        name = f"fuse {image} {text}"
+        for i, rows in enumerate((image_rows, text_rows)):
+            if rows is not None:
+                sides[i], name = pick(sides[i], rows), f"{name} {i}"
+        rng = self.draws(name) if self.training and self._rng is not None else None
+        fused = self.model.fuse(*sides, rng=rng)
+        if image_rows is None and text_rows is None:
+            self._fused[image, text] = fused
+        return fused
 
-def _view(tower: str, name: str, how: dict[str, Any]) -> View:
+    def derive(self, name: str, make: Callable[[Keys], Mapping[str, Array]]) -> None:
+        """Adds the arrays of a view to the batch: make(keys of the rows), once for each name."""
+        if name not in self.batch:
+            self.batch |= make(self.draws(name))
+
+    def draws(self, name: str) -> Keys | None:
+        """Keys of the rows for what is drawn under that name."""
+        return None if self._rng is None else fold_in(self._rng, zlib.crc32(name.encode()))
+
+    @property
+    def teacher(self) -> "Views":
+        """The same batch through config.teacher."""
+        if self._teacher is None:
+            raise BadInput("needs config.teacher, as dict(name='average', decay=0.996)")
+        return self._teacher
+
+    def averaged(self, objective: Any) -> Any:
+        """The objective with the averages of its parameters."""
+        if objective.key not in self._averaged:
+            raise BadInput("needs config.teacher=dict(name='average', ...), heads and all")
+        return self._averaged[objective.key]
+
+
+def view(tower: str, name: str = "clean", **how: Any) -> View:
+    """The view of a tower in some way."""
     return View(tower, name, tuple(sorted(how.items())))
+
+
+def batch_key(view: View) -> str:
+    """The array of a batch that a view reads."""
+    return view.tower if view.name == "clean" else f"{view.tower}_{view.name}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mm.config import BadInput, suggest
-from mm.models.encoder import REMAT_PRESETS
+from mm.models.remat import REMAT_PRESETS
 from mm.planning.topology import GIB
 
 VARIED = ("batch", "remat", "mesh")

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
@@ -78,3 +79,37 @@ def ring(tile: Tile, rows: Any, row_sums: Any, columns: Any, column_sums: Any) -
     start = columns, column_sums, cut(row_sums)
     (_, column_sums, row_sums), _ = jax.lax.scan(turn, start, None, length=devices)
     return jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), row_sums), column_sums
+
+
+def pick(tree: Any, rows: Array) -> Any:
+    """Rows of the global batch by their numbers, each to the device that asks for it.
+
+    `tree` holds arrays [b, ...]; their rows travel around the ring, so that no device holds more
+    than its own and those that pass.
+    """
+    mesh = active_mesh()
+    devices = 1 if mesh is None else batch_parts(mesh)
+    if devices == 1:
+        return jax.tree.map(lambda x: x[rows], tree)
+
+    def local(arrays: Any, _: Any) -> tuple[Any, tuple]:
+        columns, rows = arrays
+        owner, place = rows // len(rows), rows % len(rows)
+        here = jax.lax.axis_index(BATCH_AXES)
+        around = [(i, (i + 1) % devices) for i in range(devices)]
+        move = partial(jax.lax.ppermute, axis_name=BATCH_AXES, perm=around)
+
+        def take(found: Array, column: Array, theirs: Array) -> Array:
+            wanted = theirs.reshape(-1, *(1,) * (column.ndim - 1))
+            return jnp.where(wanted, column[place], found)
+
+        def turn(carry: Any, step: Array) -> tuple[Any, None]:
+            columns, found = carry
+            theirs = owner == (here - step) % devices
+            found = jax.tree.map(partial(take, theirs=theirs), found, columns)
+            return (jax.tree.map(move, columns), found), None
+
+        start = columns, jax.tree.map(jnp.zeros_like, columns)
+        return jax.lax.scan(turn, start, jnp.arange(devices))[0][1], ()
+
+    return over_batch(local, (tree, rows), ())[0]

@@ -50,11 +50,13 @@ def test_the_manifest_holds_ops_tokenizer_and_length(tokenizer):
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tokenizer):
     with pytest.raises(BadInput, match="vocab_size=10; set it to at least"):
-        check_tokenizer(opened(tokenizer).preprocess, 10)
+        check_tokenizer(opened(tokenizer).preprocess, {"text": {"vocab_size": 10}})
 
 
 def test_weights_of_another_tokenizer_are_refused(tokenizer):
     source, preprocess, _ = opened(tokenizer)
-    check_tokenizer(preprocess, 64, manifest(source, preprocess))
+    check_tokenizer(preprocess, {"text": {"vocab_size": 64}}, manifest(source, preprocess))
     with pytest.raises(BadInput, match="was trained with another tokenizer"):
-        check_tokenizer(preprocess, 64, {"tokenizer": {"sha256": "0" * 64}})
+        check_tokenizer(
+            preprocess, {"text": {"vocab_size": 64}}, {"tokenizer": {"sha256": "0" * 64}}
+        )

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mm import registry
 from mm.config import BadInput
 from mm.evals import retrieval
+from mm.evals.base import Model
 
 
 def _mesh(devices):
@@ -172,7 +173,7 @@ def test_the_evaluator_drops_padding_and_keeps_order(pool, batch_size):
     given = {"source": _Source(21), "preprocess": _STEPS}
     evaluator = registry.build("evaluator", spec, "config.evals.seen", **given)
     embed = jax.jit(lambda batch: (batch["image"], batch["text"].astype(jnp.float32)))
-    assert evaluator.run(embed, sharding) == retrieval.metrics(zimg, ztxt, _mesh(1))
+    assert evaluator.run(Model(embed, None, sharding)) == retrieval.metrics(zimg, ztxt, _mesh(1))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from mm.models.attention import (
     einsum_attention,
     library_attention,
 )
-from mm.models.encoder import RESIDUALS, Encoder, EncoderSpec
+from mm.models.encoder import Encoder, EncoderSpec
+from mm.models.remat import RESIDUALS
 from mm.models.short_attention import examples_of_block, padded_length, short_attention
 from mm.models.splash_attention import splash_attention, whole_blocks
 from mm.planning.flops import count_flops

@@ -12,7 +12,7 @@ from mm.models.keys import example_keys
 from mm.models.layers import LayerNorm, Linear, RMSNorm, layer_norm
 from mm.models.stem import contrast
 from mm.models.text import TextTransformer
-from mm.models.vit import ViT, drop_tokens, sincos2d
+from mm.models.vit import ViT, drawn, sincos2d
 
 
 def vit(**changes):
@@ -83,7 +83,9 @@ def test_remat_and_unroll_change_no_gradient(remat, unroll):
         encoder = Encoder(spec, rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(encoder)
         x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 8)), jnp.float32)
-        return jax.grad(lambda p: (nnx.merge(graphdef, p)(x) ** 3).sum())(nnx.to_pure_dict(params))
+        return jax.grad(lambda p: (nnx.merge(graphdef, p)(x)[-1] ** 3).sum())(
+            nnx.to_pure_dict(params)
+        )
 
     got, want = gradients(remat, unroll), gradients("none", 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, want)
@@ -154,21 +156,20 @@ def test_pre_norm_normalizes_what_the_blocks_read():
 
 
 def test_sincos_positions_are_distinct_and_unit_bounded():
-    positions = sincos2d(4, 16)
+    positions = sincos2d((4, 4), 16)
     assert positions.shape == (16, 16) and np.abs(positions).max() <= 1
     assert len(np.unique(positions.round(5), axis=0)) == 16
 
 
 def test_dropped_tokens_differ_between_examples():
-    x = jnp.tile(jnp.arange(16.0)[None, :, None], (8, 1, 1))
-    kept = drop_tokens(x, 0.5, example_keys(jax.random.key(0), 8))[..., 0]
+    kept = drawn(16, 0.5, example_keys(jax.random.key(0), 8))
     assert kept.shape == (8, 8)
     assert len({tuple(row) for row in np.asarray(kept).tolist()}) > 1
     assert all(len(set(row)) == 8 for row in np.asarray(kept).tolist())
 
 
 def test_evaluation_cannot_drop_tokens():
-    with pytest.raises(ValueError, match="random keys"):
+    with pytest.raises(ValueError, match="needs `draw` keys"):
         vit()(images(), keep=0.5)
 
 
@@ -209,10 +210,11 @@ def test_dropout_is_off_without_a_key_and_keyed_with_one():
 def test_dropout_of_an_example_does_not_depend_on_its_neighbours(tower):
     keys = example_keys(jax.random.key(0), 8)
     if tower == "image":
-        model, inputs, how = vit(dropout=0.5), (images(8),), {"keep": 0.5}
+        model, inputs, how = vit(dropout=0.5), (images(8),), {"keep": 0.5, "draw": keys}
     else:
         model, inputs, how = text(dropout=0.5), (TOKENS.repeat(4, 0), MASK.repeat(4, 0)), {}
     whole = model(*inputs, rng=keys, **how).pooled
+    how = {key: value[3:6] if key == "draw" else value for key, value in how.items()}
     part = model(*(x[3:6] for x in inputs), rng=keys[3:6], **how).pooled
     np.testing.assert_allclose(part, whole[3:6], rtol=1e-5, atol=1e-6)
     assert tower == "image" or not np.allclose(whole[0], whole[1])  # the same text, other masks

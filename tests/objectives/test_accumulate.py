@@ -15,8 +15,9 @@ from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.objectives import Loss, Objective, Views
 from mm.objectives.accumulate import accumulate, cut, join, wanted_views
+from mm.objectives.combine import System, total_loss
 from mm.optim.paths import flatten
-from mm.program import System, build_program, total_loss
+from mm.program import TrainState, build_program, differentiated
 from mm.sharding.mesh import make_mesh
 from mm.sharding.rules import find_rules, use_sharding
 from tests.test_program import batch, error, program
@@ -51,7 +52,7 @@ def build(layout, kind, steps, batch_size=32):
 
 def values(a_program):
     """{"loss", each metric, each gradient by path} of the first step."""
-    (loss, metrics), gradients = a_program.gradients(a_program.init(0), batch(a_program))
+    (loss, (metrics, _)), gradients = a_program.gradients(a_program.init(0), batch(a_program))
     return jax.device_get({"loss": loss, **metrics, **flatten(gradients)})
 
 
@@ -86,22 +87,27 @@ def in_float64(kind, mesh):
         "group": np.minimum(np.arange(size), size - 3).astype(np.int32),
         "id": np.arange(size, dtype=np.uint32),
     }
-    merge, loss = partial(nnx.merge, graphdef), partial(total_loss, {"contrastive": 1.0})
+    weights, turns = {"contrastive": 1.0}, (("contrastive",),)
+
+    def merge(state):
+        return nnx.merge(graphdef, state.params)
+
+    def see(state, system, batch, keys, kind=Views, **more):
+        return kind(system.model, batch, keys, **more)
+
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    def whole(params, batch, keys, key):
-        return loss(merge(params), Views(merge(params).model, batch, keys), key)
-
     def run(steps):
-        function = jax.value_and_grad(whole, has_aux=True)
+        state = TrainState(0, params, None, {})
+        function = differentiated(merge, see)
         if steps > 1:
-            wanted = wanted_views(merge, params, rows, steps)
-            function = accumulate(
-                merge, loss, wanted, steps, jax.tree.map(lambda _: everywhere, params)
-            )
+            wanted = wanted_views(merge, see, state, rows, steps)
+            shardings = jax.tree.map(lambda _: everywhere, params)
+            function = accumulate(merge, see, wanted, steps, shardings)
         keys = example_keys(jax.random.key(1), size)
         with use_sharding(mesh, find_rules("dp")):
-            return jax.jit(function)(params, rows, keys, jax.random.key(2))
+            loss = partial(total_loss, weights, turns, jax.random.key(2), jnp.int32(0))
+            return jax.jit(partial(function, loss))(state, rows, keys)
 
     return run
 
@@ -160,7 +166,7 @@ def test_temporaries_fall_with_the_number_of_micro_batches(layout):
 class Reader(Objective):
     """An objective that looks at image tokens."""
 
-    def __init__(self, *, rngs: nnx.Rngs):
+    def __init__(self, *, model, rngs: nnx.Rngs):
         pass
 
     def __call__(self, views, rng):

@@ -19,6 +19,7 @@ from mm.objectives.contrastive import (
 )
 from mm.sharding.mesh import BATCH_AXES, make_mesh
 from mm.sharding.rules import find_rules, use_sharding
+from tests.tiny import model
 
 GROUPS = {
     "all different": np.arange(12),
@@ -150,7 +151,7 @@ def test_the_scale_is_clamped_but_can_come_back():
 
 @pytest.mark.parametrize("kind, scale, bias", [("softmax", 1 / 0.07, None), ("sigmoid", 10, -10)])
 def test_starts_at_the_scale_and_bias_of_the_paper(kind, scale, bias):
-    objective = Contrastive(kind=kind, rngs=nnx.Rngs(0))
+    objective = Contrastive(kind=kind, model=model(), rngs=nnx.Rngs(0))
     np.testing.assert_allclose(np.exp(objective.log_scale[...]), scale, rtol=1e-6)
     assert (objective.bias is None) == (bias is None)
     if bias is not None:
@@ -159,4 +160,4 @@ def test_starts_at_the_scale_and_bias_of_the_paper(kind, scale, bias):
 
 def test_a_scale_beyond_its_clamp_is_refused():
     with pytest.raises(BadInput, match="max_scale"):
-        Contrastive(kind="softmax", init_scale=200.0, rngs=nnx.Rngs(0))
+        Contrastive(kind="softmax", init_scale=200.0, model=model(), rngs=nnx.Rngs(0))

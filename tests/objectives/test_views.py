@@ -14,7 +14,7 @@ class Towers(Multimodal):
     def __init__(self):  # without the towers
         self.calls = 0
 
-    def encode_image(self, image, *, keep=1.0, rng=None):
+    def encode_image(self, image, *, keep=1.0, draw=None, rng=None):
         self.calls += 1
         noise = jnp.zeros((len(image), 2)) if rng is None else uniform(rng, (2,))
         return Encoded(image * keep, noise, None)

@@ -1,0 +1,21 @@
+"""What an evaluator is given."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jax import Array
+from jax.sharding import NamedSharding
+
+# An evaluator also has `needs`, parts of the model (`Multimodal.need`), and `reads`, the arrays of
+# a batch that it takes; None is all that a step reads.
+
+
+class Model(NamedTuple):
+    """A program with its parameters: functions of a batch, whose rows lie in `sharding`.
+
+    embed(batch) -> (zimg, ztxt), normalized; losses(batch) -> metrics of the objectives.
+    """
+
+    embed: Callable[[Mapping], tuple[Array, Array]]
+    losses: Callable[[Mapping], Mapping[str, Array]]
+    sharding: NamedSharding

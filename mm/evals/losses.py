@@ -1,0 +1,61 @@
+"""The objectives themselves on held-out examples, and on pairs that do not belong together."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import Array
+
+from mm import registry
+from mm.config import BadInput
+from mm.evals.base import Model
+
+
+@registry.register("evaluator", "losses")
+class Losses:
+    """The mean of every loss and metric over the whole batches of `source`.
+
+    Without dropout, with the masks of a fixed seed, so checkpoints can be compared. shuffled: each
+    picture comes with the text of another row: the control that a model which uses the pairing must
+    fail. Raises BadInput when the source is less than a batch.
+    """
+
+    needs = ()
+    reads = None  # all that a step reads
+
+    def __init__(self, *, source: Any, preprocess: Any, batch_size: int, shuffled: bool = False):
+        if batch_size < 1 or len(source) < batch_size:
+            raise BadInput(
+                f"losses: batch_size={batch_size} must be from 1 to the {len(source)} examples of "
+                "the source"
+            )
+        self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
+        self.shuffled = shuffled
+
+    def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
+        """Returns "contrastive/loss" and so on; the same on every process. No picture."""
+        from data.loader import eval_batches  # here, since it loads TensorFlow
+
+        batches = eval_batches(
+            self.source, self.preprocess, batch_size=self.batch_size, sharding=model.sharding
+        )
+        roll = jax.jit(shuffle, out_shardings=model.sharding)
+        found = []
+        with contextlib.closing(batches):
+            for _ in range(len(self.source) // self.batch_size):
+                batch = next(batches)
+                found.append(jax.device_get(model.losses(roll(batch) if self.shuffled else batch)))
+        return {key: float(np.mean([metrics[key] for metrics in found])) for key in found[0]}
+
+
+def shuffle(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Texts, and what goes with them, moved half a batch further."""
+    half = len(batch["id"]) // 2
+    return {
+        name: jnp.roll(x, half, axis=0) if name.startswith("text") else x
+        for name, x in batch.items()
+    }

@@ -1,0 +1,75 @@
+"""From tokens to one vector."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float
+
+from mm.models.encoder import EncoderSpec
+from mm.models.keys import Keys
+from mm.models.layers import ACTIVATIONS, Linear, check_rate, dropout, param
+
+
+class AttentionPool(nnx.Module):
+    """One learned query attends to the tokens, then an MLP (MAP head: Zhai et al. 2022)."""
+
+    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
+        xavier = jax.nn.initializers.xavier_uniform()
+        self.probe = param(rngs, xavier, (1, spec.width), (None, "embed"))
+        self.attention = spec.make_attention(rngs)
+        self.norm = spec.make_norm(rngs)
+        self.mlp = spec.make_mlp(rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b d"]:
+        batch, _, width = tokens.shape
+        probe = jnp.broadcast_to(self.probe[...], (batch, width)).astype(tokens.dtype)
+        x = self.attention(probe, tokens.reshape(-1, width), mask, batch=batch)
+        return x + self.mlp(self.norm(x))
+
+
+class FlattenPool(nnx.Module):
+    """All tokens side by side through one hidden layer: [b, n, width] to [b, hidden]."""
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        num_tokens: int,
+        hidden: int,
+        dropout_rate: float,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        check_rate("pool_dropout", dropout_rate)
+        axes = ("tokens", "embed", "mlp")
+        self.hidden = Linear((num_tokens, spec.width), (hidden,), axes, dtype=spec.dtype, rngs=rngs)
+        self.activation, self.dropout_rate = spec.activation, dropout_rate
+
+    def __call__(
+        self, tokens: Float[Array, "b n d"], keys: Keys | None = None
+    ) -> Float[Array, "b m"]:
+        x = ACTIVATIONS[self.activation](self.hidden(tokens.reshape(len(tokens), -1)))
+        return dropout(x, self.dropout_rate, keys)
+
+
+def mean_pool(
+    tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+) -> Float[Array, "b d"]:
+    """Mean over the real tokens; zero for a row that has none."""
+    if mask is None:
+        return tokens.mean(1)
+    weights = mask.astype(tokens.dtype)[..., None]
+    return (tokens * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+
+
+def last_pool(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+    """The last real token, where a causal tower has read everything."""
+    last = jnp.maximum(mask.sum(1) - 1, 0)
+    return jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
+
+
+def first_pool(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+    """The first token, where BERT's tokenizer puts [CLS]."""
+    return tokens[:, 0]

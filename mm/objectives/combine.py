@@ -1,0 +1,159 @@
+"""Several objectives in one step: weights, their schedules, learned weights, turns, gradients."""
+
+import itertools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from mm import registry
+from mm.config import BadInput, suggest
+from mm.models.layers import param
+from mm.models.multimodal import Multimodal
+from mm.objectives.base import Buffer, Objective
+from mm.objectives.views import Views
+
+Weight = float | Callable[[Array], Array] | None  # None: learned
+OF_COMBINATION = ("weight",)  # keys of config.objectives.NAME that are not the objective's own
+
+
+class System(nnx.Module):
+    """The model and its objectives under one root, so that one tree holds every parameter."""
+
+    def __init__(self, model: Mapping, objectives: Mapping, *, rngs: nnx.Rngs):
+        self.model = registry.call(Multimodal, model, "config.model", rngs=rngs)
+        self.objectives = nnx.Dict()
+        for name, spec in objectives.items():
+            own = {key: value for key, value in spec.items() if key not in OF_COMBINATION}
+            where = f"config.objectives.{name}"
+            built = registry.build("objective", own, where, model=self.model, rngs=rngs)
+            built.key = name
+            self.objectives[name] = built
+        zeros = jax.nn.initializers.zeros
+        self.log_variances = nnx.Dict(
+            {
+                name: param(rngs, zeros, (), ())
+                for name, spec in objectives.items()
+                if spec.get("weight") == "learned"
+            }
+        )
+
+
+def find_weights(objectives: Mapping, total_steps: int) -> dict[str, Weight]:
+    """The weight of each objective (default 1): a number, a schedule of steps, or None: learned.
+
+    A schedule is dict(peak=2.0, name="cosine", ...), as a learning rate's. "learned" is exp(-s) for
+    a learned s, which is added to the loss (Kendall, Gal and Cipolla 2018, eq. 10, without the
+    halves). Raises BadInput for anything else.
+    """
+    if not objectives:
+        raise BadInput(f"config.objectives: is empty; name one of {registry.names('objective')}")
+    weights: dict[str, Weight] = {}
+    for name, spec in objectives.items():
+        where, weight = f"config.objectives.{name}.weight", spec.get("weight", 1.0)
+        if isinstance(weight, Mapping):
+            rest = {key: value for key, value in weight.items() if key != "peak"}
+            factor = registry.build("schedule", rest, where, total_steps=total_steps)
+            peak = weight.get("peak", 1.0)
+            weights[name] = lambda step, factor=factor, peak=peak: peak * factor(step)
+        elif weight == "learned":
+            weights[name] = None
+        elif isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise BadInput(f"{where}={weight!r}: expected a number, a schedule or 'learned'")
+        else:
+            weights[name] = weight
+    return weights
+
+
+def check_turns(turns: Sequence[Sequence[str]], objectives: Mapping) -> tuple[tuple[str, ...], ...]:
+    """config.alternate: the objectives of step t are those of entry t modulo its length.
+
+    By default one entry with all. Raises BadInput for an unknown name, or one in no entry.
+    """
+    turns = tuple(map(tuple, turns)) or (tuple(objectives),)
+    named = set(itertools.chain(*turns))
+    for name in named - set(objectives):
+        raise BadInput(f"config.alternate: no objective {name!r}{suggest(name, objectives)}")
+    if missing := set(objectives) - named or not all(turns):
+        raise BadInput(f"config.alternate={turns}: has an empty turn, or none for {missing}")
+    return turns
+
+
+def total_loss(
+    weights: Mapping[str, Weight],
+    turns: Sequence[Sequence[str]],
+    key: Array,
+    step: Array,
+    system: System,
+    views: Callable[[System], Views],
+) -> tuple[Array, tuple[dict[str, Array], Any]]:
+    """The weighted sum over views that the objectives share; all metrics, and the new buffers.
+
+    Of objectives whose turn it is not nothing is computed, and their metrics are NaN.
+    """
+
+    def run(turn: Sequence[str], system: System) -> tuple[Array, tuple[dict[str, Array], Any]]:
+        seen, total, metrics = views(system), jnp.zeros(()), {}
+        for name in turn:
+            value, found = weighted(weights[name], system, name, seen, key, step)
+            total, metrics = total + value, metrics | found
+        return total, (metrics, nnx.to_pure_dict(nnx.state(system, Buffer)))
+
+    if len(turns) == 1:
+        return run(turns[0], system)
+    graphdef, variables = nnx.split(system)
+
+    def shapes(turn: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:
+        return jax.eval_shape(lambda v: run(turn, nnx.merge(graphdef, v))[1][0], variables)
+
+    every = {name: shape for turn in turns for name, shape in shapes(turn).items()}
+    nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in every.items()}
+
+    def branch(turn: Sequence[str]) -> Callable:
+        def apply(variables: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
+            total, (metrics, buffers) = run(turn, nnx.merge(graphdef, variables))
+            return total, (nothing | metrics, buffers)
+
+        return apply
+
+    return jax.lax.switch(step % len(turns), [branch(turn) for turn in turns], variables)
+
+
+def weighted(
+    weight: Weight, system: System, name: str, views: Views, key: Array, step: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of one objective times its weight, and its metrics under its name."""
+    objective: Objective = system.objectives[name]
+    try:
+        loss = objective(views, jax.random.fold_in(key, zlib.crc32(name.encode())))
+    except BadInput as error:
+        raise BadInput(f"config.objectives.{name}: {error}") from error
+    metrics = {f"{name}/{metric}": value for metric, value in loss.metrics.items()}
+    metrics[f"{name}/loss"] = loss.value
+    if weight is None:
+        spread = system.log_variances[name][...]
+        metrics[f"{name}/weight"] = jnp.exp(-spread)
+        return jnp.exp(-spread) * loss.value + spread, metrics
+    if callable(weight):
+        metrics[f"{name}/weight"] = weight = jnp.asarray(weight(step), jnp.float32)
+    return weight * loss.value, metrics
+
+
+def compare_gradients(gradients: Mapping[str, Any]) -> dict[str, Array]:
+    """The norm of each objective's gradient and the cosine of each two, for the log.
+
+    Over all parameters; a cosine below 0 says that two objectives pull apart (Yu et al. 2020).
+    """
+    norms = {name: optax.global_norm(tree) for name, tree in gradients.items()}
+    found = {f"gradients/{name}/norm": norm for name, norm in norms.items()}
+    for one, other in itertools.combinations(gradients, 2):
+        products = jax.tree.map(lambda a, b: jnp.vdot(a, b), gradients[one], gradients[other])
+        product = sum(jax.tree.leaves(products))
+        both = jnp.maximum(norms[one] * norms[other], 1e-30)
+        found[f"gradients/{one}/{other}/cosine"] = product / both
+    return found
