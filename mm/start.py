@@ -11,7 +11,7 @@ import jax
 from etils import epath
 
 from mm import registry
-from mm.config import differences, plain
+from mm.config import BadInput, differences, plain
 from mm.evaluate import SAME_FUNCTION
 from mm.optim.paths import flatten, map_paths, match_any
 from mm.program import Program, TrainState
@@ -32,14 +32,17 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
         changes = "".join(f"; {change}" for change in layout_changes(program, manifest))
         say(f"continuing from the checkpoint of step {manifest['step']}{changes}")
         return state, manifest["step"], manifest
-    if recipe.init is None:
-        return program.init(recipe.seed), 0, {}
-    given, saved = registry.call(read_parameters, recipe.init, "config.init", program=program)
-    state = program.init(recipe.seed)
-    params = jax.tree.map(
-        lambda new, old: old if new is None else new, given, state.params, is_leaf=_is_none
-    )
-    return program.begin(state, params), 0, saved
+    state, saved = program.init(recipe.seed), {}
+    if recipe.init is not None:
+        given, saved = registry.call(read_parameters, recipe.init, "config.init", program=program)
+        params = jax.tree.map(
+            lambda new, old: old if new is None else new, given, state.params, is_leaf=_is_none
+        )
+        state = program.begin(state, params)
+    if recipe.teacher and recipe.teacher["name"] == "checkpoint":
+        teacher = read_teacher(program, recipe.teacher["workdir"], recipe.teacher.get("step"))
+        state = state._replace(extras=state.extras | {"teacher": teacher})
+    return state, 0, saved
 
 
 def read_parameters(
@@ -55,8 +58,7 @@ def read_parameters(
     params = program.state.params
     names = match_any(params, parameters, "parameters")
     wanted = map_paths(lambda name, x: x if name in names else None, params)
-    checkpointer = Checkpointer(epath.Path(workdir) / "checkpoints", read_only=True)
-    with contextlib.closing(checkpointer):
+    with open_run(workdir) as checkpointer:
         found, manifest = checkpointer.restore({"params": wanted}, step, partial=True)
     towers = {name.split("/")[1] for name in names if name.startswith("model/")}
     mine, theirs = (
@@ -70,6 +72,29 @@ def read_parameters(
         + (f"; note that its config.model was another: {changed}" if changed else "")
     )
     return found["params"], {"tokenizer": manifest["tokenizer"]} if TEXT_EMBEDDING in names else {}
+
+
+def read_teacher(program: Program, workdir: str, step: int | None) -> Any:
+    """The parameters of config.teacher's model, from the checkpoint of a run.
+
+    Raises BadInput when there is none, or its model was another than config.teacher.model.
+    """
+    with open_run(workdir) as checkpointer:
+        trained = checkpointer.manifest(step)["config"]["model"]
+        if changed := differences(plain(program.recipe.teacher["model"]), trained, SAME_FUNCTION):
+            raise BadInput(
+                f"config.teacher.model is not the model that {workdir} trained: {changed}; take "
+                "config.model of its config.json"
+            )
+        wanted = {"params": {"model": program.state.extras["teacher"]}}
+        found, manifest = checkpointer.restore(wanted, step, partial=True)
+    say(f"the teacher is that of step {manifest['step']} in {workdir}")
+    return found["params"]["model"]
+
+
+def open_run(workdir: str) -> contextlib.closing[Checkpointer]:
+    """The checkpoints of another run."""
+    return contextlib.closing(Checkpointer(epath.Path(workdir) / "checkpoints", read_only=True))
 
 
 def layout(program: Program) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def get_config(arg: str = "") -> ConfigDict:
         image=dict(name="vit", image_size=16, patch_size=8, **tower),
         text=dict(name="transformer", vocab_size=64, length=8, **tower),
         embed_dim=16,
+        fusion=None,
     )
+    config.teacher, config.alternate = None, ()
     config.objectives = dict(contrastive=dict(name="contrastive", kind="sigmoid", image_keep=0.5))
     config.optimizer = dict(
         name="adamw",

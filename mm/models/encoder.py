@@ -173,10 +173,9 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention_branch, self.attention = Branch(spec, rngs=rngs), spec.make_attention(rngs)
-        self.cross = None
-        if memory_width is not None:
-            self.cross_branch = Branch(spec, rngs=rngs)
-            self.cross = spec.make_attention(rngs, memory_width)
+        crosses = memory_width is not None
+        self.cross_branch = Branch(spec, rngs=rngs) if crosses else None
+        self.cross = spec.make_attention(rngs, memory_width) if crosses else None
         self.mlp_branch, self.mlp = Branch(spec, rngs=rngs), spec.make_mlp(rngs)
         self.causal = causal
 

@@ -60,11 +60,11 @@ class Multimodal(nnx.Module):
             raise BadInput("config.model: has neither an image nor a text tower")
         self.embed_dim = embed_dim
         self.image_projection, self.text_projection = map(projection, (self.image, self.text))
-        self.fusion = None
+        widths = {}
         if fusion is not None:
             self.need("config.model.fusion", "image", "text")
             widths = dict(image_width=self.image.width, text_width=self.text.width)
-            self.fusion = build("fusion", fusion, "fusion", **widths)
+        self.fusion = build("fusion", fusion, "fusion", **widths)
 
     def need(self, what: str, *parts: str) -> None:
         """Raises BadInput, which `what` begins, unless the model has all these parts.

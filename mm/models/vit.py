@@ -97,13 +97,12 @@ class ViT(nnx.Module):
             )
         if pool == "cls":
             self.cls = param(rngs, zeros, (1, spec.width), (None, "embed"))
-        self.registers = None
-        if registers:
-            shape = (registers, spec.width)
-            self.registers = param(rngs, normal(0.02), shape, (None, "embed"))
-        self.mask_token = None
-        if mask_token:
-            self.mask_token = param(rngs, normal(0.02), (1, spec.width), (None, "embed"))
+
+        def token(count: int) -> nnx.Param | None:
+            shape, axes = (count, spec.width), (None, "embed")
+            return param(rngs, normal(0.02), shape, axes) if count else None
+
+        self.registers, self.mask_token = token(registers), token(int(mask_token))
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, rngs=rngs)
         if pool == "flatten":

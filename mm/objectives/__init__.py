@@ -1,7 +1,13 @@
 """Objectives: what a step minimises. One file an objective; each is registered by name."""
 
-from mm.objectives import contrastive, teacher
+from mm.objectives import (  # noqa: F401  (registers them)
+    contrastive,
+    distillation,
+    matching,
+    momentum,
+    teacher,
+)
 from mm.objectives.base import Buffer, Loss, Objective
 from mm.objectives.views import Views
 
-__all__ = ["Buffer", "Loss", "Objective", "Views", "contrastive", "teacher"]
+__all__ = ["Buffer", "Loss", "Objective", "Views"]

@@ -16,6 +16,7 @@ from mm.config import BadInput
 from mm.models.layers import param
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
+from mm.objectives.tiles import grow, log_sum, nothing, products
 from mm.objectives.views import Views
 from mm.sharding.ring import over_batch, ring, total
 
@@ -142,16 +143,16 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
         low = zero - jnp.inf
 
         def tile(rows, row_sums, columns, column_sums):
-            logits = scale * _products(rows["z"], columns["z"].T) + bias
+            logits = scale * products(rows["z"], columns["z"].T) + bias
             same = rows["group"][:, None] == columns["group"][None]
             hits, misses = jnp.where(same, logits, -jnp.inf), jnp.where(same, -jnp.inf, logits)
             row_sums = dict(row_sums)
             if kind == "softmax":
                 row_sums["loss"] += jnp.where(same, logits, 0).sum(1)
                 row_sums["count"] += same.sum(1)
-                row_sums["exponentials"] = _add(row_sums["exponentials"], logits, 1)
+                row_sums["exponentials"] = grow(row_sums["exponentials"], logits)
                 column_sums = column_sums | {
-                    "exponentials": _add(column_sums["exponentials"], logits, 0)
+                    "exponentials": grow(column_sums["exponentials"], logits, axis=0)
                 }
             else:
                 row_sums["loss"] -= jax.nn.log_sigmoid(jnp.where(same, logits, -logits)).sum(1)
@@ -166,7 +167,7 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
 
         sums = {"hit": low, "miss": low}
         if kind == "softmax":
-            sums["exponentials"] = low, zero
+            sums["exponentials"] = nothing(zimg)
         row_sums, column_sums = ring(
             tile,
             {"z": zimg, "group": group},
@@ -176,7 +177,7 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
         )
         loss, saved = row_sums["loss"], ()
         if kind == "softmax":
-            row, column = (_log(side["exponentials"]) for side in (row_sums, column_sums))
+            row, column = (log_sum(side["exponentials"]) for side in (row_sums, column_sums))
             loss = (row + column) / 2 - loss / row_sums["count"]
             saved = {"log": row, "count": row_sums["count"]}, {"log": column}
         hits = [side["hit"] > side["miss"] for side in (row_sums, column_sums)]
@@ -198,8 +199,8 @@ def _backward(kind, residuals, cotangents):
         scale, bias, gradient = scalars
 
         def tile(rows, row_sums, columns, column_sums):
-            products = _products(rows["z"], columns["z"].T)
-            logits = scale * products + bias
+            cosines = products(rows["z"], columns["z"].T)
+            logits = scale * cosines + bias
             same = rows["group"][:, None] == columns["group"][None]
             if kind == "softmax":
                 shares = jnp.exp(logits - rows["log"][:, None]) + jnp.exp(logits - columns["log"])
@@ -208,11 +209,11 @@ def _backward(kind, residuals, cotangents):
                 slope = jnp.where(same, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
             slope = slope * (gradient / size)
             row_sums = {
-                "z": row_sums["z"] + scale * _products(slope, columns["z"]),
-                "scale": row_sums["scale"] + (slope * products).sum(1),
+                "z": row_sums["z"] + scale * products(slope, columns["z"]),
+                "scale": row_sums["scale"] + (slope * cosines).sum(1),
                 "bias": row_sums["bias"] + slope.sum(1),
             }
-            return row_sums, column_sums + scale * _products(slope.T, rows["z"])
+            return row_sums, column_sums + scale * products(slope.T, rows["z"])
 
         zero = jnp.zeros(len(zimg), zimg.dtype)
         sums, dtxt = ring(
@@ -232,20 +233,3 @@ def _backward(kind, residuals, cotangents):
 
 
 _loss.defvjp(_forward, _backward)
-
-
-def _products(a: Array, b: Array) -> Array:
-    """a @ b in float32, also on a TPU, which would round its operands to bfloat16."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _add(sums: tuple[Array, Array], logits: Array, axis: int) -> tuple[Array, Array]:
-    """More terms of a sum of exponentials, kept as (greatest logit, sum relative to it)."""
-    greatest, rest = sums
-    new = jnp.maximum(greatest, logits.max(axis))
-    terms = jnp.exp(logits - jnp.expand_dims(new, axis)).sum(axis)
-    return new, rest * jnp.exp(greatest - new) + terms
-
-
-def _log(sums: tuple[Array, Array]) -> Array:
-    return sums[0] + jnp.log(sums[1])

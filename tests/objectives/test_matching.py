@@ -1,0 +1,80 @@
+"""Hard negatives against the distribution that they are drawn from; the loss against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm.models.keys import example_keys
+from mm.objectives.matching import hard_negatives, match_loss
+from mm.sharding.mesh import make_mesh
+from mm.sharding.rules import find_rules, use_sharding
+
+
+def embeddings(n, seed=0):
+    z = np.random.default_rng(seed).standard_normal((2, n, 4))
+    return jnp.asarray(z / np.linalg.norm(z, axis=-1, keepdims=True), jnp.float32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    group=st.lists(st.integers(0, 4), min_size=8, max_size=8),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([0.0, 5.0, 1e4]),
+)
+def test_a_true_pair_is_never_a_negative(group, seed, scale):
+    group = jnp.asarray(group, jnp.int32)
+    keys = example_keys(jax.random.key(seed), 8)
+    text, image, found = hard_negatives(*embeddings(8, seed), group, scale, keys)
+    there_is = (group[:, None] != group[None]).any(1)
+    for rows, has in zip((text, image), found, strict=True):
+        np.testing.assert_array_equal(has, there_is)
+        assert (group[rows] != group)[has].all()
+
+
+@pytest.mark.parametrize("shape", [dict(replica=2, fsdp=4), dict(fsdp=4, tensor=2)])
+def test_the_negatives_of_many_devices_are_those_of_one(shape):
+    group, keys = jnp.arange(16, dtype=jnp.int32) // 2, example_keys(jax.random.key(0), 16)
+    want = hard_negatives(*embeddings(16), group, 5.0, keys)
+    with use_sharding(make_mesh(shape, jax.devices()), find_rules("dp")):
+        found = jax.jit(lambda z: hard_negatives(*z, group, 5.0, keys))(embeddings(16))
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+def test_negatives_are_drawn_by_their_similarity():
+    n, draws, scale = 6, 4000, 3.0
+    zimg, ztxt = embeddings(n)
+    group = jnp.array([0, 1, 2, 2, 3, 4], jnp.int32)
+
+    def draw(key):
+        return hard_negatives(zimg, ztxt, group, scale, example_keys(key, n))[:2]
+
+    text, image = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), draws))
+    logits = np.asarray(scale * zimg @ ztxt.T, np.float64)
+    logits[np.asarray(group)[:, None] == np.asarray(group)[None]] = -np.inf
+    for rows, scores in ((text, logits), (image, logits.T)):
+        want = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        shares = (np.asarray(rows)[:, :, None] == np.arange(n)).mean(0)
+        assert np.abs(shares - want).max() < 5 * 0.5 / np.sqrt(draws)
+
+
+def test_at_a_high_scale_the_most_similar_one_is_drawn():
+    zimg, ztxt = embeddings(8)
+    group = jnp.arange(8, dtype=jnp.int32)
+    text, _, _ = hard_negatives(zimg, ztxt, group, 1e4, example_keys(jax.random.key(0), 8))
+    scores = np.array(zimg @ ztxt.T)
+    np.fill_diagonal(scores, -9)
+    np.testing.assert_array_equal(text, scores.argmax(1))
+
+
+def test_the_loss_is_the_mean_over_the_pairs_that_count():
+    logits = np.random.default_rng(0).standard_normal((3, 4, 2))
+    counts = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]], bool)
+    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = -np.concatenate([log[0, :, 1], log[1, counts[1], 0], log[2, counts[2], 0]]).mean()
+    loss = match_loss(list(jnp.asarray(logits, jnp.float32)), list(jnp.asarray(counts)))
+    np.testing.assert_allclose(loss.value, want, rtol=1e-6)
+    hits = [logits.argmax(-1)[0].mean(), (logits.argmax(-1)[1:] == 0)[counts[1:]].mean()]
+    np.testing.assert_allclose(loss.metrics["balanced_accuracy"], np.mean(hits), rtol=1e-6)
