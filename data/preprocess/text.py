@@ -71,6 +71,37 @@ def tokenize(*, name: str, length: int, data_dir: str | None = None) -> Op:
     return Op(apply, tokenizer=tokenizer)
 
 
+@registry.register("op", "keep_text")
+def keep_text(*, name: str) -> Op:
+    """Copies `text` and `text_mask`, tokenized, to `text_<name>` and its mask.
+
+    So that another text can be made after it: the sentence that follows, say.
+    """
+
+    def apply(columns: Columns, draws: Draws) -> Columns:
+        if not isinstance(columns.get("text"), np.ndarray):
+            raise BadInput("belongs after tokenize")
+        return columns | {f"text_{name}{end}": columns[f"text{end}"] for end in ("", "_mask")}
+
+    return Op(apply)
+
+
+@registry.register("op", "numbers")
+def numbers(*, key: str, size: int, name: str | None = None) -> Op:
+    """Writes the numbers of a field, float32 [b, size], under `name` (default: the field's).
+
+    So come the outputs of a teacher that were stored with the data.
+    """
+
+    def apply(columns: Columns, draws: Draws) -> Columns:
+        rows = [np.asarray(row, np.float32) for row in columns[key]]
+        if wrong := next((row.shape for row in rows if row.shape != (size,)), None):
+            raise BadInput(f"{key!r} has the shape {wrong}, expected ({size},)")
+        return columns | {name or key: np.stack(rows)}
+
+    return Op(apply, reads=(key,))
+
+
 @registry.register("op", "group")
 def group(*, key: str) -> Op:
     """Writes `group`, an int32 hash of the text `key`: pairs with the same are each other's match.

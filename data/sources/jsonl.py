@@ -100,8 +100,9 @@ class _Lines:
                 )
             value, feature = record[key], self.features[key]
             if not _fits(value, feature):
+                kind = f"{feature.shape[0]} numbers" if feature.shape else _KINDS[feature]
                 raise BadInput(
-                    f"{self._where(index)}: {key}={value!r:.80}: expected {_KINDS[feature]}, "
+                    f"{self._where(index)}: {key}={value!r:.80}: expected {kind}, "
                     "as in the first line"
                 )
             chosen[key] = self._picture(index, value) if feature.dtype == "image" else value
@@ -148,6 +149,8 @@ def _feature(value: Any) -> Feature | None:
         return Feature("text")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return Feature("text", ragged=True)
+    if isinstance(value, list) and all(type(item) in (int, float) for item in value):
+        return Feature("float32", shape=(len(value),))
     if isinstance(value, int):
         return Feature("int64")
     return Feature("float32") if isinstance(value, float) else None

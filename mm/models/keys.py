@@ -30,7 +30,9 @@ def split(keys: Keys, count: int = 2) -> Key[Array, "count b"]:
     return jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys)
 
 
-def bernoulli(keys: Keys, share: float, shape: tuple[int, ...]) -> Bool[Array, "b ..."]:
+def bernoulli(
+    keys: Keys, share: float | Float[Array, ""], shape: tuple[int, ...]
+) -> Bool[Array, "b ..."]:
     """True with probability `share`; `shape` is an example's."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, share, shape))(keys)
 

@@ -7,12 +7,13 @@ import pytest
 from flax import nnx
 
 from mm.config import BadInput
+from mm.models.attention import rotate
 from mm.models.encoder import Encoder, EncoderSpec
 from mm.models.keys import example_keys
 from mm.models.layers import LayerNorm, Linear, RMSNorm, layer_norm
 from mm.models.stem import contrast
 from mm.models.text import TextTransformer
-from mm.models.vit import ViT, drawn, sincos2d
+from mm.models.vit import ViT, drawn, resample, rotary2d, sincos2d
 
 
 def vit(**changes):
@@ -240,3 +241,147 @@ def test_bfloat16_compute_stays_near_float32():
 def test_sizes_that_cannot_work_are_refused(changes, message):
     with pytest.raises(BadInput, match=message):
         vit(**changes)
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos2d", "rotary"])
+def test_an_image_of_another_size_has_its_own_grid(position):
+    model = vit(position=position, pool="mean")
+    assert model(images(size=24)).tokens.shape == (3, 36, 16)
+
+
+def test_positions_are_resampled_to_the_grid_of_the_image():
+    """Halving a table that is linear over the grid keeps it linear."""
+    rows = np.mgrid[:4, :4][0].reshape(-1, 1) + 0.5
+    table = jnp.asarray(np.tile(rows, (1, 8)), jnp.float32)
+    found = np.asarray(resample(table, 4, (2, 2))).reshape(2, 2, 8)
+    np.testing.assert_allclose(found[0], 1.0, atol=0.1)
+    np.testing.assert_allclose(found[1], 3.0, atol=0.1)
+    np.testing.assert_allclose(resample(table, 4, (4, 4)), table, atol=1e-5)
+
+
+def test_a_table_of_another_size_keeps_its_shape():
+    model = vit(position_size=8)
+    assert model.position_embedding.shape == (4, 16)
+    assert model(images()).tokens.shape == (3, 16, 16)
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    angles = jnp.asarray(rotary2d((4, 4), 8))
+    q, k = np.random.default_rng(0).standard_normal((2, 1, 8))
+    turned = [
+        np.asarray(rotate(jnp.asarray(np.tile(x, (16, 1)), jnp.float32), angles, 1, 1))
+        for x in (q, k)
+    ]
+    scores = (turned[0] @ turned[1].T).reshape(4, 4, 4, 4)
+    np.testing.assert_allclose(scores[0, 0, 1, 2], scores[2, 1, 3, 3], rtol=1e-4)
+    assert abs(scores[0, 0, 1, 2] - scores[0, 0, 2, 1]) > 1e-3
+    np.testing.assert_allclose(scores[1, 1, 1, 1], (q * k).sum(), rtol=1e-4)
+
+
+def test_dropped_patches_keep_their_rotary_positions():
+    """With a share of patches, the kept ones' order does not matter, their places do."""
+    model, keys = vit(position="rotary", pool="mean", depth=1), example_keys(jax.random.key(0), 3)
+    encoded = model(images(), keep=0.5, draw=keys)
+    places = np.asarray(encoded.kept)
+    angles = np.asarray(rotary2d((4, 4), 8))
+    found = np.asarray(model._angles((4, 4), 0, encoded.kept))
+    np.testing.assert_array_equal(found, angles[places])
+
+
+def test_registers_are_read_and_not_returned():
+    model = vit(registers=2, pool="cls")
+    before = model(images())
+    assert before.tokens.shape == (3, 17, 16) and model.prefix == 1
+    model.registers[...] = jnp.eye(2, 16)
+    assert not np.allclose(model(images()).tokens, before.tokens, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_a_window_hides_what_is_far(keep):
+    """With one block, a patch knows of those at most a row and a column away, and of no other."""
+    model = vit(window=1, depth=1, pool="mean")
+    keys = example_keys(jax.random.key(0), 3)
+    how = dict(keep=keep, draw=keys) if keep < 1 else {}
+    before = model(images(), **how)
+    changed = images().at[:, :4, :4].add(1.0)  # the first patch
+    moved = np.abs(np.asarray(model(changed, **how).tokens - before.tokens)).max(-1) > 1e-6
+    places = np.tile(np.arange(16), (3, 1)) if before.kept is None else np.asarray(before.kept)
+    for row, place in zip(moved, places, strict=True):
+        near = {0, 1, 4, 5} & set(place.tolist()) if 0 in place else set()
+        assert set(place[row].tolist()) == near
+
+
+def test_the_mask_token_hides_a_patch():
+    model = vit(mask_token=True, pool="mean", depth=0)
+    keys = example_keys(jax.random.key(0), 3)
+    first, second = (model(images(seed=s), replace=0.25, draw=keys) for s in (0, 1))
+    assert (first.replaced.sum(1) == 4).all()
+    same = np.abs(np.asarray(first.tokens - second.tokens)).max(-1) < 1e-6
+    np.testing.assert_array_equal(same, first.replaced)
+    with pytest.raises(BadInput, match="set mask_token=True"):
+        vit()(images(), replace=0.25, draw=keys)
+
+
+def block_output(**changes):
+    """One block's output and its input, of an encoder without a final norm's help."""
+    spec = EncoderSpec(width=8, depth=1, num_heads=2, **changes)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3, 8)), jnp.float32)
+    encoder = Encoder(spec, rngs=nnx.Rngs(0))
+    encoder.final_norm = None
+    return encoder, x
+
+
+def test_layer_scale_of_zero_leaves_the_tokens_as_they_are():
+    encoder, x = block_output(layer_scale=0.0)
+    np.testing.assert_array_equal(encoder(x), x)
+    assert encoder.blocks.mlp_branch.scale.get_metadata("axes") == ("layers", "embed")
+
+
+def test_norms_of_queries_and_keys_take_their_size_away():
+    encoder, x = block_output(qk_norm=True)
+    before = encoder(x)
+    attention = encoder.blocks.attention
+    attention.query.kernel[...] = 7.0 * attention.query.kernel[...]
+    np.testing.assert_allclose(encoder(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_post_norm_norms_every_sum():
+    encoder, x = block_output(norm_placement="post")
+    y = np.asarray(encoder(x))
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
+
+
+def test_stochastic_depth_skips_whole_branches_of_an_example():
+    """The last block's branches with the full rate; the first block's never."""
+    spec = EncoderSpec(width=8, depth=2, num_heads=2, drop_path=0.5)
+    encoder = Encoder(spec, rngs=nnx.Rngs(0))
+    encoder.final_norm = None
+    for name in ("attention", "mlp"):  # the first block does nothing, the last adds constants
+        layer = getattr(encoder.blocks, name)
+        out = layer.out if name == "attention" else layer.down
+        out.kernel[...] = jnp.zeros_like(out.kernel[...])
+        out.bias[...] = jnp.stack([jnp.zeros(8), jnp.full(8, 1.0 if name == "mlp" else 10.0)])
+    x = jnp.zeros((400, 3, 8))
+    y = np.asarray(encoder(x, None, example_keys(jax.random.key(0), 400)))
+    assert (y == y[:, :1, :1]).all()  # whole examples
+    values, counts = np.unique(y[:, 0, 0], return_counts=True)
+    np.testing.assert_array_equal(values, [0, 2, 20, 22])  # kept ones count twice: 1 / (1 - 0.5)
+    assert (np.abs(counts / 400 - 0.25) < 0.1).all()
+    np.testing.assert_array_equal(encoder(x)[0, 0, 0], 11)
+
+
+def test_segments_tell_the_first_sentence_from_the_second():
+    model = text(segments=2, pool="mean")
+    segments = jnp.zeros_like(TOKENS).at[:, 3:].set(1)
+    assert not np.allclose(model(TOKENS, MASK, segments=segments).pooled[1],
+                           model(TOKENS, MASK).pooled[1], atol=1e-4)  # fmt: skip
+
+
+def test_levels_are_the_tokens_at_evenly_spaced_depths():
+    found = vit(depth=2)(images(), levels=2)
+    whole = vit(depth=2)(images())
+    assert len(found.levels) == 2 and found.levels[0].shape == whole.tokens.shape
+    np.testing.assert_allclose(found.levels[1], whole.tokens, rtol=1e-5, atol=1e-6)
+    with pytest.raises(BadInput, match="levels=3: does not divide depth=2"):
+        vit(depth=2)(images(), levels=3)

@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.objectives.matching import hard_negatives, match_loss
 from mm.sharding.mesh import make_mesh
 from mm.sharding.rules import find_rules, use_sharding
+from tests.objectives.test_combine import build
+from tests.test_program import batch
+from tests.tiny import TEXT
 
 
 def embeddings(n, seed=0):
@@ -78,3 +82,35 @@ def test_the_loss_is_the_mean_over_the_pairs_that_count():
     np.testing.assert_allclose(loss.value, want, rtol=1e-6)
     hits = [logits.argmax(-1)[0].mean(), (logits.argmax(-1)[1:] == 0)[counts[1:]].mean()]
     np.testing.assert_allclose(loss.metrics["balanced_accuracy"], np.mean(hits), rtol=1e-6)
+
+
+def next_text(**changes):
+    return build({"n": dict(name="next_text")}, model__text=dict(TEXT, segments=2, **changes))
+
+
+def test_a_second_text_is_read_after_the_first_as_another_segment():
+    """Both sides see it: changing a word of the second text changes the loss, padding does not."""
+    a_program = next_text()
+    data = dict(batch(a_program)) | {
+        "text_first": np.full((16, 4), 3, np.int32),
+        "text_first_mask": np.ones((16, 4), bool),
+        "text_second": np.tile(np.arange(16, dtype=np.int32)[:, None], (1, 4)) + 5,
+        "text_second_mask": np.tile(np.arange(4) < 2, (16, 1)),
+    }
+    state = a_program.init(0)
+
+    def loss(**changes):
+        return float(a_program.gradients(state, data | changes)[0][0])
+
+    second = data["text_second"].copy()
+    second[:, 3] = 1
+    assert loss(text_second=second) == loss()
+    second[:, 0] = 1
+    assert loss(text_second=second) != loss()
+    metrics = a_program.gradients(state, data)[0][1][0]
+    assert metrics["n/with_negative"] == 1
+
+
+def test_next_text_needs_two_segments():
+    with pytest.raises(BadInput, match="config.model.text.segments=2"):
+        build({"n": dict(name="next_text")})

@@ -87,3 +87,23 @@ def test_a_group_is_the_same_number_for_the_same_text():
 def test_impossible_arguments_are_refused(string):
     with pytest.raises(BadInput, match="expected"):
         parse(string, where="x")
+
+
+def test_numbers_of_a_field_become_an_array():
+    op = parse("numbers('teacher', 2, 'teacher_image')", where="x").ops[0]
+    found = op.apply({"teacher": [[1, 2.5], [3, 4]]}, None)["teacher_image"]
+    assert found.dtype == np.float32 and found.tolist() == [[1, 2.5], [3, 4]]
+    with pytest.raises(BadInput, match=r"'teacher' has the shape \(3,\), expected \(2,\)"):
+        op.apply({"teacher": [[1, 2], [1, 2, 3]]}, None)
+
+
+def test_a_text_is_kept_beside_the_next_one(tokenizer):
+    length = f"tokenize({str(tokenizer)!r}, 4)"
+    ops = parse(f"caption('label')|{length}|keep_text('first')|caption('tags')|{length}", where="x")
+    columns = {"label": ["red circle"], "tags": ["blue"]}
+    found = ops.apply(columns, example_keys(0, np.zeros(1, int), np.zeros(1, int)))
+    assert found["text_first_mask"].sum() > found["text_mask"].sum()
+    assert not np.array_equal(found["text_first"], found["text"])
+    with pytest.raises(BadInput, match="belongs after tokenize"):
+        ops = parse("caption('label')|keep_text('first')", where="x")
+        ops.apply(columns, example_keys(0, np.zeros(1, int), np.zeros(1, int)))

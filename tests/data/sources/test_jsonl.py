@@ -142,3 +142,12 @@ def test_what_cannot_be_opened_is_refused(tmp_path, lines, kwargs, message):
 def test_a_file_that_is_not_there_is_refused(tmp_path, name):
     with pytest.raises(BadInput, match="cannot be read"):
         open_jsonl(tmp_path / name)
+
+
+def test_a_list_of_numbers_is_as_long_on_every_line(tmp_path):
+    lines = [{**record(i), "teacher": [0.5, i, 2][: 3 - i // 2]} for i in range(3)]
+    source = open_jsonl(write(tmp_path, lines))
+    assert source.features["teacher"] == Feature("float32", shape=(3,))
+    assert source.read(np.array([1]), ["teacher"]) == [{"teacher": [0.5, 1, 2]}]
+    with pytest.raises(BadInput, match="line 3: teacher=.*expected 3 numbers"):
+        source.read(np.array([2]), ["teacher"])
