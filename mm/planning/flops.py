@@ -1,4 +1,4 @@
-"""FLOPs of matrix products in a traced function: every one that would run, recompute included."""
+"""FLOPs of matrix products and convolutions in a traced function, recompute included."""
 
 import math
 from typing import Any
@@ -8,11 +8,12 @@ from jax.interpreters import partial_eval
 
 
 def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
-    """2 x multiplications of all matrix products, over all devices; nothing else is counted.
+    """2 x multiplications of all matrix products and convolutions, over all devices; nothing else.
 
     A scan counts as often as it turns, a shard_map once a device, a Pallas kernel once a cell of
-    its grid. What no result needs is left out. Raises NotImplementedError for a loop whose number
-    of turns is not known, and for convolutions.
+    its grid. A convolution counts its padding, as the field does, but not the zeros between the
+    rows of a stride's gradient. What no result needs is left out. Raises NotImplementedError for a
+    loop whose number of turns is not known.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0])
@@ -68,7 +69,11 @@ def _equation(equation: Any) -> float:
             * math.prod(left[axis] for axis in contract)
         )
     if name == "conv_general_dilated":
-        raise NotImplementedError("FLOPs of a convolution")
+        kernel = equation.invars[1].aval.shape
+        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+        # Of a group's kernel the inputs are those of the group.
+        window = math.prod(kernel) / outputs / math.prod(params["lhs_dilation"])
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * window
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if not any(inner):
         return 0.0

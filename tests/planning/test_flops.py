@@ -51,6 +51,22 @@ def test_recompute_is_counted():
     assert remat > plain
 
 
+@pytest.mark.parametrize("groups, stride", [(1, 1), (1, 2), (2, 1), (4, 2)])
+def test_a_convolution_and_each_of_its_gradients_count_its_window_at_each_place(groups, stride):
+    def loss(x, kernel):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(1, 1), (1, 1)], feature_group_count=groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return (y**2).sum()
+
+    x, kernel = jnp.zeros((5, 12, 8, 16)), jnp.zeros((3, 3, 16 // groups, 24))
+    one = 2 * 5 * (12 // stride) * (8 // stride) * 24 * 3 * 3 * (16 // groups)
+    assert count(loss, x, kernel) == one
+    assert count(jax.grad(loss, 1), x, kernel) == 2 * one
+    assert count(jax.grad(loss, (0, 1)), x, kernel) == 3 * one
+
+
 def test_a_shard_map_counts_once_a_device():
     mesh = make_mesh(dict(fsdp=4), jax.devices()[:4])
     spec = jax.sharding.PartitionSpec("fsdp")
