@@ -1,7 +1,7 @@
 """The model: an image tower, a text tower, the space where they meet, and what fuses them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from mm.models.fusion.base import Fused
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear
 
+Projection = Literal["linear", "affine", "none"]
+
 
 class Embedding(NamedTuple):
     """Unit vectors in the shared space, and the norms (without gradient) of what they came from."""
@@ -29,7 +31,8 @@ class Multimodal(nnx.Module):
     """Towers, their projections to a shared space of `embed_dim`, and a fusion; each optional.
 
     `image` and `text` are specs of registered encoders, `fusion` that of a registered fusion.
-    Embeddings are L2-normalized, in float32.
+    Embeddings are L2-normalized, in float32. A projection is "linear" (CLIP), "affine", with a bias
+    (BLIP; SigLIP's text), or "none", of a pooled vector that is as wide (SigLIP's image).
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Multimodal(nnx.Module):
         image: Mapping | None = None,
         text: Mapping | None = None,
         embed_dim: int | None = None,
+        image_projection: Projection = "linear",
+        text_projection: Projection = "linear",
         fusion: Mapping | None = None,
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
@@ -48,18 +53,26 @@ class Multimodal(nnx.Module):
             spec = {"dtype": dtype, **spec}
             return registry.build(kind, spec, f"config.model.{part}", rngs=rngs, **given)
 
-        def projection(tower: nnx.Module | None) -> Linear | None:
+        def projection(tower: nnx.Module | None, kind: Projection) -> Linear | None:
             if tower is None or embed_dim is None:
                 return None
-            sizes = (tower.pooled_width,), (embed_dim,)
-            return Linear(*sizes, ("embed", "projection"), bias=False, dtype=dtype, rngs=rngs)
+            if kind == "none":
+                if tower.pooled_width != embed_dim:
+                    raise BadInput(
+                        f"config.model: embed_dim={embed_dim}, and a pooled vector of width "
+                        f"{tower.pooled_width} has no projection; make them equal, or project"
+                    )
+                return None
+            sizes, axes = ((tower.pooled_width,), (embed_dim,)), ("embed", "projection")
+            return Linear(*sizes, axes, bias=kind == "affine", dtype=dtype, rngs=rngs)
 
         self.image = build("image_encoder", image, "image")
         self.text = build("text_encoder", text, "text")
         if self.image is None and self.text is None:
             raise BadInput("config.model: has neither an image nor a text tower")
         self.embed_dim = embed_dim
-        self.image_projection, self.text_projection = map(projection, (self.image, self.text))
+        self.image_projection = projection(self.image, image_projection)
+        self.text_projection = projection(self.text, text_projection)
         widths = {}
         if fusion is not None:
             self.need("config.model.fusion", "image", "text")
@@ -147,11 +160,12 @@ def pixels(image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Float[Ar
     return image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
 
 
-def embed(encoded: Encoded, projection: Linear) -> Embedding:
-    """The pooled vector through a projection."""
+def embed(encoded: Encoded, projection: Linear | None) -> Embedding:
+    """The pooled vector through a projection, if there is one."""
     pooled = at_least_float32(encoded.pooled)
     norm = jnp.linalg.norm(jax.lax.stop_gradient(pooled), axis=-1)
-    return Embedding(normalize(projection(encoded.pooled)), norm)
+    z = encoded.pooled if projection is None else projection(encoded.pooled)
+    return Embedding(normalize(z), norm)
 
 
 def normalize(x: Float[Array, "b e"]) -> Float[Array, "b e"]:

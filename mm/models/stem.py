@@ -14,13 +14,23 @@ from mm.models.layers import ACTIVATIONS, Activation, Dtype, Linear, RMSNorm
 
 @registry.register("stem", "linear")
 class LinearStem(nnx.Module):
-    """Each patch by one matmul (Dosovitskiy et al. 2021); a reshape cuts the patches."""
+    """Each patch by one matmul (Dosovitskiy et al. 2021); a reshape cuts the patches.
 
-    def __init__(self, *, patch_size: int, width: int, dtype: Dtype = "float32", rngs: nnx.Rngs):
+    CLIP's has no `bias`.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        width: int,
+        bias: bool = True,
+        dtype: Dtype = "float32",
+        rngs: nnx.Rngs,
+    ):
         self.patch_size = patch_size
-        self.embedding = Linear(
-            (3 * patch_size**2,), (width,), ("patch", "embed"), dtype=dtype, rngs=rngs
-        )
+        sizes, axes = ((3 * patch_size**2,), (width,)), ("patch", "embed")
+        self.embedding = Linear(*sizes, axes, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         return self.embedding(rearrange(cut(image, self.patch_size), "b h w c -> b (h w) c"))
