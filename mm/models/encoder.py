@@ -151,7 +151,7 @@ class Branch(nnx.Module):
 class Reads(NamedTuple):
     """What all blocks of a stack read beside their tokens, see `Attention`.
 
-    `memory` [bm, d] is what cross-attention attends to.
+    `memory` [bm, d] is what cross-attention attends to. `causal` False: causal blocks see ahead.
     """
 
     mask: Mask | None = None
@@ -159,6 +159,7 @@ class Reads(NamedTuple):
     memory_mask: Mask | None = None
     rotary: Rotary | None = None
     guide: Float[Array, "b n"] | None = None
+    causal: bool = True
 
 
 class Block(nnx.Module):
@@ -192,8 +193,8 @@ class Block(nnx.Module):
 
         def attend(y: Array) -> Array:
             return self.attention(
-                y, y, reads.mask,
-                batch=batch, causal=self.causal, rotary=reads.rotary, guide=reads.guide,
+                y, y, reads.mask, batch=batch, causal=self.causal and reads.causal,
+                rotary=reads.rotary, guide=reads.guide,
             )  # fmt: skip
 
         def cross(y: Array) -> Array:
@@ -286,6 +287,7 @@ class Encoder(Stack):
         memory: Encoded | None = None,
         rotary: Rotary | None = None,
         guide: Float[Array, "b n"] | None = None,
+        causal: bool = True,
     ) -> list[Float[Array, "b n d"]]:
         """Tokens at so many evenly spaced depths, of which the last has passed the final norm.
 
@@ -297,7 +299,7 @@ class Encoder(Stack):
             if rotary is not None:
                 filled = ((0, 0),) * (rotary.ndim - 2) + ((0, x.shape[1] - length), (0, 0))
                 rotary = jnp.pad(rotary, filled)
-        reads = Reads(mask, rotary=rotary, guide=guide)
+        reads = Reads(mask, rotary=rotary, guide=guide, causal=causal)
         if memory is not None:
             tokens, memory_mask = align(self.kernel, memory.tokens, memory.mask)
             reads = reads._replace(memory=flat(tokens), memory_mask=memory_mask)

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Key
+from jaxtyping import Bool, Float, Int, Key
 
 Keys = Key[Array, "b"]
 
@@ -20,7 +20,7 @@ def example_keys(key: Key[Array, ""], batch_size: int) -> Keys:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
-def fold_in(keys: Keys, number: int) -> Keys:
+def fold_in(keys: Keys, number: int | Int[Array, ""]) -> Keys:
     """Other keys, told apart from those of other numbers."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 

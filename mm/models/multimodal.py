@@ -1,4 +1,4 @@
-"""The model: an image tower, a text tower, the space where they meet, and what fuses them."""
+"""The model: an image and a text tower, the space where they meet, a fusion and a decoder."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mm import registry
 from mm.config import BadInput
+from mm.models import decoder as _decoder  # noqa: F401  (registers the decoder)
 from mm.models import fusion as _fusion  # noqa: F401  (registers the fusions)
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
@@ -28,10 +29,10 @@ class Embedding(NamedTuple):
 
 
 class Multimodal(nnx.Module):
-    """Towers, their projections to a shared space of `embed_dim`, and a fusion; each optional.
+    """Towers, their projections to a shared space of `embed_dim`, fusion, decoder; each optional.
 
-    `image` and `text` are specs of registered encoders, `fusion` that of a registered fusion.
-    Embeddings are L2-normalized, in float32. A projection is "linear" (CLIP), "affine", with a bias
+    `image` and `text` are specs of registered encoders, `fusion` and `decoder` those of registered
+    fusions and decoders. Embeddings are L2-normalized, in float32. A projection is "linear" (CLIP), "affine", with a bias
     (BLIP; SigLIP's text), or "none", of a pooled vector that is as wide (SigLIP's image).
     """
 
@@ -44,6 +45,7 @@ class Multimodal(nnx.Module):
         image_projection: Projection = "linear",
         text_projection: Projection = "linear",
         fusion: Mapping | None = None,
+        decoder: Mapping | None = None,
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
@@ -68,7 +70,7 @@ class Multimodal(nnx.Module):
 
         self.image = build("image_encoder", image, "image")
         self.text = build("text_encoder", text, "text")
-        if self.image is None and self.text is None:
+        if self.image is None and self.text is None and decoder is None:
             raise BadInput("config.model: has neither an image nor a text tower")
         self.embed_dim = embed_dim
         self.image_projection = projection(self.image, image_projection)
@@ -78,12 +80,13 @@ class Multimodal(nnx.Module):
             self.need("config.model.fusion", "image", "text")
             widths = dict(image_width=self.image.width, text_width=self.text.width)
         self.fusion = build("fusion", fusion, "fusion", **widths)
+        self.decoder = build("decoder", decoder, "decoder", model=self)
 
     def need(self, what: str, *parts: str) -> None:
         """Raises BadInput, which `what` begins, unless the model has all these parts.
 
-        A part is "image", "text", "fusion", "embed_dim", or "fusion.text" or "fusion.image": that
-        the fusion returns such tokens.
+        A part is "image", "text", "fusion", "decoder", "embed_dim", or "fusion.text" or
+        "fusion.image": that the fusion returns such tokens.
         """
         for part in parts:
             name, _, tokens = part.partition(".")
@@ -134,6 +137,23 @@ class Multimodal(nnx.Module):
         """The fusion of pairs: row i of one with row i of the other."""
         return self.fusion(image, text, rng)
 
+    @property
+    def words(self) -> Float[Array, "v d"]:
+        """The table of words that the decoder reads."""
+        return (self.decoder if self.decoder.inputs == "words" else self.text).embedding[...]
+
+    def decode(
+        self,
+        text: Int[Array, "b l"] | Float[Array, "b l e"],
+        memory: Encoded | None,
+        *,
+        reach: Int[Array, "b"] | None = None,
+        hidden: Bool[Array, "b"] | None = None,
+        rng: Keys | None = None,
+    ) -> Float[Array, "b l v"]:
+        """Logits of each token from those before it and a memory; see `Decoder`."""
+        return self.decoder(text, memory, self.words, reach=reach, hidden=hidden, rng=rng)
+
     def project_image(self, encoded: Encoded) -> Embedding:
         """The embedding of an encoded image."""
         return embed(encoded, self.image_projection)
@@ -148,8 +168,8 @@ class Multimodal(nnx.Module):
         if self.image is not None:
             size = self.image.image_size
             spec["image"] = ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-        if self.text is not None:
-            shape = batch_size, self.text.length
+        if (words := self.text or self.decoder) is not None:
+            shape = batch_size, words.length
             spec["text"] = ShapeDtypeStruct(shape, jnp.int32)
             spec["text_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
         return spec

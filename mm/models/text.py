@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from mm import registry
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
@@ -75,15 +75,7 @@ class TextTransformer(nnx.Module):
     ) -> Encoded:
         """`mask` is True where a token is real; `segments`, of each token, default to the first."""
         keys = (None, None) if rng is None else split(rng)
-        x = lookup(("vocab", "embed"), self.dtype, self.embedding[...], text)
-        if self.position_embedding is not None:
-            x = add_table(("tokens", "embed"), x, self.position_embedding[...])
-        if self.segment_embedding is not None:
-            segments = jnp.zeros_like(text) if segments is None else segments
-            axes = (None, "embed")
-            x = x + lookup(axes, self.dtype, self.segment_embedding[...], segments)
-        if self.pre_norm is not None:
-            x = self.pre_norm(x)
+        x = self.embed(text, segments)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
         found = [x] * levels
         if self.encoder is not None:
@@ -95,3 +87,22 @@ class TextTransformer(nnx.Module):
             pool = {"mean": mean_pool, "last": last_pool, "first": first_pool}[self.pool]
             pooled = pool(tokens, mask)
         return Encoded(tokens, pooled, mask, levels=tuple(found) if levels > 1 else ())
+
+    def embed(
+        self,
+        text: Int[Array, "b l"],
+        segments: Int[Array, "b l"] | None = None,
+        place: Int[Array, ""] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """What the first block reads. `place` is that of the first token, 0 by default."""
+        x = lookup(("vocab", "embed"), self.dtype, self.embedding[...], text)
+        if self.position_embedding is not None:
+            table = self.position_embedding[...]
+            if place is not None:
+                table = jax.lax.dynamic_slice_in_dim(table, place, text.shape[1])
+            x = add_table(("tokens", "embed"), x, table)
+        if self.segment_embedding is not None:
+            segments = jnp.zeros_like(text) if segments is None else segments
+            axes = (None, "embed")
+            x = x + lookup(axes, self.dtype, self.segment_embedding[...], segments)
+        return x if self.pre_norm is None else self.pre_norm(x)

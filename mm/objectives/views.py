@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mm.config import BadInput
+from mm.models.decoder import fused_memory
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, fold_in
@@ -121,6 +122,28 @@ class Views:
         if image_rows is None and text_rows is None:
             self._fused[image, text] = fused
         return fused
+
+    def memory(self, image: View = IMAGE, source: View = TEXT) -> Encoded | None:
+        """What the decoder reads: of a view of the image, of the text, of both or of none."""
+        kind = self.model.decoder.memory
+        if kind == "fused":
+            sides = self.encode(image), self.encode(source)
+            return fused_memory(self.fuse(image, source), *sides)
+        return None if kind == "none" else self.encode(image if kind == "image" else source)
+
+    def decode(
+        self, text: View = TEXT, *, image: View = IMAGE, source: View = TEXT, **how: Any
+    ) -> Float[Array, "b l v"]:
+        """Logits of each token of a text from those before it and from the `memory` of two views.
+
+        `how` goes to `Multimodal.decode`. Nothing is kept: ask once.
+        """
+        memory = self.memory(image, source)
+        goes_on = self.model.decoder.inputs == "text_tower"
+        tokens = self.encode(text).tokens if goes_on else self.batch[batch_key(text)]
+        if self.training and self._rng is not None:
+            how["rng"] = self.draws(f"decode {text} {image} {source}")
+        return self.model.decode(tokens, memory, **how)
 
     def derive(self, name: str, make: Callable[[Keys], Mapping[str, Array]]) -> None:
         """Adds the arrays of a view to the batch: make(keys of the rows), once for each name."""

@@ -1,0 +1,128 @@
+"""Self-distillation of the image tower: what an average of it says of the whole picture."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, ShapeDtypeStruct
+from jaxtyping import Float
+
+from mm import registry
+from mm.config import BadInput
+from mm.models.layers import Dtype, Linear
+from mm.models.multimodal import Multimodal, normalize
+from mm.objectives.base import Buffer, Loss, Objective
+from mm.objectives.heads import Projector
+from mm.objectives.views import Views
+
+
+@registry.register("objective", "self_distillation")
+class SelfDistillation(Objective):
+    """DINO from local views to the whole picture, iBOT from hidden patches to seen ones.
+
+    The averaged tower (config.teacher) sees the clean picture, the trained one `views` of it, of
+    `view_size` pixels (batch["image_<name>"]; SILC, Naeem et al. 2023), and, with `replace` > 0,
+    the clean picture of which that share of patches is hidden (TIPS, Maninis et al. 2024; SigLIP 2,
+    section 2.2). Both pass a head to `prototypes`: -sum_k p_k log q_k, q = softmax(student /
+    temperature), p = softmax((teacher - center) / teacher_temperature), and the center is a running
+    mean of what the teacher says (Caron et al. 2021, eq. 1, 4), so that no prototype takes all.
+    """
+
+    def __init__(
+        self,
+        *,
+        views: tuple[str, ...] = (),
+        view_size: int | None = None,
+        replace: float = 0.0,
+        prototypes: int = 4096,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        center_decay: float = 0.9,
+        dtype: Dtype = "float32",
+        model: Multimodal,
+        rngs: nnx.Rngs,
+    ):
+        model.need("self_distillation", "image")
+        if (not views and not replace) or (bool(views) != (view_size is not None)):
+            raise BadInput(
+                f"views={views}, view_size={view_size}, replace={replace}: expected views with "
+                "their size, or a share of patches to replace, or both"
+            )
+        if not 0 <= replace < 1 or not 0 <= center_decay < 1:
+            raise BadInput(f"replace={replace}, center_decay={center_decay}: expected 0 .. 1")
+        if min(temperature, teacher_temperature) <= 0:
+            raise BadInput(f"temperature={temperature}, {teacher_temperature}: expected above 0")
+        self.names, self.view_size, self.replace = views, view_size, replace
+        self.temperature, self.teacher_temperature = temperature, teacher_temperature
+        self.center_decay, self.prefix = center_decay, model.image.prefix
+
+        def head(width: int) -> PrototypeHead:
+            return PrototypeHead(width, hidden, bottleneck, prototypes, dtype=dtype, rngs=rngs)
+
+        self.head = head(model.image.pooled_width) if views else None
+        self.patch_head = head(model.image.width) if replace else None
+        self.center = Buffer(jnp.zeros(prototypes))
+        self.patch_center = Buffer(jnp.zeros(prototypes))
+
+    def __call__(self, views: Views, rng: Array) -> Loss:
+        taught, average = views.teacher.image(), views.averaged(self)
+        total, metrics = jnp.zeros(()), {}
+        if self.names:
+            target = self._target(average.head(taught.pooled), self.center)
+            said = [self.head(views.image(name).pooled) for name in self.names]
+            loss, entropy = self._compare([target] * len(said), said)
+            total, metrics = total + loss, {"view_loss": loss, "view_entropy": entropy}
+        if self.replace:
+            masked = views.image(replace=self.replace)
+            count = max(1, round(masked.replaced.shape[1] * self.replace))
+            places = jnp.argsort(~masked.replaced, axis=1)[:, :count, None] + self.prefix
+            tokens = [jnp.take_along_axis(x.tokens, places, axis=1) for x in (taught, masked)]
+            target = self._target(average.patch_head(tokens[0]), self.patch_center)
+            loss, entropy = self._compare([target], [self.patch_head(tokens[1])])
+            total, metrics = total + loss, metrics | {"patch_loss": loss, "patch_entropy": entropy}
+        return Loss(total, jax.lax.stop_gradient(metrics))
+
+    def _target(self, logits: Array, center: Buffer) -> Array:
+        """The teacher's distribution; its mean moves the center."""
+        logits, before = jax.lax.stop_gradient(logits), center[...]
+        mean = logits.reshape(-1, logits.shape[-1]).mean(0)
+        center[...] = self.center_decay * before + (1 - self.center_decay) * mean
+        return jax.nn.softmax((logits - before) / self.teacher_temperature)
+
+    def _compare(self, targets: list[Array], said: list[Array]) -> tuple[Array, Array]:
+        """Mean cross-entropy, and the targets' entropy: 0 or log(prototypes) is collapse."""
+        logs = [jax.nn.log_softmax(x / self.temperature) for x in said]
+        losses = [-(p * q).sum(-1).mean() for p, q in zip(targets, logs, strict=True)]
+        p = targets[0]
+        entropy = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean()
+        return sum(losses) / len(losses), entropy
+
+    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
+        """What it reads of a batch beside image and text."""
+        shape = batch_size, self.view_size, self.view_size, 3
+        return {f"image_{name}": ShapeDtypeStruct(shape, jnp.uint8) for name in self.names}
+
+
+class PrototypeHead(nnx.Module):
+    """A projector, unit vectors, and cosines with learned prototypes (Caron et al. 2021, app. C)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        bottleneck: int,
+        prototypes: int,
+        *,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = dict(layers=3, activation="gelu", dtype=dtype, rngs=rngs)
+        self.projector = Projector(width, hidden, bottleneck, **kwargs)
+        axes = ("embed", "vocab")
+        self.prototypes = Linear((bottleneck,), (prototypes,), axes, bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... k"]:
+        unit = normalize(self.projector(x).reshape(-1, self.prototypes.inputs))
+        norms = jnp.linalg.norm(self.prototypes.kernel[...], axis=0)
+        return (self.prototypes(unit) / norms).reshape(*x.shape[:-1], -1)
