@@ -1,6 +1,7 @@
 """Objectives: what a step minimises. One file an objective; each is registered by name."""
 
 from mm.objectives import (  # noqa: F401  (registers them)
+    captioning,
     contrastive,
     distillation,
     matching,

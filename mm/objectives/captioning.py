@@ -1,0 +1,115 @@
+"""Captioning: each token of a text from those before it, and from what the decoder reads."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, ShapeDtypeStruct
+from jaxtyping import Bool, Float, Int
+
+from mm import registry
+from mm.config import BadInput
+from mm.models.keys import bernoulli, uniform
+from mm.models.multimodal import Multimodal
+from mm.objectives.base import Loss, Objective
+from mm.objectives.views import Views, batch_key, view
+
+
+@registry.register("objective", "captioning")
+class Captioning(Objective):
+    """-log p(token | tokens before it, memory), the mean over the real tokens of the global batch.
+
+    Autoregressive by default (Cap: Tschannen et al. 2023; CoCa, eq. 4: Yu et al. 2022). `prefix`:
+    of each text the first k tokens, k uniform from 0 to all but the last, see each other and carry
+    no loss (SimVLM, eq. 3: Wang et al. 2022). `parallel` is the share of examples of which every
+    token is predicted from mask tokens at once (CapPa, section 3.2, where it is 0.75); these see
+    all places, so that not even the length of the text is told. A share needs the decoder's
+    mask_token=True. `text` is the view that is predicted. `source` is the view of the text that the
+    memory reads, if it reads one ("text", "fused"): another one, from the input, or the text would
+    be copied. `image_keep` < 1 drops image tokens. `label_smoothing` is the share of the target
+    that is spread over the vocabulary.
+
+    Metrics: accuracy, and perplexity, exp of the loss without smoothing. Whether the image is used
+    is what the evaluator `losses` tells with shuffled=True.
+    """
+
+    def __init__(
+        self,
+        *,
+        prefix: bool = False,
+        parallel: float = 0.0,
+        text: str = "clean",
+        source: str | None = None,
+        image_keep: float = 1.0,
+        label_smoothing: float = 0.0,
+        model: Multimodal,
+        rngs: nnx.Rngs,
+    ):
+        model.need("captioning", "decoder")
+        memory, length = model.decoder.memory, model.decoder.length
+        if not 0 <= parallel <= 1 or not 0 < image_keep <= 1 or not 0 <= label_smoothing < 1:
+            raise BadInput(
+                f"parallel={parallel} must lie in [0, 1], image_keep={image_keep} in (0, 1] and "
+                f"label_smoothing={label_smoothing} in [0, 1)"
+            )
+        if parallel and model.decoder.mask_token is None:
+            raise BadInput(f"parallel={parallel}: set config.model.decoder.mask_token=True")
+        if image_keep < 1 and memory not in ("image", "fused"):
+            raise BadInput(f"image_keep={image_keep}: the decoder's memory={memory!r} has no image")
+        if (memory in ("text", "fused")) != (source is not None) or source == text:
+            raise BadInput(
+                f"source={source!r}: the decoder's memory={memory!r} "
+                + ("reads no text" if memory in ("image", "none") else f"must not read {text!r}")
+                + ", name another view of the text if and only if the memory reads one"
+            )
+        self.text, self.source = view("text", text), view("text", source or text)
+        self.image = view("image", **({"keep": image_keep} if image_keep < 1 else {}))
+        self.prefix, self.parallel, self.smoothing = prefix, parallel, label_smoothing
+        self.length = length
+
+    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
+        """The texts that are predicted and read."""
+        shape, spec = (batch_size, self.length), {}
+        for key in map(batch_key, (self.text, self.source)):
+            spec[key] = ShapeDtypeStruct(shape, jnp.int32)
+            spec[f"{key}_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
+        return spec
+
+    def __call__(self, views: Views, rng: Array) -> Loss:
+        key = batch_key(self.text)
+        text, mask = views.batch[key], views.batch[f"{key}_mask"]
+        how, scored = {}, mask
+        if self.prefix:
+            share = uniform(views.draws(f"{self.key} prefix"), ())
+            how["reach"] = jnp.floor(share * mask.sum(1)).astype(jnp.int32)
+            scored = mask & (jnp.arange(self.length) >= how["reach"][:, None])
+        if self.parallel:
+            hidden = bernoulli(views.draws(f"{self.key} parallel"), self.parallel, ())
+            others = how.get("reach", jnp.zeros(len(text), jnp.int32))
+            how |= {"hidden": hidden, "reach": jnp.where(hidden, self.length - 1, others)}
+            scored = jnp.where(hidden[:, None], mask, scored)
+        logits = views.decode(self.text, image=self.image, source=self.source, **how)
+        loss, unsmoothed = (
+            cross_entropy(logits, text, scored, share) for share in (self.smoothing, 0.0)
+        )
+        hits = (logits.argmax(-1) == text) & scored
+        metrics = {"accuracy": hits.sum() / jnp.maximum(scored.sum(), 1)}
+        return Loss(loss, metrics | {"perplexity": jnp.exp(unsmoothed)})
+
+
+def cross_entropy(
+    logits: Float[Array, "b l v"],
+    targets: Int[Array, "b l"],
+    scored: Bool[Array, "b l"],
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """-log p(target), the mean over what is `scored`; 0 where nothing is.
+
+    `smoothing`: the target is so much of the uniform distribution, and the rest of the token
+    (Szegedy et al. 2016, section 7).
+    """
+    # A sum over the vocabulary, since that may be split over devices.
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    chosen = jnp.where(is_target, logits, 0).sum(-1)
+    aim = chosen if not smoothing else (1 - smoothing) * chosen + smoothing * logits.mean(-1)
+    losses = jax.nn.logsumexp(logits, -1) - aim
+    return jnp.where(scored, losses, 0).sum() / jnp.maximum(scored.sum(), 1)
