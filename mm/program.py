@@ -88,7 +88,8 @@ class Program:
     train_step(state, batch) -> (state, metrics), which donates the state;
     losses(state, batch) -> metrics of the objectives without dropout, nothing is trained;
     compare(state, batch) -> norms and cosines of the objectives' gradients;
-    embed(params, batch) -> (zimg, ztxt), both [b, embed_dim] over the batch axes;
+    apply(function) -> a jitted (params, batch) -> function(views), rows over the batch axes;
+    embed(params, batch) -> (zimg, ztxt), both [b, embed_dim];
     training_flops() of the matmuls of a step on all devices, without what is computed twice to save
     memory (but for the tiles of contrastive losses); need(what, part, ...) raises BadInput when the
     model lacks a part (`Multimodal.need`).
@@ -106,6 +107,7 @@ class Program:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     losses: Callable[[TrainState, Batch], Metrics]
     compare: Callable[[TrainState, Batch], Metrics]
+    apply: Callable[[Callable[[Views], Any]], Callable[[Any, Batch], Any]]
     embed: Callable[[Any, Batch], tuple[Array, Array]]
     training_flops: Callable[[], float]
     need: Callable[..., None]
@@ -242,10 +244,15 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
                 found[name] = differentiated(merge, see)(loss, state, batch, keys)[1]
         return compare_gradients(found)
 
-    def embed(params: Any, batch: Batch) -> tuple[Array, Array]:
-        with use_sharding(mesh, rules):
-            views = Views(merge(abstract._replace(params=params)).model, batch, None)
-            return views.image_embedding().z, views.text_embedding().z
+    def apply(function: Callable[[Views], Any]) -> Callable[[Any, Batch], Any]:
+        def run(params: Any, batch: Batch) -> Any:
+            with use_sharding(mesh, rules):
+                rows = len(jax.tree.leaves(batch)[0])
+                keys = constrain(example_keys(jax.random.key(recipe.seed), rows), "batch")
+                model = merge(abstract._replace(params=params)).model
+                return function(Views(model, batch, keys, training=False))
+
+        return jax.jit(run, in_shardings=(shardings.params, by_batch), out_shardings=by_batch)
 
     def training_flops() -> float:
         def step(state: TrainState, batch: Batch, keys: Keys, key: Array) -> Any:
@@ -276,7 +283,8 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         ),
         losses=jax.jit(losses, in_shardings=step_in, out_shardings=replicated),
         compare=jax.jit(compare, in_shardings=step_in, out_shardings=replicated),
-        embed=jax.jit(embed, in_shardings=(shardings.params, by_batch), out_shardings=by_batch),
+        apply=apply,
+        embed=apply(lambda views: (views.image_embedding().z, views.text_embedding().z)),
         training_flops=training_flops,
         need=system.model.need,
     )
