@@ -22,6 +22,10 @@ class Draws:
         self._keys = keys ^ np.uint64(_salt(salt))
         self._calls = 0
 
+    def keys(self) -> UInt64[np.ndarray, " b"]:
+        """Keys of the examples for ops of their own."""
+        return splitmix64(self._keys)
+
     def uniform(self, n: int) -> Float32[np.ndarray, "n b"]:
         """Uniform in [0, 1). A larger n adds rows, it does not change the first ones."""
         self._calls += 1

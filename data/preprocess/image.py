@@ -259,6 +259,12 @@ def value_range(*, low: float, high: float) -> Op:
     return Op(apply)
 
 
+def decoded(columns: Columns) -> Encoded:
+    """The pictures, decoded once for all that follows."""
+    image = _expect(columns, Encoded, "after decode, before resize or random_resized_crop")
+    return image._replace(pictures=[_decoded(picture) for picture in image.pictures])
+
+
 def _check_size(size: int) -> None:
     if size < 1:
         raise BadInput(f"size={size}: expected at least 1")

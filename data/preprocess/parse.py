@@ -4,7 +4,8 @@ import ast
 import inspect
 from typing import Any
 
-from data.preprocess import Op, Preprocess, image, text  # noqa: F401  (image, text register ops)
+from data.preprocess import Columns, Op, Preprocess, image, text  # noqa: F401  (registers ops)
+from data.preprocess.draws import Draws
 from mm import registry
 from mm.config import BadInput
 
@@ -19,6 +20,27 @@ def parse(string: str, *, where: str, data_dir: str | None = None) -> Preprocess
     names = tuple(ast.unparse(call) for call in calls)
     ops = tuple(_build(call, where, data_dir) for call in calls)
     return Preprocess(string, where, names, ops)
+
+
+@registry.register("op", "view")
+def view(*, name: str, ops: str) -> Op:
+    """Writes image_<name>: the picture through `ops`, a string of ops on pictures.
+
+    `decode|view("one", "random_resized_crop(48)|flip")|view("two", "random_resized_crop(48)|flip")
+    |resize(48)`: each view draws its own numbers, and `image` goes on as if there were none.
+    """
+    if not name.isidentifier():
+        raise BadInput(f"name={name!r}: expected letters, digits and _")
+    inner = parse(ops, where="ops")
+    if inner.reads or inner.tokenizer:
+        raise BadInput(f"ops={ops!r}: reads fields; expected ops on a picture that is decoded")
+
+    def apply(columns: Columns, draws: Draws) -> Columns:
+        decoded = image.decoded(columns)
+        made = inner.apply({"image": decoded}, draws.keys())
+        return columns | {"image": decoded, f"image_{name}": made["image"]}
+
+    return Op(apply)
 
 
 def _expression(string: str, where: str) -> ast.expr:

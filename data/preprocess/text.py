@@ -115,6 +115,26 @@ def group(*, key: str) -> Op:
     return Op(apply, reads=(key,))
 
 
+@registry.register("op", "entities")
+def entities(*, key: str, count: int, max: int) -> Op:
+    """Writes `entities`, int32 [b, max]: numbers below `count` for the texts of the list `key`.
+
+    A number is the text's hash modulo count, so that some texts share one. -1 where there are no
+    more; those beyond `max` are left out.
+    """
+    if count < 1 or max < 1:
+        raise BadInput(f"count={count}, max={max}: expected at least 1")
+
+    def apply(columns: Columns, draws: Draws) -> Columns:
+        found = np.full((len(columns[key]), max), -1, np.int32)
+        for row, texts in zip(found, columns[key], strict=True):
+            numbers = [_hash(text) % count for text in texts[:max]]
+            row[: len(numbers)] = numbers
+        return columns | {"entities": found}
+
+    return Op(apply, reads=(key,))
+
+
 @functools.lru_cache(1 << 16)
 def _hash(text: str) -> int:
     """31 bits."""

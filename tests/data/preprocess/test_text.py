@@ -107,3 +107,15 @@ def test_a_text_is_kept_beside_the_next_one(tokenizer):
     with pytest.raises(BadInput, match="belongs after tokenize"):
         ops = parse("caption('label')|keep_text('first')", where="x")
         ops.apply(columns, example_keys(0, np.zeros(1, int), np.zeros(1, int)))
+
+
+def test_entities_are_numbers_of_texts_and_minus_one_where_there_are_no_more():
+    ops = parse("entities('tags', count=1000, max=3)", where="x")
+    assert ops.reads == ("tags",)
+    tags = [["cat", "dog"], [], ["dog", "cat", "fish", "bird"]]
+    found = ops.apply({"tags": tags}, np.zeros(3, np.uint64))["entities"]
+    assert found.dtype == np.int32 and found.shape == (3, 3)
+    assert found[0].tolist() == [found[2, 1], found[2, 0], -1] and (found[1] == -1).all()
+    assert found.max() < 1000 and len(set(found[2].tolist())) == 3
+    with pytest.raises(BadInput, match="count=0"):
+        parse("entities('tags', count=0, max=3)", where="x")
