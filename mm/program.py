@@ -396,7 +396,7 @@ def check_batch(
             have = sorted(batch)
             raise BadInput(f"{where}: makes no {name!r} (makes {have})")
         got, first = batch[name], 0 if rows else 1
-        allowed = (want.dtype, jnp.float32) if name == "image" else (want.dtype,)
+        allowed = (want.dtype, jnp.float32) if name.startswith("image") else (want.dtype,)
         if got.shape[first:] != want.shape[first:] or got.dtype not in allowed:
             raise BadInput(
                 f"{where}: makes {name} {got.dtype}{list(got.shape[first:])}, the model reads "

@@ -65,8 +65,8 @@ def mean_pool(
 
 
 def last_pool(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
-    """The last real token, where a causal tower has read everything."""
-    last = jnp.maximum(mask.sum(1) - 1, 0)
+    """The last real token, where a causal tower has read everything; before it some may be none."""
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
     return jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
 
 

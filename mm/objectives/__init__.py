@@ -6,6 +6,7 @@ from mm.objectives import (  # noqa: F401  (registers them)
     distillation,
     matching,
     momentum,
+    self_supervision,
     teacher,
 )
 from mm.objectives.base import Buffer, Loss, Objective

@@ -127,6 +127,18 @@ def sigmoid_loss(
     return _loss("sigmoid", zimg, ztxt, group, scale, bias)
 
 
+def nt_xent(
+    z: Float[Array, "b e"], group: Int[Array, "b"], scale: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """NT-Xent among all rows (SimCLR, Chen et al. 2020, eq. 1), and the accuracy.
+
+    A row's positives are the others of its group, at least one; with several the target is uniform
+    over them (SupCon, Khosla et al. 2020, eq. 2). No row is a candidate for itself.
+    """
+    loss, accuracies = _loss("others", z, z, group, scale, jnp.zeros_like(scale))
+    return loss, accuracies[0]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(kind: str, zimg: Array, ztxt: Array, group: Array, scale: Array, bias: Array):
     return _forward(kind, zimg, ztxt, group, scale, bias)[0]
@@ -134,20 +146,21 @@ def _loss(kind: str, zimg: Array, ztxt: Array, group: Array, scale: Array, bias:
 
 def _forward(kind, zimg, ztxt, group, scale, bias):
     """(loss, accuracies), and what the backward pass needs: at most three numbers a pair."""
-    size = len(zimg)
+    size, labels = len(zimg), {"group": group}
+    if kind == "others":
+        labels["row"] = jnp.arange(size)
 
     def local(arrays, scalars):
-        zimg, ztxt, group = arrays
+        zimg, ztxt, labels = arrays
         scale, bias = scalars
         zero = jnp.zeros(len(zimg), zimg.dtype)
         low = zero - jnp.inf
 
         def tile(rows, row_sums, columns, column_sums):
-            logits = scale * products(rows["z"], columns["z"].T) + bias
-            same = rows["group"][:, None] == columns["group"][None]
+            _, logits, same = _pairs(rows, columns, scale, bias)
             hits, misses = jnp.where(same, logits, -jnp.inf), jnp.where(same, -jnp.inf, logits)
             row_sums = dict(row_sums)
-            if kind == "softmax":
+            if kind != "sigmoid":
                 row_sums["loss"] += jnp.where(same, logits, 0).sum(1)
                 row_sums["count"] += same.sum(1)
                 row_sums["exponentials"] = grow(row_sums["exponentials"], logits)
@@ -166,17 +179,17 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
             return best(row_sums, 1), best(column_sums, 0)
 
         sums = {"hit": low, "miss": low}
-        if kind == "softmax":
+        if kind != "sigmoid":
             sums["exponentials"] = nothing(zimg)
         row_sums, column_sums = ring(
             tile,
-            {"z": zimg, "group": group},
+            {"z": zimg, **labels},
             sums | {"loss": zero, "count": zero},
-            {"z": ztxt, "group": group},
+            {"z": ztxt, **labels},
             sums,
         )
         loss, saved = row_sums["loss"], ()
-        if kind == "softmax":
+        if kind != "sigmoid":
             row, column = (log_sum(side["exponentials"]) for side in (row_sums, column_sums))
             loss = (row + column) / 2 - loss / row_sums["count"]
             saved = {"log": row, "count": row_sums["count"]}, {"log": column}
@@ -184,25 +197,23 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
         scalars = (loss, *(hit.astype(loss.dtype) for hit in hits))
         return saved, [total(x) / size for x in scalars]
 
-    saved, (loss, *accuracies) = over_batch(local, (zimg, ztxt, group), (scale, bias))
-    return (loss, jnp.stack(accuracies)), (zimg, ztxt, group, scale, bias, saved)
+    saved, (loss, *accuracies) = over_batch(local, (zimg, ztxt, labels), (scale, bias))
+    return (loss, jnp.stack(accuracies)), (zimg, ztxt, labels, scale, bias, saved)
 
 
 def _backward(kind, residuals, cotangents):
     """Makes each tile again, instead of keeping any."""
-    zimg, ztxt, group, scale, bias, saved = residuals
+    zimg, ztxt, labels, scale, bias, saved = residuals
     size = len(zimg)
 
     def local(arrays, scalars):
-        zimg, ztxt, group, saved = arrays
+        zimg, ztxt, labels, saved = arrays
         rows, columns = saved or ({}, {})
         scale, bias, gradient = scalars
 
         def tile(rows, row_sums, columns, column_sums):
-            cosines = products(rows["z"], columns["z"].T)
-            logits = scale * cosines + bias
-            same = rows["group"][:, None] == columns["group"][None]
-            if kind == "softmax":
+            cosines, logits, same = _pairs(rows, columns, scale, bias)
+            if kind != "sigmoid":
                 shares = jnp.exp(logits - rows["log"][:, None]) + jnp.exp(logits - columns["log"])
                 slope = shares / 2 - jnp.where(same, 1 / rows["count"][:, None], 0)
             else:
@@ -218,18 +229,30 @@ def _backward(kind, residuals, cotangents):
         zero = jnp.zeros(len(zimg), zimg.dtype)
         sums, dtxt = ring(
             tile,
-            {"z": zimg, "group": group, **rows},
+            {"z": zimg, **labels, **rows},
             {"z": jnp.zeros_like(zimg), "scale": zero, "bias": zero},
-            {"z": ztxt, "group": group, **columns},
+            {"z": ztxt, **labels, **columns},
             jnp.zeros_like(ztxt),
         )
         return (sums["z"], dtxt), (total(sums["scale"]), total(sums["bias"]))
 
     (dimg, dtxt), (dscale, dbias) = over_batch(
-        local, (zimg, ztxt, group, saved), (scale, bias, cotangents[0])
+        local, (zimg, ztxt, labels, saved), (scale, bias, cotangents[0])
     )
-    no_gradient = np.zeros(group.shape, jax.dtypes.float0)
+    no_gradient = np.zeros(labels["group"].shape, jax.dtypes.float0)
     return dimg, dtxt, no_gradient, dscale, dbias
 
 
 _loss.defvjp(_forward, _backward)
+
+
+def _pairs(rows: dict, columns: dict, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """The cosines of a tile, its logits, and which pairs are positives."""
+    cosines = products(rows["z"], columns["z"].T)
+    logits = scale * cosines + bias
+    same = rows["group"][:, None] == columns["group"][None]
+    if "row" in rows:
+        itself = rows["row"][:, None] == columns["row"][None]
+        logits = jnp.where(itself, jnp.finfo(logits.dtype).min, logits)
+        same = same & ~itself
+    return cosines, logits, same

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mm.objectives.contrastive import sigmoid_loss, softmax_loss
+from mm.objectives.contrastive import nt_xent, sigmoid_loss, softmax_loss
 from mm.sharding.mesh import BATCH_AXES, make_mesh
 from mm.sharding.rules import find_rules, use_sharding
 from tests.runs import ROOT, environment
@@ -27,6 +27,8 @@ def temporaries(kind: str, devices: int, pairs: int, width: int) -> int:
     function, differentiable = softmax_loss, (0, 1, 3)
     if kind == "sigmoid":
         arguments, function, differentiable = [*arguments, scalar], sigmoid_loss, (0, 1, 3, 4)
+    if kind == "nt_xent":
+        arguments, function, differentiable = arguments[1:], nt_xent, (0, 2)
     with use_sharding(mesh, find_rules("dp")):
         compute = jax.jit(jax.value_and_grad(function, differentiable, has_aux=True))
         return compute.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
@@ -38,7 +40,7 @@ def assert_bounded(kind: str, counts: tuple[int, ...], pairs: int = 256, width: 
     assert max(found) <= 1.02 * min(found), found
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "nt_xent"])
 def test_memory_does_not_grow_from_two_devices_to_eight(kind):
     assert_bounded(kind, (2, 4, 8))
 
