@@ -1,11 +1,13 @@
 """Objectives: what a step minimises. One file an objective; each is registered by name."""
 
 from mm.objectives import (  # noqa: F401  (registers them)
+    alignment,
     captioning,
     contrastive,
     distillation,
     matching,
     momentum,
+    self_distillation,
     self_supervision,
     teacher,
 )
