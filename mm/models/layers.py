@@ -42,6 +42,14 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple) -
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+class Buffer(nnx.Variable):
+    """An array that steps change without a gradient, or not at all: a queue, a mean, a memory.
+
+    An objective assigns to it; in evaluation the new value is dropped. It is the same on every
+    device, and part of a checkpoint.
+    """
+
+
 class Linear(nnx.Module):
     """y = x W + b over the last axis of x, as wide as the product of `inputs`; so y of `outputs`.
 

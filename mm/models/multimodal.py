@@ -17,6 +17,7 @@ from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear
+from mm.models.memory import Entities, Memory, append
 
 Projection = Literal["linear", "affine", "none"]
 
@@ -32,8 +33,11 @@ class Multimodal(nnx.Module):
     """Towers, their projections to a shared space of `embed_dim`, fusion, decoder; each optional.
 
     `image` and `text` are specs of registered encoders, `fusion` and `decoder` those of registered
-    fusions and decoders. Embeddings are L2-normalized, in float32. A projection is "linear" (CLIP), "affine", with a bias
-    (BLIP; SigLIP's text), or "none", of a pooled vector that is as wide (SigLIP's image).
+    fusions and decoders. A projection is "linear" (CLIP), "affine", with a bias (BLIP; SigLIP's
+    text), or "none", of a pooled vector that is as wide (SigLIP's image). `share` names a part of
+    both towers, as "encoder" or "encoder/blocks", that is one and the same. `memory` and `entities`
+    give the fusion more tokens to read (`mm.models.memory`). Embeddings are L2-normalized, in
+    float32.
     """
 
     def __init__(
@@ -46,6 +50,9 @@ class Multimodal(nnx.Module):
         text_projection: Projection = "linear",
         fusion: Mapping | None = None,
         decoder: Mapping | None = None,
+        share: str | None = None,
+        memory: Mapping | None = None,
+        entities: Mapping | None = None,
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
@@ -72,6 +79,9 @@ class Multimodal(nnx.Module):
         self.text = build("text_encoder", text, "text")
         if self.image is None and self.text is None and decoder is None:
             raise BadInput("config.model: has neither an image nor a text tower")
+        if share is not None:
+            self.need("config.model.share", "image", "text")
+            share_part(self.image, self.text, share)
         self.embed_dim = embed_dim
         self.image_projection = projection(self.image, image_projection)
         self.text_projection = projection(self.text, text_projection)
@@ -81,6 +91,28 @@ class Multimodal(nnx.Module):
             widths = dict(image_width=self.image.width, text_width=self.text.width)
         self.fusion = build("fusion", fusion, "fusion", **widths)
         self.decoder = build("decoder", decoder, "decoder", model=self)
+        self.memory = self._extra(Memory, memory, dtype, rngs, "memory", "embed_dim")
+        self.entities = self._extra(Entities, entities, dtype, rngs, "entities")
+
+    def _extra(
+        self, kind: type, spec: Mapping | None, dtype: Dtype, rngs: nnx.Rngs, part: str, *needs: str
+    ) -> nnx.Module | None:
+        if spec is None:
+            return None
+        where = f"config.model.{part}"
+        self.need(where, "fusion", *needs)
+        given = {name: getattr(self, name) for name in needs}
+        given["widths"] = {"image": self.image.width, "text": self.text.width}
+        extra = registry.call(kind, {"dtype": dtype, **spec}, where, rngs=rngs, **given)
+        if not self.fusion.fuses:
+            raise BadInput(f"{where}: needs a fusion of tokens; config.model.fusion reads vectors")
+        last = getattr(self.fusion, "causal", False) or getattr(self.fusion, "pool", "") == "last"
+        if last and extra.tower in self.fusion.fuses:
+            raise BadInput(
+                f"{where}: its tokens follow those of the {extra.tower}, of which config.model."
+                "fusion reads the last as the end; use causal=False and another pool"
+            )
+        return extra
 
     def need(self, what: str, *parts: str) -> None:
         """Raises BadInput, which `what` begins, unless the model has all these parts.
@@ -133,9 +165,34 @@ class Multimodal(nnx.Module):
         """The text tower; `mask` is True where a token is real."""
         return self.text(text, mask, segments=segments, levels=self.levels, rng=rng)
 
+    @property
+    def extras(self) -> list[Memory | Entities]:
+        """What gives the fusion more tokens."""
+        return [extra for extra in (self.memory, self.entities) if extra is not None]
+
+    def extend(self, tower: str, encoded: Encoded, batch: Mapping[str, Array]) -> Encoded:
+        """An encoding as the fusion reads it: with the extra tokens for these rows of a batch."""
+
+        def query() -> Array:
+            return getattr(self, f"project_{tower}")(plain).z
+
+        plain = encoded
+        for extra in self.extras:
+            if extra.tower == tower:
+                encoded = append(encoded, *extra(query, batch))
+        return encoded
+
     def fuse(self, image: Encoded, text: Encoded, *, rng: Keys | None = None) -> Fused:
-        """The fusion of pairs: row i of one with row i of the other."""
-        return self.fusion(image, text, rng)
+        """The fusion of pairs: row i of one with row i of the other, both as `extend` made them.
+
+        The extra tokens are not returned.
+        """
+        fused = self.fusion(image, text, rng)
+        for extra in self.extras:
+            tokens = getattr(fused, extra.tower)
+            if tokens is not None:
+                fused = fused._replace(**{extra.tower: tokens[:, : -extra.added]})
+        return fused
 
     @property
     def words(self) -> Float[Array, "v d"]:
@@ -172,7 +229,32 @@ class Multimodal(nnx.Module):
             shape = batch_size, words.length
             spec["text"] = ShapeDtypeStruct(shape, jnp.int32)
             spec["text_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
+        if self.entities is not None:
+            spec["entities"] = ShapeDtypeStruct((batch_size, self.entities.added), jnp.int32)
         return spec
+
+
+def share_part(image: nnx.Module, text: nnx.Module, part: str) -> None:
+    """Makes a part of the image tower, by its path, that of the text tower, too.
+
+    Raises BadInput unless the two are alike, to every option and shape.
+    """
+    found = []
+    for tower in (image, text):
+        *path, name = part.split("/")
+        for key in path:
+            tower = getattr(tower, key, None)
+        found.append((tower, name, getattr(tower, name, None)))
+    if not all(isinstance(module, nnx.Module) for _, _, module in found):
+        raise BadInput(f"config.model.share={part!r}: is no part of both towers; try 'encoder'")
+    alike = [nnx.split(module) for _, _, module in found]
+    shapes = [jax.tree.map(jnp.shape, nnx.to_pure_dict(state)) for _, state in alike]
+    if alike[0][0] != alike[1][0] or shapes[0] != shapes[1]:
+        raise BadInput(
+            f"config.model.share={part!r}: needs towers of one width, depth, mlp_dim and so on, "
+            "neither causal; make their specs alike"
+        )
+    setattr(*found[1][:2], found[0][2])
 
 
 def pixels(image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

@@ -10,6 +10,7 @@ from mm.objectives import (  # noqa: F401  (registers them)
     self_distillation,
     self_supervision,
     teacher,
+    tied,
 )
 from mm.objectives.base import Buffer, Loss, Objective
 from mm.objectives.views import Views

@@ -8,20 +8,16 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from mm.models.layers import Buffer
+
+__all__ = ["Buffer", "Loss", "Objective"]
+
 
 class Loss(NamedTuple):
     """A scalar to minimise and scalars to watch."""
 
     value: Float[Array, ""]
     metrics: Mapping[str, Float[Array, ""]]
-
-
-class Buffer(nnx.Variable):
-    """An array that steps change without a gradient: a queue, a running mean.
-
-    An objective assigns to it; in evaluation the new value is dropped. It is the same on every
-    device, and part of a checkpoint.
-    """
 
 
 class Objective(nnx.Module):

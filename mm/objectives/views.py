@@ -56,6 +56,7 @@ class Views:
         self.model, self.batch, self._rng, self.training = model, dict(batch), rng, training
         self._teacher, self._averaged = teacher, averaged
         self._encoded: dict[View, Encoded] = {}
+        self._extended: dict[View, Encoded] = {}
         self._fused: dict[tuple[View, View], Fused] = {}
         self.embeddings: dict[View, Embedding] = {}
 
@@ -112,7 +113,7 @@ class Views:
         """The fusion of two views; of rows of the global batch, instead of each with its own."""
         if image_rows is None and text_rows is None and (image, text) in self._fused:
             return self._fused[image, text]
-        sides = [self.encode(image), self.encode(text)]
+        sides = [self._extend(image), self._extend(text)]
         name = f"fuse {image} {text}"
         for i, rows in enumerate((image_rows, text_rows)):
             if rows is not None:
@@ -122,6 +123,12 @@ class Views:
         if image_rows is None and text_rows is None:
             self._fused[image, text] = fused
         return fused
+
+    def _extend(self, view: View) -> Encoded:
+        if view not in self._extended:
+            encoded = self.encode(view)
+            self._extended[view] = self.model.extend(view.tower, encoded, self.batch)
+        return self._extended[view]
 
     def memory(self, image: View = IMAGE, source: View = TEXT) -> Encoded | None:
         """What the decoder reads: of a view of the image, of the text, of both or of none."""
