@@ -54,11 +54,13 @@ def caption(
 
 
 @registry.register("op", "tokenize")
-def tokenize(*, name: str, length: int, data_dir: str | None = None) -> Op:
+def tokenize(*, name: str, length: int, words: bool = False, data_dir: str | None = None) -> Op:
     """Turns `text` into int32 [b, length], padded or cut at the end, and `text_mask`, bool.
 
     name: a tokenizer.json, or the name of a data set that one was trained for (see
-    `data.tokenizers.find`). data_dir: where data sets are; `parse` gives it.
+    `data.tokenizers.find`). words: also write `text_words`, int32 [b, length], the number of the
+    word that a token is a part of, -1 for marks and padding (`data.tokenizers.Tokenizer.words`):
+    what masks text reads it. data_dir: where data sets are; `parse` gives it.
     """
     tokenizer = tokenizers.load(tokenizers.find(name, data_dir), length)
 
@@ -66,7 +68,8 @@ def tokenize(*, name: str, length: int, data_dir: str | None = None) -> Op:
         if not isinstance(columns.get("text"), list):
             raise BadInput("belongs after the op that writes the text, such as caption")
         ids, mask = tokenizer.encode(columns["text"])
-        return columns | {"text": ids, "text_mask": mask}
+        found = {"text": ids, "text_mask": mask}
+        return columns | found | ({"text_words": tokenizer.words(columns["text"])} if words else {})
 
     return Op(apply, tokenizer=tokenizer)
 

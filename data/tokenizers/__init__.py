@@ -7,7 +7,7 @@ checkpoint that carries it and the length reproduces the ids.
 import hashlib
 import itertools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -37,7 +37,8 @@ class Tokenizer:
         self._before, self._after = _marks(self._tokenizer)
         if length <= len(self._before) + len(self._after):
             raise BadInput(f"length={length}: leaves no room for a token beside the marks")
-        self._words: dict[str, list[int]] | None = {} if _splits_at_spaces(spec) else None
+        self._knows_words = spec.get("pre_tokenizer") is not None
+        self._words: dict[str, _Tokens] | None = {} if _splits_at_spaces(spec) else None
         normalizers = _normalizers(spec)
         self.lowercase = any(
             n["type"] == "Lowercase" or (n["type"] == "BertNormalizer" and n.get("lowercase"))
@@ -46,13 +47,37 @@ class Tokenizer:
 
     def encode(self, texts: list[str]) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
         """Returns (ids, mask), padded or cut on the right to `length`; end marks are never cut."""
-        room = self.length - len(self._before) - len(self._after)
-        lines = [[*self._before, *line[:room], *self._after] for line in self._tokens(texts)]
+        lines = [[t for ids, _ in line for t in ids] for line in self._tokens(texts)]
+        return self._padded(lines, self._before, self._after, self.pad_id)
+
+    def words(self, texts: list[str]) -> Int32[np.ndarray, "b l"]:
+        """The number in its text of the word that each token of `encode` is a part of, from 0.
+
+        -1 for marks and padding. Words are what the file's pre-tokenizer splits a text into: "it's"
+        may be three. Raises BadInput for a file without one.
+        """
+        if not self._knows_words:
+            raise BadInput("the tokenizer has no pre_tokenizer, so it knows no words; use another")
+        lines = []
+        for parts in self._tokens(texts):
+            line, first = [], 0
+            for _, words in parts:
+                line += [first + word for word in words]
+                first = line[-1] + 1 if words else first
+            lines.append(line)
+        return self._padded(lines, [-1] * len(self._before), [-1] * len(self._after), -1)[0]
+
+    def _padded(
+        self, lines: list[list[int]], before: list[int], after: list[int], padding: int
+    ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        """Cut so that marks fit before and after, then filled up; and what is no padding."""
+        room = self.length - len(before) - len(after)
+        lines = [[*before, *line[:room], *after] for line in lines]
         lengths = np.array([len(line) for line in lines], int)
-        ids = np.full((len(texts), self.length), self.pad_id, np.int32)
-        mask = np.arange(self.length) < lengths[:, None]
-        ids[mask] = np.fromiter(itertools.chain.from_iterable(lines), np.int32, lengths.sum())
-        return ids, mask
+        found = np.full((len(lines), self.length), padding, np.int32)
+        there = np.arange(self.length) < lengths[:, None]
+        found[there] = np.fromiter(itertools.chain.from_iterable(lines), np.int32, lengths.sum())
+        return found, there
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint says about it, beside the file itself."""
@@ -67,10 +92,10 @@ class Tokenizer:
             "truncation": "right, keeping the marks",
         }
 
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, without marks."""
+    def _tokens(self, texts: list[str]) -> list[list["_Tokens"]]:
+        """The parts of each text that are encoded alone, without marks."""
         if self._words is None:
-            return self._encode(texts)
+            return [[tokens] for tokens in self._encode(texts)]
         # 5 us a caption, where the library's own call takes 30: captions are made of few words.
         words = self._words
         split = [text.split(" ") for text in texts]
@@ -81,10 +106,16 @@ class Tokenizer:
                 new = {word for line in split for word in line}
             found = sorted(new)
             words.update(zip(found, self._encode(found), strict=True))
-        return [[token for word in line for token in words[word]] for line in split]
+        return [[words[word] for word in line] for line in split]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+    def _encode(self, texts: list[str]) -> list["_Tokens"]:
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [_Tokens(e.ids, e.word_ids) for e in encodings]
+
+
+class _Tokens(NamedTuple):
+    ids: list[int]
+    words: list[int]  # the number of each token's word
 
 
 def load(path: str, length: int) -> Tokenizer:

@@ -76,6 +76,20 @@ def test_tokenize_writes_ids_and_mask(tmp_path):
     assert ops.tokenizer.manifest()["length"] == 5
 
 
+def test_tokenize_writes_words_when_asked(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    train.write(str(path), train.train(["red car", "blue car"], 100))
+
+    def batch(more):
+        ops = parse(f"caption('label')|tokenize('{path}', 5{more})", where="x")
+        return ops.apply({"label": ["red car", ""]}, np.zeros(2, np.uint64))
+
+    words = batch(", words=True")["text_words"]
+    assert words.dtype == np.int32
+    assert words.tolist() == [[0, 1, -1, -1, -1], [-1] * 5]
+    assert "text_words" not in batch("")
+
+
 def test_a_group_is_the_same_number_for_the_same_text():
     ops = parse("group('concept')", where="x")
     found = ops.apply({"concept": ["cat", "dog", "cat"]}, np.zeros(3, np.uint64))["group"]

@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -38,6 +39,21 @@ def test_word_by_word_gives_what_the_library_gives(texts):
             expected = tokenizer._tokenizer.encode(written).ids
             if len(expected) <= tokenizer.length:
                 assert ids[row][mask[row]].tolist() == expected
+
+
+@given(st.lists(words, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_words_are_those_of_the_library_and_number_every_token(texts):
+    for model in ("bpe", "wordpiece"):
+        tokenizer = _trained(model)
+        found = tokenizer.words(texts)
+        ids, mask = tokenizer.encode(texts)
+        marks = ~mask | (ids == tokenizer._after[0])
+        np.testing.assert_array_equal(found == -1, marks)
+        for row, written in enumerate(texts):
+            expected = tokenizer._tokenizer.encode(written, add_special_tokens=False).word_ids
+            room = tokenizer.length - 1
+            assert found[row][~marks[row]].tolist() == expected[:room]
 
 
 _cache = {}
@@ -88,6 +104,22 @@ def test_a_tokenizer_that_joins_words_is_not_cached_by_word():
     assert tokenizer._words is None
     ids, _ = tokenizer.encode(["a b", "b"])
     assert ids.tolist() == [[4, 1, 2, 3, 4, 0], [4, 3, 4, 0, 0, 0]]
+    words = tokenizer.words(["a b", "b"])
+    assert words.tolist() == [[-1, 0, 1, 1, -1, -1], [-1, 0, -1, -1, -1, -1]]
+
+
+def test_pieces_of_a_word_have_its_number_and_punctuation_is_a_word(text):
+    tokenizer = Tokenizer(text, 40)
+    words = tokenizer.words(["red carred heart-eyes"])[0]
+    pieces = tokenizer.encode(["carred"])[1].sum() - 1
+    assert pieces > 1 and (words == 1).sum() == pieces
+    assert words.max() == 4 and words[words >= 0].tolist() == sorted(words[words >= 0])
+
+
+def test_words_of_a_file_that_splits_nothing_are_refused(text):
+    spec = json.loads(text) | {"pre_tokenizer": None}
+    with pytest.raises(BadInput, match="knows no words"):
+        Tokenizer(json.dumps(spec), 8).words(["red"])
 
 
 @pytest.mark.parametrize("model", ["bpe", "wordpiece"])
