@@ -199,10 +199,14 @@ class ViT(nnx.Module):
 
 
 def sincos2d(
-    grid: tuple[int, int], width: int, temperature: float = 10_000.0
+    grid: tuple[int, int], width: int, temperature: float = 10_000.0, *, endpoint: bool = True
 ) -> Float[np.ndarray, "n d"]:
-    """Fixed sine and cosine embeddings of row and column (MoCo v3, 2021)."""
-    omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
+    """Fixed sine and cosine embeddings of row and column (MoCo v3, 2021).
+
+    The lowest frequency is 1 / temperature; without `endpoint` the one above it (MAE).
+    """
+    steps = width // 4 - endpoint
+    omega = temperature ** -(np.arange(width // 4) / max(steps, 1))
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * omega
     parts = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
     return np.concatenate(parts, axis=1).astype(np.float32)
