@@ -23,9 +23,10 @@ class TextTransformer(nnx.Module):
     The other keys are those of `EncoderSpec`. Padding (False in the mask) is neither attended to
     nor pooled. `pool` is "last" (the last real token, where the tokenizer puts its end mark),
     "first" (BERT's [CLS]), "mean" or "map". `segments` is how many sentences a text may have, told
-    apart by learned embeddings (BERT); `pre_norm`: a norm before the first block, too (BERT). At
-    depth 0 there is no final norm either: the length of a word's embedding is its weight in the
-    mean.
+    apart by learned embeddings (BERT); `pre_norm`: a norm before the first block, too (BERT).
+    `mask_token`: a learned vector stands for the id `vocab_size`, so that words can be masked with
+    a tokenizer that has no token for it. At depth 0 there is no final norm either: the length of a
+    word's embedding is its weight in the mean.
     """
 
     prefix = 0  # all tokens are words
@@ -40,6 +41,7 @@ class TextTransformer(nnx.Module):
         position: Literal["learned", "none"] = "learned",
         segments: int = 0,
         pre_norm: bool = False,
+        mask_token: bool = False,
         embedding_std: float = 0.02,
         rngs: nnx.Rngs,
         **encoder: Annotated[Any, EncoderSpec],
@@ -58,6 +60,10 @@ class TextTransformer(nnx.Module):
         )
         self.segment_embedding = (
             param(rngs, normal(0.02), (segments, spec.width), (None, "embed")) if segments else None
+        )
+        shape = (1, spec.width)
+        self.mask_token = (
+            param(rngs, normal(embedding_std), shape, (None, "embed")) if mask_token else None
         )
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, causal=causal, rngs=rngs) if spec.depth else None
@@ -96,6 +102,9 @@ class TextTransformer(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """What the first block reads. `place` is that of the first token, 0 by default."""
         x = lookup(("vocab", "embed"), self.dtype, self.embedding[...], text)
+        if self.mask_token is not None:
+            masked = (text == self.vocab_size)[..., None]
+            x = jnp.where(masked, self.mask_token[...].astype(x.dtype), x)
         if self.position_embedding is not None:
             table = self.position_embedding[...]
             if place is not None:

@@ -162,14 +162,6 @@ def test_sincos_positions_are_distinct_and_unit_bounded():
     assert len(np.unique(positions.round(5), axis=0)) == 16
 
 
-def test_registers_are_read_and_not_returned():
-    model = vit(registers=2)
-    before = model(images()).tokens
-    assert before.shape == (3, 16, 16)
-    model.registers[...] += 1.0
-    assert not np.allclose(model(images()).tokens, before)
-
-
 def test_dropped_tokens_differ_between_examples():
     kept = drawn(16, 0.5, example_keys(jax.random.key(0), 8))
     assert kept.shape == (8, 8)

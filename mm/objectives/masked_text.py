@@ -1,0 +1,184 @@
+"""Masked text (BERT): predict words from the others, and from the image if a fusion brings it."""
+
+import dataclasses
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Int, Key
+
+from mm import registry
+from mm.config import BadInput
+from mm.models.keys import Keys
+from mm.models.layers import Activation, check_rate
+from mm.models.multimodal import Multimodal
+from mm.objectives.base import Loss, Objective
+from mm.objectives.tokens import TokenHead, predict
+from mm.objectives.views import View, Views, batch_key, view
+
+_LONGEST_WORD = 16  # tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextMask:
+    """Which words are masked, and how (Devlin et al. 2019, section 3.1).
+
+    Of an example's n tokens that are neither padding nor marks, round(ratio * n) are chosen, at
+    least one; what tells them is `text_words` of `tokenize(..., words=True)`. Of the chosen 80%
+    become the mask, 10% a random id, 10% stay. `whole_word`: all tokens of a word or none, words in
+    random order as long as they fit that number, and the first in any case. `mask_id`: the id of
+    the mask in the vocabulary; None: the text tower's own mask token.
+    """
+
+    ratio: float = 0.15
+    whole_word: bool = False
+    mask_id: int | None = None
+
+    def check(self, model: Multimodal) -> None:
+        """Raises BadInput for what cannot be done with the model's text tower."""
+        if not 0 < self.ratio < 1:
+            raise BadInput(f"ratio={self.ratio}: expected more than 0 and less than 1")
+        if self.mask_id is None and model.text.mask_token is None:
+            raise BadInput(
+                "mask_id=None: config.model.text has no mask token; set its mask_token=True, or "
+                "mask_id to that of the vocabulary"
+            )
+        if self.mask_id is not None and not 0 <= self.mask_id < model.text.vocab_size:
+            raise BadInput(
+                f"mask_id={self.mask_id}: expected less than config.model.text.vocab_size="
+                f"{model.text.vocab_size}"
+            )
+
+    def counts(self, length: int) -> Int[np.ndarray, "n"]:
+        """How many are chosen of 0 .. length tokens."""
+        n = np.arange(length + 1)
+        return np.minimum(n, np.maximum(1, np.round(self.ratio * n))).astype(np.int32)
+
+    def most(self, length: int) -> int:
+        """How many are predicted at most: of a first word of more than 16 tokens, the first 16."""
+        most = int(self.counts(length)[-1])
+        return max(most, min(length, _LONGEST_WORD)) if self.whole_word else most
+
+    def view(self, views: Views) -> View:
+        """The masked text; its array `..._chosen` is True where a word is to be predicted."""
+        kind = "words" if self.whole_word else "tokens"
+        masked = view("text", f"masked_{self.ratio}_{kind}_{self.mask_id}")
+        name = batch_key(masked)
+        batch, vocab_size = views.batch, views.model.text.vocab_size
+
+        def make(keys: Keys) -> dict[str, Array]:
+            mask_id = vocab_size if self.mask_id is None else self.mask_id
+            choose = partial(_choose, self.counts(batch["text"].shape[1]), self.whole_word)
+            replace = partial(_replace, vocab_size, mask_id)
+            split = jax.vmap(jax.random.split)(keys)
+            chosen = jax.vmap(choose)(split[:, 0], batch["text_words"])
+            text = jax.vmap(replace)(split[:, 1], batch["text"], chosen)
+            same = {
+                name + part: batch[f"text{part}"]
+                for part in ("_mask", "_segments")
+                if f"text{part}" in batch
+            }
+            return {name: text, f"{name}_chosen": chosen, **same}
+
+        views.derive(name, make)
+        return masked
+
+
+def _choose(
+    counts: Int[np.ndarray, "n"], whole_word: bool, key: Key[Array, ""], words: Int[Array, "l"]
+) -> Bool[Array, "l"]:
+    """The tokens of one example to predict; -1 in `words` is never chosen."""
+    length, real = len(words), words >= 0
+    units = jnp.where(real, words if whole_word else jnp.arange(length), length)
+    sizes = jnp.zeros(length, jnp.int32).at[units].add(1, mode="drop")
+    order = jnp.argsort(jnp.where(sizes > 0, jax.random.uniform(key, (length,)), 1))
+    fits = jnp.cumsum(sizes[order]) <= jnp.asarray(counts)[real.sum()]
+    taken = jnp.zeros(length, bool).at[order].set(fits.at[0].set(True))
+    return taken.at[units].get(mode="fill", fill_value=False)
+
+
+def _replace(
+    vocab_size: int,
+    mask_id: int,
+    key: Key[Array, ""],
+    text: Int[Array, "l"],
+    chosen: Bool[Array, "l"],
+) -> Int[Array, "l"]:
+    """80% the mask, 10% a random id, 10% as it was."""
+    how, random = jax.random.split(key)
+    u = jax.random.uniform(how, text.shape)
+    words = jax.random.randint(random, text.shape, 0, vocab_size, text.dtype)
+    new = jnp.where(u < 0.8, mask_id, jnp.where(u < 0.9, words, text))
+    return jnp.where(chosen, new, text)
+
+
+@registry.register("objective", "masked_text")
+class MaskedText(Objective):
+    """Cross-entropy of the masked words, the mean over those of the global batch.
+
+    The other keys are those of `TextMask`. `context` "none" predicts from the text tower's tokens
+    (BERT), "fused" from those of the fusion with the image (ViLBERT, ALBEF), of which a share
+    `image_keep` of patches is seen (M3AE) and `image_replace` hidden (FLAVA). The head ends in the
+    text tower's word embeddings.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: Literal["none", "fused"] = "none",
+        image_keep: float = 1.0,
+        image_replace: float = 0.0,
+        activation: Activation = "gelu",
+        norm_epsilon: float = 1e-6,
+        model: Multimodal,
+        rngs: nnx.Rngs,
+        **mask: Annotated[Any, TextMask],
+    ):
+        model.need("masked_text", *["fusion.text"] if context == "fused" else ["text"])
+        self.mask, self.context, self.length = TextMask(**mask), context, model.text.length
+        self.mask.check(model)
+        if not 0 < image_keep <= 1:
+            raise BadInput(f"image_keep={image_keep} must lie in (0, 1]")
+        check_rate("image_replace", image_replace)
+        how = ({"keep": image_keep} if image_keep < 1 else {}) | (
+            {"replace": image_replace} if image_replace > 0 else {}
+        )
+        if how and context == "none":
+            raise BadInput(f"{how}: no image is read; set context='fused' or leave it away")
+        self.image = view("image", **how)
+        self.head = TokenHead(
+            (model.fusion if context == "fused" else model.text).width,
+            model.text.vocab_size,
+            table_width=model.text.width,
+            tied=True,
+            activation=activation,
+            norm_epsilon=norm_epsilon,
+            dtype=model.text.dtype.name,
+            rngs=rngs,
+        )
+
+    def __call__(self, views: Views, rng: Array) -> Loss:
+        text = self.mask.view(views)
+        chosen = views.batch[f"{batch_key(text)}_chosen"]
+        if self.context == "fused":
+            tokens = views.fuse(self.image, text).text
+        else:
+            tokens = views.encode(text).tokens
+        count, table = self.mask.most(self.length), views.model.text.embedding[...]
+        loss, metrics = predict(self.head, tokens, views.batch["text"], chosen, count, table)
+        words = views.batch["text_words"] >= 0
+        metrics["share_masked"] = chosen.sum() / jnp.maximum(words.sum(), 1)
+        return Loss(loss, jax.lax.stop_gradient(metrics))
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What it reads of a batch beside image and text."""
+        return words_spec(batch_size, self.length)
+
+
+def words_spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a `TextMask` reads of a batch."""
+    return {"text_words": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}
