@@ -5,6 +5,8 @@ from mm.objectives import (  # noqa: F401  (registers them)
     captioning,
     contrastive,
     distillation,
+    masked_image,
+    masked_text,
     matching,
     momentum,
     self_distillation,
