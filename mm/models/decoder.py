@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from mm import registry
 from mm.config import BadInput
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
-from mm.models.fusion.base import Fused, adapted, to_width
+from mm.models.fusion.base import Adapter, Fused
 from mm.models.keys import Keys, split
 from mm.models.layers import Linear, add_table, affine, dropout, lookup, param
 from mm.sharding.rules import constrain
@@ -79,7 +79,7 @@ class Decoder(nnx.Module):
             return param(rngs, normal, (rows, spec.width), (axis, "embed"))
 
         self.embedding = table(self.vocab_size, "vocab", 0.02) if inputs == "words" else None
-        self.adapt = to_width(spec, table_width, rngs)
+        self.adapt = Adapter(spec, table_width, rngs=rngs)
         self.start = table(1, None, 0.02)
         self.mask_token = table(1, None, 0.02) if mask_token else None
         # The tower's tokens know their places.
@@ -107,7 +107,7 @@ class Decoder(nnx.Module):
         Place i sees places up to max(i, reach), by default up to i. Of examples in `hidden` all
         inputs are the mask token. Padding on the right changes nothing before it.
         """
-        keys = (None, None) if rng is None else split(rng)
+        keys = split(rng)
         x = self.embed(text, words)
         first = jnp.broadcast_to(self.start[...], (len(x), 1, self.width)).astype(x.dtype)
         x = jnp.concatenate([first, x[:, :-1]], axis=1)
@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
         """What stands for each token, without its place."""
         if self.inputs != "text_tower":
             text = lookup(_VOCAB, self.dtype, words, text)
-        return adapted(self.adapt, text)
+        return self.adapt(text)
 
     def logits(self, x: Float[Array, "... d"], words: Float[Array, "v e"]) -> Float[Array, "... v"]:
         """Of tokens after the last norm; in float32, whatever the blocks compute in."""

@@ -137,7 +137,22 @@ class Branch(nnx.Module):
         *,
         batch: int,
     ) -> Float[Array, "bn d"]:
-        y = layer(self.norm(x) if self.pre else x)
+        return self.add(x, layer(self.read(x)), keys, drop_path, batch=batch)
+
+    def read(self, x: Float[Array, "bn d"]) -> Float[Array, "bn d"]:
+        """What the layer reads of x."""
+        return self.norm(x) if self.pre else x
+
+    def add(
+        self,
+        x: Float[Array, "bn d"],
+        y: Float[Array, "bn d"],
+        keys: Keys | None = None,
+        drop_path: Float[Array, ""] | None = None,
+        *,
+        batch: int,
+    ) -> Float[Array, "bn d"]:
+        """x and what the layer made of it."""
         if self.scale is not None:
             y = y * self.scale[...].astype(y.dtype)
         shaped = y.reshape(batch, -1, y.shape[1])  # by examples, which have the keys
@@ -189,7 +204,7 @@ class Block(nnx.Module):
         *,
         batch: int,
     ) -> Float[Array, "bn d"]:
-        keys = (None,) * 3 if keys is None else split(keys, 3)
+        keys = split(keys, 3)
 
         def attend(y: Array) -> Array:
             return self.attention(
@@ -218,11 +233,18 @@ class Stack(nnx.Module):
         self.drop_path = spec.drop_path
 
     def scan(
-        self, run: Callable, carry: Any, keys: Keys | None = None, *, levels: int = 1
+        self,
+        run: Callable,
+        carry: Any,
+        keys: Keys | None = None,
+        *,
+        levels: int = 1,
+        inputs: tuple = (),
     ) -> list[Any]:
         """The carry after each of `levels` parts of the stack.
 
-        run(block, carry, keys, drop_path) -> carry applies one; keys and drop_path may be None.
+        run(block, carry, keys, drop_path, *inputs) -> carry applies one; keys and drop_path may be
+        None. Of `inputs`, arrays [depth, ...] or pytrees of such, each block gets its own.
         """
         if not self.depth:
             return [carry] * levels
@@ -235,8 +257,8 @@ class Stack(nnx.Module):
             rates = jnp.linspace(0.0, self.drop_path, self.depth)
 
         def apply(carry, layer):
-            params, keys, rate = layer
-            return run(nnx.merge(graphdef, params), carry, keys, rate), None
+            params, keys, rate, inputs = layer
+            return run(nnx.merge(graphdef, params), carry, keys, rate, *inputs), None
 
         if self.remat != "none" and not counting():
             # Inside a scan nothing can move between the passes, so the guard only costs time.
@@ -244,7 +266,7 @@ class Stack(nnx.Module):
             apply = jax.checkpoint(apply, policy=find_policy(self.remat), prevent_cse=guard)
         found, part = [], self.depth // levels
         for start in range(0, self.depth, part):
-            layers = params, keys, rates
+            layers = params, keys, rates, inputs
             if levels > 1:
                 layers = jax.tree.map(lambda x, start=start: x[start : start + part], layers)
             if self.unroll >= self.depth:

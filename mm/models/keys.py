@@ -25,8 +25,10 @@ def fold_in(keys: Keys, number: int | Int[Array, ""]) -> Keys:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def split(keys: Keys, count: int = 2) -> Key[Array, "count b"]:
-    """`count` independent sets of keys."""
+def split(keys: Keys | None, count: int = 2) -> Key[Array, "count b"] | tuple[None, ...]:
+    """`count` independent sets of keys; of no keys, as many None."""
+    if keys is None:
+        return (None,) * count
     return jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys)
 
 

@@ -201,10 +201,10 @@ def layer_norm(
 
 
 def _layer_norm_forward(epsilon, x, scale, bias):
-    wide = _at_least_float32(x)
+    wide = at_least_float32(x)
     # One pass, about the first element: few digits cancel unless it is far from all others, which
     # costs (x_0 - mean)^2 / variance roundings of a float32, at most `width` of them.
-    shift = _at_least_float32(x[..., :1])
+    shift = at_least_float32(x[..., :1])
     moments = jnp.mean(wide - shift, -1), jnp.mean(jnp.square(wide - shift), -1)
     variance = jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
     mean = checkpoint_name(shift[..., 0] + moments[0], "moments")
@@ -215,8 +215,8 @@ def _layer_norm_forward(epsilon, x, scale, bias):
 
 def _layer_norm_backward(epsilon, residuals, gradient):
     x, mean, inverse, scale = residuals
-    gradient = _at_least_float32(gradient)
-    normed = (_at_least_float32(x) - mean[..., None]) * inverse[..., None]
+    gradient = at_least_float32(gradient)
+    normed = (at_least_float32(x) - mean[..., None]) * inverse[..., None]
     slope = gradient * scale
     along = jnp.mean(slope * normed, -1, keepdims=True)
     dx = inverse[..., None] * (slope - jnp.mean(slope, -1, keepdims=True) - normed * along)
@@ -228,7 +228,8 @@ def _layer_norm_backward(epsilon, residuals, gradient):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _at_least_float32(x: Array) -> Array:
+def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """bfloat16 to float32; float64 stays."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -240,7 +241,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        y = _at_least_float32(x)
+        y = at_least_float32(x)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
         return (y * self.scale[...]).astype(x.dtype)
 

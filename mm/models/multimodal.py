@@ -14,9 +14,9 @@ from mm.config import BadInput
 from mm.models import decoder as _decoder  # noqa: F401  (registers the decoder)
 from mm.models import fusion as _fusion  # noqa: F401  (registers the fusions)
 from mm.models.encoder import Encoded
-from mm.models.fusion.base import Fused
+from mm.models.fusion.base import Fused, Widths
 from mm.models.keys import Keys
-from mm.models.layers import Dtype, Linear
+from mm.models.layers import Dtype, Linear, at_least_float32
 from mm.models.memory import Entities, Memory, append
 
 Projection = Literal["linear", "affine", "none"]
@@ -85,11 +85,13 @@ class Multimodal(nnx.Module):
         self.embed_dim = embed_dim
         self.image_projection = projection(self.image, image_projection)
         self.text_projection = projection(self.text, text_projection)
-        widths = {}
+        widths = None
         if fusion is not None:
             self.need("config.model.fusion", "image", "text")
-            widths = dict(image_width=self.image.width, text_width=self.text.width)
-        self.fusion = build("fusion", fusion, "fusion", **widths)
+            tokens = {"image": self.image.width, "text": self.text.width}
+            pooled = {"image": self.image.pooled_width, "text": self.text.pooled_width}
+            widths = Widths(tokens, pooled)
+        self.fusion = build("fusion", fusion, "fusion", widths=widths)
         self.decoder = build("decoder", decoder, "decoder", model=self)
         self.memory = self._extra(Memory, memory, dtype, rngs, "memory", "embed_dim")
         self.entities = self._extra(Entities, entities, dtype, rngs, "entities")
@@ -274,8 +276,3 @@ def normalize(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
     """x / ||x||, in float32 at least; a zero vector stays zero."""
     x = at_least_float32(x)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))
-
-
-def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """bfloat16 to float32; float64 stays."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

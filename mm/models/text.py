@@ -80,7 +80,7 @@ class TextTransformer(nnx.Module):
         rng: Keys | None = None,
     ) -> Encoded:
         """`mask` is True where a token is real; `segments`, of each token, default to the first."""
-        keys = (None, None) if rng is None else split(rng)
+        keys = split(rng)
         x = self.embed(text, segments)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
         found = [x] * levels

@@ -125,7 +125,7 @@ class ViT(nnx.Module):
         Which ones is drawn from `draw`, for each example its own; dropout draws from `rng`. Sizes
         other than image_size are taken too, if patches and pool can be.
         """
-        keys = (None,) * 3 if rng is None else split(rng, 3)
+        keys = split(rng, 3)
         grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
         x = self.stem(image.astype(self.dtype))
         kept, replaced = None, None

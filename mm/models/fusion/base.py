@@ -1,19 +1,32 @@
-"""What a fusion is, and what it returns."""
+"""What a fusion is, what it returns, and what several are made of."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
 
-from mm.models.encoder import Encoded, EncoderSpec
-from mm.models.keys import Keys
-from mm.models.layers import Linear
+from mm.config import BadInput
+from mm.models.encoder import Encoded, EncoderSpec, Stack, flat
+from mm.models.keys import Keys, split
+from mm.models.layers import Dtype, Linear
 from mm.models.pool import first_pool, last_pool, mean_pool
+from mm.sharding.rules import constrain
 
+SIDES = "image", "text"
+OTHER = {"image": "text", "text": "image"}
 Pool = Literal["first", "last", "mean"]
 POOLS = {"first": first_pool, "last": last_pool, "mean": mean_pool}
+Spec = Annotated[Any, EncoderSpec]  # of a constructor's **encoder: its keys
+Masks = Mapping[str, Bool[Array, "b _"] | None]  # None: all tokens are real
+Streams = Mapping[str, Float[Array, "b _ _"]]
+Flat = Mapping[str, Float[Array, "_ _"]]  # the tokens of all examples one below the other
+PER_LAYER = "keys", "drop_path", "level"  # of a Context
 
 
 class Fused(NamedTuple):
@@ -27,12 +40,19 @@ class Fused(NamedTuple):
     text: Float[Array, "b l d"] | None = None
 
 
+class Widths(NamedTuple):
+    """Of what the towers return, by "image" and "text": their tokens and their pooled vectors."""
+
+    tokens: Mapping[str, int]
+    pooled: Mapping[str, int]
+
+
 class Fusion(nnx.Module):
     """Called with (image, text, rng), both Encoded, it returns a Fused.
 
     `fuses` are the modalities whose tokens it returns, `width` is that of the tokens,
     `pooled_width` that of the vector, `levels` at how many depths it reads the towers. `rng` are
-    keys of the rows, None without dropout. A constructor is given `image_width` and `text_width`.
+    keys of the rows, None without dropout. A constructor is given the towers' `widths`.
     """
 
     fuses: tuple[str, ...]
@@ -44,22 +64,141 @@ class Fusion(nnx.Module):
         raise NotImplementedError
 
 
-def to_width(spec: EncoderSpec, width: int, rngs: nnx.Rngs) -> Linear | None:
-    """A layer from tokens of `width` to those of a stack, None where they are as wide."""
-    if width == spec.width:
-        return None
-    return Linear((width,), (spec.width,), (None, "embed"), dtype=spec.dtype, rngs=rngs)
+class Context(NamedTuple):
+    """What a layer of streams reads beside them.
+
+    `level` and `memory` are there if the fusion's `start` gives them; there `level` has those of
+    all layers, [depth, bn, d].
+    """
+
+    masks: Masks
+    batch: int
+    keys: Keys | None = None
+    drop_path: Float[Array, ""] | None = None
+    level: Mapping[str, Float[Array, "..."]] | None = None
+    memory: Encoded | None = None
 
 
-def adapted(layer: Linear | None, x: Array) -> Array:
-    """x through a layer of `to_width`."""
-    return x if layer is None else layer(x)
+class StreamFusion(Fusion):
+    """A stack of layers over streams of tokens, by name; the pooled vectors are side by side.
+
+    A subclass says what a layer is: `layer(spec, widths, rngs)`, called with (flat streams,
+    Context), returns streams. `names` are the streams that come out; at `least_depth` they have
+    seen each other. The other keys are those of `EncoderSpec`.
+    """
+
+    fuses = names = SIDES
+    least_depth = 1
+
+    def __init__(self, *, pool: Pool = "mean", widths: Widths, rngs: nnx.Rngs, **encoder: Spec):
+        spec = read_spec(encoder, self.least_depth)
+        self.stack = Stack(lambda rngs: self.layer(spec, widths, rngs), spec, rngs=rngs)
+        self.adapters = adapters(spec, widths, self.fuses, rngs)
+        pre = spec.norm_placement == "pre"
+        self.final_norms = each(lambda: spec.make_norm(rngs), self.names) if pre else None
+        self.pool, self.dtype = pool, jnp.dtype(spec.dtype)
+        self.width, self.pooled_width = spec.width, len(self.names) * spec.width
+
+    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes a layer."""
+        raise NotImplementedError
+
+    def start(self, image: Encoded, text: Encoded, rng: Keys | None) -> tuple[Streams, Context]:
+        """What enters the first layer: the streams of `names`, and others of the layers' own."""
+        streams = {name: self.adapters[name](x.tokens) for name, x in by_side(image, text)}
+        return streams, Context({"image": image.mask, "text": text.mask}, len(text.tokens))
+
+    def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
+        keys = split(rng)
+        streams, context = self.start(image, text, keys[0])
+
+        def run(layer: nnx.Module, streams: Flat, *args: Any) -> Flat:
+            streams = layer(streams, context._replace(**dict(zip(PER_LAYER, args, strict=True))))
+            return {name: constrain(x, "batch", "width") for name, x in streams.items()}
+
+        start = {name: flat(x) for name, x in streams.items()}
+        [found] = self.stack.scan(run, start, keys[1], inputs=(context.level,))
+        found = {name: found[name] for name in self.names}
+        if self.final_norms is not None:
+            found = {name: self.final_norms[name](x) for name, x in found.items()}
+        found = {name: x.reshape(context.batch, -1, self.width) for name, x in found.items()}
+        pooled = pool_streams(self.pool, *((x, context.masks[n]) for n, x in found.items()))
+        return Fused(pooled, **{name: found[name] for name in self.fuses})
+
+
+def read_spec(encoder: Mapping[str, Any], least: int = 1) -> EncoderSpec:
+    """The keys of a stack. Raises BadInput for one too shallow for its tokens to be fused."""
+    spec = EncoderSpec(**encoder)
+    if spec.depth < least:
+        raise BadInput(
+            f"depth={spec.depth}: tokens see the other modality at depth={least} first; set it"
+        )
+    return spec
+
+
+class Adapter(nnx.Module):
+    """Tokens in the width and dtype of a stack: through a layer where they are not as wide."""
+
+    def __init__(self, spec: EncoderSpec, width: int, *, rngs: nnx.Rngs):
+        layer = partial(to_width, width, spec.width, spec.dtype, rngs, bias=True)
+        self.layer = layer() if width != spec.width else None
+        self.dtype = jnp.dtype(spec.dtype)
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return x.astype(self.dtype) if self.layer is None else self.layer(x)
+
+
+def adapters(spec: EncoderSpec, widths: Widths, names: Sequence[str], rngs: nnx.Rngs) -> nnx.Dict:
+    """Those of the tokens of these towers."""
+    return nnx.Dict({name: Adapter(spec, widths.tokens[name], rngs=rngs) for name in names})
+
+
+def to_width(
+    inputs: int, width: int, dtype: Dtype, rngs: nnx.Rngs, *, bias: bool = False
+) -> Linear:
+    """A layer to vectors of `width`."""
+    return Linear((inputs,), (width,), (None, "embed"), bias=bias, dtype=dtype, rngs=rngs)
+
+
+def each(make: Callable[[], nnx.Module], names: Sequence[str], shared: bool = False) -> nnx.Dict:
+    """A module for each name, or one for all."""
+    return nnx.Dict({name: make() for name in (["shared"] if shared else names)})
+
+
+def of(modules: nnx.Dict, name: str) -> nnx.Module:
+    """The module of a name among those of `each`."""
+    return modules["shared" if "shared" in modules else name]
+
+
+def by_side(image: Encoded, text: Encoded) -> Iterator[tuple[str, Encoded]]:
+    """Each with its name."""
+    return zip(SIDES, (image, text), strict=True)
+
+
+def join(
+    streams: Sequence[tuple[Float[Array, "..."], Bool[Array, "b _"] | None]], batch: int
+) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"]]:
+    """Streams, flat or not, one after the other in each example, and which tokens are real."""
+    tokens = [x.reshape(batch, -1, x.shape[-1]) for x, _ in streams]
+    masks = [real(x, mask) for x, (_, mask) in zip(tokens, streams, strict=True)]
+    return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+
+
+def part(x: Float[Array, "b n d"], lengths: Sequence[int]) -> list[Float[Array, "b _ d"]]:
+    """The inverse of `join`."""
+    return jnp.split(x, np.cumsum(lengths)[:-1], axis=1)
+
+
+def real(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None) -> Bool[Array, "b n"]:
+    """A mask where there is none, too."""
+    return jnp.ones(x.shape[:2], bool) if mask is None else mask
+
+
+def learned_tokens(tokens: nnx.Param, batch: int, dtype: DTypeLike) -> Float[Array, "b n d"]:
+    """The same [n, d] for every example."""
+    return jnp.broadcast_to(tokens[...], (batch, *tokens.shape)).astype(dtype)
 
 
 def pool_streams(pool: Pool, *streams: tuple[Array, Array | None]) -> Float[Array, "b d2"]:
     """The pooled vectors of (tokens, mask) side by side."""
-    vectors = []
-    for tokens, mask in streams:
-        mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
-        vectors.append(POOLS[pool](tokens, mask))
-    return jnp.concatenate(vectors, axis=-1)
+    return jnp.concatenate([POOLS[pool](x, real(x, mask)) for x, mask in streams], axis=-1)

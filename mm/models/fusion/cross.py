@@ -1,12 +1,22 @@
 """Cross-attention: the tokens of one modality read those of the other (ALBEF, CoCa)."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from flax import nnx
 
 from mm import registry
-from mm.models.encoder import Encoded, Encoder, EncoderSpec
-from mm.models.fusion.base import Fused, Fusion, Pool, adapted, pool_streams, to_width
+from mm.models.encoder import Encoded, Encoder
+from mm.models.fusion.base import (
+    OTHER,
+    Adapter,
+    Fused,
+    Fusion,
+    Pool,
+    Spec,
+    Widths,
+    pool_streams,
+    read_spec,
+)
 from mm.models.keys import Keys
 
 
@@ -25,21 +35,20 @@ class Cross(Fusion):
         queries: Literal["text", "image"] = "text",
         causal: bool = False,
         pool: Pool = "mean",
-        image_width: int,
-        text_width: int,
+        widths: Widths,
         rngs: nnx.Rngs,
-        **encoder: Annotated[Any, EncoderSpec],
+        **encoder: Spec,
     ):
-        spec = EncoderSpec(**encoder)
-        widths = {"image": image_width, "text": text_width}
-        self.queries, self.memory = queries, "image" if queries == "text" else "text"
-        self.adapt = to_width(spec, widths[queries], rngs)
-        self.encoder = Encoder(spec, causal=causal, memory_width=widths[self.memory], rngs=rngs)
+        spec = read_spec(encoder)
+        self.queries, self.memory = queries, OTHER[queries]
+        self.adapt = Adapter(spec, widths.tokens[queries], rngs=rngs)
+        memory_width = widths.tokens[self.memory]
+        self.encoder = Encoder(spec, causal=causal, memory_width=memory_width, rngs=rngs)
         self.fuses, self.pool, self.causal = (queries,), pool, causal
         self.width = self.pooled_width = spec.width
 
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         sides = {"image": image, "text": text}
         own, other = sides[self.queries], sides[self.memory]
-        x = self.encoder(adapted(self.adapt, own.tokens), own.mask, rng, memory=other)
+        x = self.encoder(self.adapt(own.tokens), own.mask, rng, memory=other)
         return Fused(pool_streams(self.pool, (x, own.mask)), **{self.queries: x})
