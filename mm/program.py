@@ -25,8 +25,9 @@ from mm.objectives.accumulate import accumulate, wanted_views
 from mm.objectives.base import Buffer
 from mm.objectives.combine import (
     System,
-    check_turns,
+    Turns,
     compare_gradients,
+    find_turns,
     find_weights,
     total_loss,
     weighted,
@@ -109,6 +110,7 @@ class Program:
     compare: Callable[[TrainState, Batch], Metrics]
     apply: Callable[[Callable[[Views], Any]], Callable[[Any, Batch], Any]]
     embed: Callable[[Any, Batch], tuple[Array, Array]]
+    turns: Turns
     training_flops: Callable[[], float]
     need: Callable[..., None]
 
@@ -126,7 +128,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     mesh, rules = registry.call(make_sharding, recipe.sharding, "config.sharding", devices=devices)
     check_batch_size("config.global_batch_size", batch_size, mesh, steps)
     weights = find_weights(recipe.objectives, recipe.total_steps)
-    turns = check_turns(recipe.alternate, recipe.objectives)
+    turns = find_turns(recipe.alternate, recipe.objectives)
     teacher = recipe.teacher and registry.build("teacher", recipe.teacher, "config.teacher")
 
     def make(key: Array) -> System:
@@ -240,7 +242,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         with use_sharding(mesh, rules):
             keys, key = keyed(state)
             for name in recipe.objectives:
-                loss = partial(total_loss, weights, ((name,),), key, state.step)
+                loss = partial(total_loss, weights, Turns(((0, ((name,),)),)), key, state.step)
                 found[name] = differentiated(merge, see)(loss, state, batch, keys)[1]
         return compare_gradients(found)
 
@@ -285,6 +287,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         compare=jax.jit(compare, in_shardings=step_in, out_shardings=replicated),
         apply=apply,
         embed=apply(lambda views: (views.image_embedding().z, views.text_embedding().z)),
+        turns=turns,
         training_flops=training_flops,
         need=system.model.need,
     )

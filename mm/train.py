@@ -168,9 +168,9 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
     """Waits for `step`; writes its line if one is due, or if it was evaluated."""
     loss = float(metrics["loss"])
     run.progress.step(step, loss)
-    if turns := run.program.recipe.alternate:
-        off = set(run.program.recipe.objectives) - set(turns[(step - 1) % len(turns)])
-        metrics = {key: x for key, x in metrics.items() if key.split("/")[0] not in off}
+    turns = run.program.turns
+    off = set(run.program.recipe.objectives) - set(turns.groups[turns.index(step - 1)])
+    metrics = {key: x for key, x in metrics.items() if key.split("/")[0] not in off}
     if step % run.logging.every_steps == 0 or results:
         run.writer.write(step, {**metrics, **run.progress.rates(), **results})
     if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end

@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,10 @@ from mm.objectives.base import Buffer, Objective
 from mm.objectives.views import Views
 
 Weight = float | Callable[[Array], Array] | None  # None: learned
-OF_COMBINATION = ("weight",)  # keys of config.objectives.NAME that are not the objective's own
+OF_COMBINATION = (
+    "weight",
+    "from_step",
+)  # keys of config.objectives.NAME that are not the objective's own
 
 
 class System(nnx.Module):
@@ -70,23 +73,56 @@ def find_weights(objectives: Mapping, total_steps: int) -> dict[str, Weight]:
     return weights
 
 
-def check_turns(turns: Sequence[Sequence[str]], objectives: Mapping) -> tuple[tuple[str, ...], ...]:
-    """config.alternate: the objectives of step t are those of entry t modulo its length.
+class Turns(NamedTuple):
+    """Which objectives a step has: those of entry step % len(turns), of the last phase begun.
 
-    By default one entry with all. Raises BadInput for an unknown name, or one in no entry.
+    `phases` are (first step, turns), the first at step 0.
     """
-    turns = tuple(map(tuple, turns)) or (tuple(objectives),)
+
+    phases: tuple[tuple[int, tuple[tuple[str, ...], ...]], ...]
+
+    def index(self, step: Array | int) -> Array | int:
+        """The place of a step's objectives in `groups`."""
+        begun = sum(step >= start for start, _ in self.phases[1:])
+        length = len(self.phases[0][1])
+        return begun * length + step % length
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """All that a step may have, phase by phase."""
+        return [turn for _, turns in self.phases for turn in turns]
+
+
+def find_turns(alternate: Sequence[Sequence[str]], objectives: Mapping) -> Turns:
+    """Of config.alternate, by default one entry with all, and of each objective's `from_step`.
+
+    Raises BadInput for an unknown name, one in no entry, and a step with nothing to learn.
+    """
+    turns = tuple(map(tuple, alternate)) or (tuple(objectives),)
     named = set(itertools.chain(*turns))
     for name in named - set(objectives):
         raise BadInput(f"config.alternate: no objective {name!r}{suggest(name, objectives)}")
-    if missing := set(objectives) - named or not all(turns):
-        raise BadInput(f"config.alternate={turns}: has an empty turn, or none for {missing}")
-    return turns
+    if missing := set(objectives) - named:
+        raise BadInput(f"config.alternate={turns}: has no turn for {missing}")
+    first = {name: spec.get("from_step", 0) for name, spec in objectives.items()}
+    for name, step in first.items():
+        if type(step) is not int or step < 0:
+            raise BadInput(f"config.objectives.{name}.from_step={step!r}: expected an int >= 0")
+    phases = []
+    for start in sorted({0, *first.values()}):
+        begun = tuple(tuple(name for name in turn if first[name] <= start) for turn in turns)
+        if not all(begun):
+            raise BadInput(
+                f"config.alternate={turns}: with every from_step, a step from {start} on has no "
+                "objective"
+            )
+        phases.append((start, begun))
+    return Turns(tuple(phases))
 
 
 def total_loss(
     weights: Mapping[str, Weight],
-    turns: Sequence[Sequence[str]],
+    turns: Turns,
     key: Array,
     step: Array,
     system: System,
@@ -104,14 +140,15 @@ def total_loss(
             total, metrics = total + value, metrics | found
         return total, (metrics, nnx.to_pure_dict(nnx.state(system, Buffer)))
 
-    if len(turns) == 1:
-        return run(turns[0], system)
+    groups = turns.groups
+    if len(groups) == 1:
+        return run(groups[0], system)
     graphdef, variables = nnx.split(system)
 
     def shapes(turn: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:
         return jax.eval_shape(lambda v: run(turn, nnx.merge(graphdef, v))[1][0], variables)
 
-    every = {name: shape for turn in turns for name, shape in shapes(turn).items()}
+    every = {name: shape for turn in groups for name, shape in shapes(turn).items()}
     nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in every.items()}
 
     def branch(turn: Sequence[str]) -> Callable:
@@ -121,7 +158,7 @@ def total_loss(
 
         return apply
 
-    return jax.lax.switch(step % len(turns), [branch(turn) for turn in turns], variables)
+    return jax.lax.switch(turns.index(step), [branch(turn) for turn in groups], variables)
 
 
 def weighted(

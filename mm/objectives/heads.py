@@ -41,7 +41,7 @@ class Projector(nnx.Module):
         self.norms = nnx.List(LayerNorm(hidden, rngs=rngs) for _ in range(layers - 1))
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b d2"]:
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d2"]:
         for layer, norm in zip(self.layers, self.norms, strict=False):
             x = ACTIVATIONS[self.activation](norm(layer(x)))
         return self.layers[-1](x)

@@ -105,7 +105,7 @@ class SelfDistillation(Objective):
 
 
 class PrototypeHead(nnx.Module):
-    """A projector, unit vectors, and cosines with learned prototypes (Caron et al. 2021, app. C)."""
+    """A projector, unit vectors, cosines with learned prototypes (Caron et al. 2021, app. C)."""
 
     def __init__(
         self,

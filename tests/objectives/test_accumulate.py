@@ -15,7 +15,7 @@ from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.objectives import Loss, Objective, Views
 from mm.objectives.accumulate import accumulate, cut, join, wanted_views
-from mm.objectives.combine import System, total_loss
+from mm.objectives.combine import System, find_turns, total_loss
 from mm.optim.paths import flatten
 from mm.program import TrainState, build_program, differentiated
 from mm.sharding.mesh import make_mesh
@@ -87,7 +87,7 @@ def in_float64(kind, mesh):
         "group": np.minimum(np.arange(size), size - 3).astype(np.int32),
         "id": np.arange(size, dtype=np.uint32),
     }
-    weights, turns = {"contrastive": 1.0}, (("contrastive",),)
+    weights, turns = {"contrastive": 1.0}, find_turns((), {"contrastive": {}})
 
     def merge(state):
         return nnx.merge(graphdef, state.params)

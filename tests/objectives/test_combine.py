@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mm.config import BadInput, plain
-from mm.objectives.combine import compare_gradients, find_weights
+from mm.objectives.combine import compare_gradients, find_turns, find_weights
 from mm.optim.paths import flatten
 from mm.train import train
 from tests.test_program import batch, program
@@ -78,12 +78,29 @@ def test_objectives_take_turns_and_the_others_cost_nothing():
             np.testing.assert_allclose(gradient, want[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_an_objective_may_begin_later():
+    late = {"c": CONTRASTIVE, "m": MATCHING | {"from_step": 2}}
+    a_program = build(late)
+    for step in range(4):
+        loss, metrics, _ = first_step(a_program, step)
+        assert np.isnan(metrics["m/loss"]) == (step < 2)
+        wanted = metrics["c/loss"] + (metrics["m/loss"] if step >= 2 else 0)
+        np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+
+
+def test_phases_and_turns_go_together():
+    specs = {"a": {}, "b": {"from_step": 4}, "c": {}}
+    turns = find_turns((("a",), ("b", "c")), specs)
+    found = [turns.groups[turns.index(step)] for step in range(6)]
+    assert found == [("a",), ("c",)] * 2 + [("a",), ("b", "c")]
+
+
 @pytest.mark.parametrize(
     "turns, message",
     [
         ((("c",), ("n",)), "no objective 'n'"),
-        ((("c",),), "none for {'m'}"),
-        ((("c", "m"), ()), "an empty"),
+        ((("c",),), "no turn for {'m'}"),
+        ((("c", "m"), ()), "a step from 0 on has no objective"),
     ],
 )
 def test_turns_that_cannot_be_taken_are_refused(turns, message):
