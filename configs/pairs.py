@@ -79,6 +79,9 @@ def add_pairs(
     length: int,
     *,
     augment: str = SQUASH,
+    views: str = "",
+    words: bool = False,
+    numbers: Mapping[str, int] = {},
     batch_size: int = 4096,
 ) -> None:
     """Adds input, evals, checkpoint and log of a run on the pairs of a file of JSON lines.
@@ -86,8 +89,14 @@ def add_pairs(
     And accumulation_steps, for whom the memory of the devices is too short.
 
     given: `path` and `tokenizer` of the recipe's argument, and `image`, the pictures' size.
-    augment: the ops that make a picture of training of it. batch_size: of the evaluation.
+    augment: the ops that make a picture of training of it; views: those that make more of it, each
+    ending in |. words: whether the words of tokens are told, for masked text. numbers: fields of so
+    many numbers, read as they are. batch_size: of the evaluation, retrieval where the model has
+    embeddings and else the objectives' own losses.
     """
+    retrieves = config.model.get("embed_dim") is not None
+    words = ", words=True" if words else ""
+    fields = "".join(f'|numbers("{name}", {size})' for name, size in numbers.items())
 
     def part(first: float, last: float, ops: str) -> dict:
         # Pairs with the very same caption are positives of each other, never negatives.
@@ -96,20 +105,19 @@ def add_pairs(
                 name="jsonl", path=given["path"], image_key="image", first=first, last=last
             ),
             preprocess=f'decode|{ops.format(image=given["image"])}|caption("caption")'
-            f'|tokenize({given["tokenizer"]!r}, {length})|group("caption")',
+            f'|tokenize({given["tokenizer"]!r}, {length}{words})|group("caption")',
         )
 
     config.accumulation_steps = 1
-    config.input = part(0.0, HELD_OUT, augment)
+    config.input = part(0.0, HELD_OUT, views + augment + fields)
     config.evals = dict(
         held_out=dict(
-            name="retrieval",
+            name="retrieval" if retrieves else "losses",
             batch_size=batch_size,
             every_steps=1000,
-            **part(HELD_OUT, 1.0, SQUASH),
+            **part(HELD_OUT, 1.0, SQUASH if retrieves else views + SQUASH),
         )
     )
-    config.checkpoint = dict(
-        every_steps=1000, keep_last=2, keep_best="held_out/text_to_image/recall@1"
-    )
+    best = "held_out/text_to_image/recall@1" if retrieves else None
+    config.checkpoint = dict(every_steps=1000, keep_last=2, keep_best=best)
     config.log = dict(every_steps=50)

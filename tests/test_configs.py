@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs.menu import resize
 from data.sources import open_source
 from mm.config import load
 from mm.optim.paths import flatten
@@ -25,14 +26,19 @@ CASES = cases()
 TRAINED = {
     "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
-}  # fmt: skip
+    "distill-T-16": None, "menu": None,
+} | {f"{recipe}-tiny": None for recipe in (
+    "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
+    "vilbert",
+)}  # fmt: skip
 PAIRS = 120  # the last 1% is one of them
-BATCH = 16
+BATCH, LENGTH = 16, 12
 # What is smaller in a test, and how small; a number that is smaller already stays.
 SMALL = dict(
     width=16, mlp_dim=32, pool_dim=32, embed_dim=16, cell_width=8, hidden=16,
     num_heads=2, depth=2, vocab_size=64, global_batch_size=BATCH, batch_size=BATCH,
-    total_steps=3, warmup_steps=1, every_steps=3,
+    total_steps=3, warmup_steps=1, every_steps=3, length=LENGTH, from_step=1, queue_size=64,
+    num_codes=16, prototypes=16, out=16, bottleneck=8, base_width=8, groups=4,
 )  # fmt: skip
 
 
@@ -44,7 +50,8 @@ def pairs(tmp_path_factory):
     lines = []
     for i, example in enumerate(source.read(np.arange(PAIRS))):
         (folder / f"{i}.png").write_bytes(example["image"])
-        lines.append(json.dumps({"image": f"{i}.png", "caption": example["label"]}))
+        taught = {f"teacher_{side}": [i % 7 + 0.5] * SMALL["width"] for side in ("image", "text")}
+        lines.append(json.dumps({"image": f"{i}.png", "caption": example["label"]} | taught))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     return folder / "pairs.jsonl"
 
@@ -74,26 +81,29 @@ def shrunken(path_and_arg: str, pairs: Path, tokenizer: Path) -> ConfigDict:
     with config.unlocked():
         if config.sharding.mesh.replica > 2:
             config.sharding.mesh.replica = 2
-        image_size = 2 * config.model.image.patch_size
+        image_size = 2 * config.model.image.get("patch_size", 16)
         config.model.image.image_size = image_size
+        resize(config, SMALL, {})
         visit(config, image_size, tokenizer, pairs)
     return config
 
 
 def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> None:
-    """Shrinks the numbers of SMALL, and what a preprocessing string and a source say."""
+    """Replaces what a preprocessing string and a source say."""
     for key, value in node.items():
-        if key == "source" and value.name == "tfds":
-            node[key] = dict(name="synthetic", num_examples=40, image_size=20)
-        elif key == "source" and value.name == "jsonl":
-            value.path = str(pairs)
+        if key == "source" and isinstance(value, ConfigDict):
+            if value.name == "tfds":
+                node[key] = dict(name="synthetic", num_examples=40, image_size=20)
+            elif value.name == "jsonl":
+                value.path = str(pairs)
         elif isinstance(value, ConfigDict):
             visit(value, image_size, tokenizer, pairs)
         elif key == "preprocess":
             value = re.sub(r"(resize|random_resized_crop)\(\d+", rf"\1({image_size}", value)
-            node[key] = re.sub(r"tokenize\([^,]+,", f'tokenize("{tokenizer}",', value)
-        elif key in SMALL and value is not None:
-            node[key] = min(value, SMALL[key])
+            value = re.sub(r"(numbers\(\"\w+\"), \d+", rf"\1, {SMALL['width']}", value)
+            node[key] = re.sub(r"tokenize\([^,]+, \d+", f'tokenize("{tokenizer}", {LENGTH}', value)
+        elif key == "view_size" and value is not None:
+            node[key] = image_size
 
 
 @pytest.mark.parametrize("name", CASES)
