@@ -6,6 +6,8 @@ RUN := $(VENV)/bin/python
 DATA := .data
 WORKDIR ?= workdirs/quickstart
 FLAGS ?=
+# Two processes, whole files to each: a test compiles, which is work for one core.
+TOGETHER := --numprocesses=2 --dist=loadfile
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: quickstart data test test-slow test-all golden plan-tools plan-all lint clean
@@ -27,13 +29,13 @@ $(VENV)/installed: requirements.txt constraints.txt
 	@touch $@
 
 test: data
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(TOGETHER) -m "not slow and not matrix"
 
 test-slow: data plan-tools
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest $(TOGETHER) -m slow
 
 test-all: data plan-tools
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TOGETHER)
 
 golden: $(VENV)/installed
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.resolved
