@@ -7,18 +7,19 @@ It reads pairs.jsonl and tokenizer.json, or `path` and `tokenizer` of the argume
 says what they are and how to make them (with --vocab_size=30522).
 
 From the paper (section 3): three losses of weight 1: contrast with queues of 65,536 and an average
-of decay 0.995, soft targets of 0.4; matching with hard negatives; masked text that sees the image.
-ViT-B/16 at 256 pixels, 6 blocks of text, 6 of text that read the image; 256 dimensions, batch 512,
-30 epochs of 14M pairs, AdamW with 1e-4 and decay 0.02, 1,000 steps of warm-up. Other than theirs:
-nothing starts from ImageNet or BERT, norms come first, no RandAugment, masked words are learned
-from the words alone (theirs also from what the average says), and a text has 32 tokens.
+of decay 0.995, soft targets that grow to 0.4 in the first epoch; matching with hard negatives;
+masked text that sees the image. ViT-B/16 at 256 pixels, 6 blocks of text, 6 of text that read the
+image; 256 dimensions, batch 512, 30 epochs of 14M pairs, AdamW with 1e-4 and decay 0.02, 1,000
+steps of warm-up. Other than theirs: nothing starts from ImageNet or BERT, norms come first, no
+RandAugment, masked words are learned from the words alone (theirs also from what the average says),
+and a text has 32 tokens.
 """
 
 from ml_collections import ConfigDict
 
 from configs.menu import TINY_VARIANT, V5E_16, assemble, parse
 
-PAIRS_SEEN = 30 * 14_000_000
+EPOCH = 14_000_000
 STACK = dict(width=768, num_heads=12, remat="cheap")
 VARIANTS = {
     "B/16": dict(image=256, patch_size=16, **V5E_16),
@@ -32,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return assemble(
         given,
         variant,
-        total_examples=PAIRS_SEEN,
+        total_examples=30 * EPOCH,
         batch_size=512,
         length=32,
         model=dict(
@@ -48,7 +49,9 @@ def get_config(arg: str = "") -> ConfigDict:
             embed_dim=256,
         ),
         objectives=dict(
-            contrastive=dict(name="momentum", queue_size=65_536, alpha=0.4),
+            contrastive=dict(
+                name="momentum", queue_size=65_536, alpha=0.4, alpha_warmup_steps=EPOCH // 512
+            ),
             matching=dict(name="matching"),
             masked_text=dict(name="masked_text", context="fused", ratio=0.15),
         ),

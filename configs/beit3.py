@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             text=dict(
                 name="transformer", vocab_size=64_010, length=64, pool="mean", mask_token=True,
-                depth=0, **stack,
+                pre_norm=True, depth=0, **stack,
             ),
             fusion=dict(name="multiway", depth=variant["depth"], drop_path=0.1, **stack),
         ),

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs.menu import TINY_VARIANT, V5E_16, assemble, parse
 
-PAIRS_SEEN = 20 * 129_000_000
+EPOCH = 129_000_000
 B = dict(width=768, depth=12, num_heads=12, remat="cheap")
 L = dict(width=1024, depth=24, num_heads=16, remat="hidden")
 TEXT = dict(width=768, num_heads=12, remat="cheap")
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return assemble(
         given,
         variant,
-        total_examples=PAIRS_SEEN,
+        total_examples=20 * EPOCH,
         batch_size=2880,
         length=32,
         model=dict(
@@ -56,7 +56,9 @@ def get_config(arg: str = "") -> ConfigDict:
             embed_dim=256,
         ),
         objectives=dict(
-            contrastive=dict(name="momentum", queue_size=57_600, alpha=0.4),
+            contrastive=dict(
+                name="momentum", queue_size=57_600, alpha=0.4, alpha_warmup_steps=2 * EPOCH // 2880
+            ),
             matching=dict(name="matching"),
             captioning=dict(name="captioning", label_smoothing=0.1),
         ),

@@ -9,8 +9,9 @@ says what they are and how to make them (with --vocab_size=64000).
 From the paper (sections 3.2 and 4.1, table 1): a causal text tower and, going on from its tokens,
 as many blocks that read the image; captions weigh 2, contrast 1; 288 pixels in patches of 18, 64
 tokens, 64k words, batch 65,536, 500k steps, 8e-4 with 2% of warm-up, betas 0.9 and 0.96, decay
-0.01. Other than theirs: the decoder reads all image tokens instead of 256 pooled queries, AdamW
-with a cosine instead of Adafactor with a linear decay, crops are whole pictures squashed.
+0.01. Other than theirs: the decoder reads all image tokens instead of 256 pooled queries, the text
+is pooled at its end mark instead of a [CLS] put behind it, AdamW with a cosine instead of Adafactor
+with a linear decay, crops are whole pictures squashed.
 """
 
 from ml_collections import ConfigDict

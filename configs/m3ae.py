@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             text=dict(
                 name="transformer", vocab_size=30_522, length=64, pool="mean", mask_token=True,
-                depth=0, **stack,
+                pre_norm=True, depth=0, **stack,
             ),
             fusion=dict(name="early", depth=depth, **stack),
         ),

@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
             learning_rate=1.5e-4 * BATCH_SIZE / 256,
             b2=0.95,
             weight_decay=0.05,
+            clip_norm=None,
             schedule=dict(name="cosine", warmup_steps=40 * EPOCH // BATCH_SIZE),
         ),
         augment="random_resized_crop({image}, scale=(0.2, 1.0))|flip",

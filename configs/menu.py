@@ -187,7 +187,7 @@ def assemble(
     config.objectives, config.teacher = objectives, teacher
     config.optimizer = dict(name="adamw", **optimizer)
     config.sharding = dict(mesh=variant["mesh"], rules=variant["rules"])
-    add_pairs(config, given, length, batch_size=256, **data)
+    add_pairs(config, given, length, batch_size=512, **data)
     return shrink(config) if given["variant"] == "tiny" else config
 
 
@@ -205,7 +205,8 @@ TINY = dict(
     width=128, depth=2, num_heads=4, mlp_dim=256, vocab_size=4096, length=LENGTH, embed_dim=128,
     image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, queue_size=2048, num_codes=256, prototypes=256,
     hidden=256, bottleneck=64, out=64, queries=8, view_size=32, global_batch_size=256,
-    total_steps=300, warmup_steps=30, every_steps=300, from_step=100, unroll=1,
+    total_steps=300, warmup_steps=30, every_steps=300, from_step=100, alpha_warmup_steps=30,
+    unroll=1,
 )  # fmt: skip
 PLAIN = dict(remat="none", dtype="float32", moment_dtype="float32", learning_rate=1e-3)
 

@@ -7,17 +7,17 @@ It reads pairs.jsonl and tokenizer.json, or `path` and `tokenizer` of the argume
 says what they are and how to make them (with --vocab_size=256000).
 
 From the paper (section 2): towers, loss and schedule of SigLIP, 256 pixels, 64 tokens, 256k words,
-batch 32,768, 40 billion pairs; beside it a decoder that writes captions (LocCa's, of 12 blocks as
-the text tower's), and over the last 20% of the steps self-distillation of a whole picture into 8
+batch 32,768, 40 billion pairs; beside it a decoder that writes captions (LocCa's, of half the text
+tower's blocks), and over the last 20% of the steps self-distillation of a whole picture into 8
 views, weight 1, and of an average into hidden patches, weight 2.5, both times a quarter for B and a
-half for L. Other than theirs: the average has decay 0.996; the last two losses share one weight;
-captions alone, without boxes; AdamW instead of Adafactor.
+half for L. Other than theirs: the average has decay 0.996, prototypes and temperatures are DINO's;
+the last two losses share one weight; captions alone, without boxes; AdamW instead of Adafactor.
 """
 
 from ml_collections import ConfigDict
 
 from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E
+from configs.siglip import V5P
 from configs.siglip import B as SIGLIP_B
 
 BATCH_SIZE = 32_768
@@ -27,16 +27,17 @@ LOCAL_SIZE = 96
 B = SIGLIP_B | dict(unroll=1)
 L = dict(width=1024, depth=24, num_heads=16, mlp_dim=4096, remat="full")
 VARIANTS = {
-    "B/16": dict(tower=B, weight=0.25, image=256, patch_size=16, **V5E),
-    "L/16": dict(tower=L, weight=0.5, image=256, patch_size=16, **V5E),
-    "tiny": dict(tower=B, weight=0.25, **V5E, **TINY_VARIANT),
+    "B/16": dict(tower=B, weight=0.25, image=256, patch_size=16, **V5P),
+    "L/16": dict(tower=L, weight=0.5, image=256, patch_size=16, **V5P),
+    "tiny": dict(tower=B, weight=0.25, **V5P, **TINY_VARIANT),
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `arg`: "variant=B/16,image=256,path=...,tokenizer=...", optional."""
     given, variant = parse(arg, VARIANTS)
-    tower, size = variant["tower"], min(LOCAL_SIZE, given["image"] * 2 // 3)
+    tower, patch = variant["tower"], variant["patch_size"]
+    size = min(LOCAL_SIZE, given["image"] * 2 // 3) // patch * patch
     crop = f"random_resized_crop({size}, scale=(0.05, 0.4))|flip"
     return assemble(
         given,
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             decoder=dict(
                 name="transformer", memory="image", inputs="shared_words", head="tied",
-                mask_token=True, **tower,
+                mask_token=True, **tower | dict(depth=tower["depth"] // 2),
             ),
             embed_dim=tower["width"],
         ),

@@ -75,13 +75,14 @@ def check_tokenizer(preprocess: Preprocess, model: Mapping, saved: Mapping | Non
     `model` is config.model, `saved` the manifest of the checkpoint that the parameters come from.
     """
     tokenizer = preprocess.tokenizer
-    if tokenizer is None or not model.get("text"):
+    part = next((name for name in ("text", "decoder") if model.get(name)), None)
+    if tokenizer is None or part is None:
         return
-    vocab_size = model["text"]["vocab_size"]
+    vocab_size = model[part]["vocab_size"]
     if tokenizer.vocab_size > vocab_size:
         raise BadInput(
             f"{preprocess.where}: the tokenizer has {tokenizer.vocab_size} tokens, but "
-            f"config.model.text.vocab_size={vocab_size}; set it to at least that many"
+            f"config.model.{part}.vocab_size={vocab_size}; set it to at least that many"
         )
     trained_with = ((saved or {}).get("tokenizer") or {}).get("sha256")
     if trained_with not in (None, tokenizer.manifest()["sha256"]):

@@ -21,8 +21,8 @@ from mm.sharding.mesh import check_batch_size
 # Keys of a model that change how it is trained or computed, but not what it computes.
 SAME_FUNCTION = ("dtype",) + tuple(
     f"{tower}.{key}"
-    for tower in ("image", "text")
-    for key in ("dtype", "remat", "attention", "unroll", "dropout", "pool_dropout")
+    for tower in ("image", "text", "fusion", "decoder")
+    for key in ("dtype", "remat", "attention", "unroll", "dropout", "drop_path", "pool_dropout")
 )
 
 
@@ -69,7 +69,7 @@ def run_evaluations(
     """
     results = {}
     model = Model(
-        lambda batch: program.embed(state.params, batch),
+        lambda batch: program.embed(state, batch),
         lambda batch: program.losses(state, batch),
         program.batch_sharding,
     )

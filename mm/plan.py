@@ -217,7 +217,7 @@ def minimal_collective_bytes(program: Program) -> float:
     parts = axis_size(mesh, BATCH_AXES)
     if parts == 1:
         return 0.0
-    total = 3 * 4.0 * program.recipe.global_batch_size * model["embed_dim"]
+    total = 3 * 4.0 * program.recipe.global_batch_size * (model.get("embed_dim") or 0)
     for name, leaf in flatten(program.state.params).items():
         passes = 2 if name.endswith("/kernel") and name not in program.frozen else 1
         axes = {axis for entry in leaf.sharding.spec for axis in axes_of(entry)}

@@ -89,8 +89,8 @@ class Program:
     train_step(state, batch) -> (state, metrics), which donates the state;
     losses(state, batch) -> metrics of the objectives without dropout, nothing is trained;
     compare(state, batch) -> norms and cosines of the objectives' gradients;
-    apply(function) -> a jitted (params, batch) -> function(views), rows over the batch axes;
-    embed(params, batch) -> (zimg, ztxt), both [b, embed_dim];
+    apply(function) -> a jitted (state, batch) -> function(views), rows over the batch axes;
+    embed(state, batch) -> (zimg, ztxt), both [b, embed_dim];
     training_flops() of the matmuls of a step on all devices, without what is computed twice to save
     memory (but for the tiles of contrastive losses); need(what, part, ...) raises BadInput when the
     model lacks a part (`Multimodal.need`).
@@ -109,7 +109,7 @@ class Program:
     losses: Callable[[TrainState, Batch], Metrics]
     compare: Callable[[TrainState, Batch], Metrics]
     apply: Callable[[Callable[[Views], Any]], Callable[[Any, Batch], Any]]
-    embed: Callable[[Any, Batch], tuple[Array, Array]]
+    embed: Callable[[TrainState, Batch], tuple[Array, Array]]
     turns: Turns
     training_flops: Callable[[], float]
     need: Callable[..., None]
@@ -211,6 +211,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, (metrics, buffers)), grads = gradients(state, batch)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        updates = turns.hold_idle(updates, state.step)
         metrics |= {
             "loss": loss,
             "learning_rate": learning_rate(state.step),
@@ -247,14 +248,13 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         return compare_gradients(found)
 
     def apply(function: Callable[[Views], Any]) -> Callable[[Any, Batch], Any]:
-        def run(params: Any, batch: Batch) -> Any:
+        def run(state: TrainState, batch: Batch) -> Any:
             with use_sharding(mesh, rules):
                 rows = len(jax.tree.leaves(batch)[0])
                 keys = constrain(example_keys(jax.random.key(recipe.seed), rows), "batch")
-                model = merge(abstract._replace(params=params)).model
-                return function(Views(model, batch, keys, training=False))
+                return function(Views(merge(state).model, batch, keys, training=False))
 
-        return jax.jit(run, in_shardings=(shardings.params, by_batch), out_shardings=by_batch)
+        return jax.jit(run, in_shardings=(shardings, by_batch), out_shardings=by_batch)
 
     def training_flops() -> float:
         def step(state: TrainState, batch: Batch, keys: Keys, key: Array) -> Any:

@@ -40,8 +40,14 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
         )
         state = program.begin(state, params)
     if recipe.teacher and recipe.teacher["name"] == "checkpoint":
-        teacher = read_teacher(program, recipe.teacher["workdir"], recipe.teacher.get("step"))
+        teacher, theirs = read_teacher(program, **recipe.teacher)
         state = state._replace(extras=state.extras | {"teacher": teacher})
+        if theirs["tokenizer"] and (own := saved.get("tokenizer") or theirs["tokenizer"]):
+            if own["sha256"] != theirs["tokenizer"]["sha256"]:
+                raise BadInput(
+                    "config.teacher: was trained with another tokenizer than config.init's run"
+                )
+            saved = saved | {"tokenizer": own}
     return state, 0, saved
 
 
@@ -74,14 +80,24 @@ def read_parameters(
     return found["params"], {"tokenizer": manifest["tokenizer"]} if TEXT_EMBEDDING in names else {}
 
 
-def read_teacher(program: Program, workdir: str, step: int | None) -> Any:
-    """The parameters of config.teacher's model, from the checkpoint of a run.
+def read_teacher(
+    program: Program, *, name: str, workdir: str, model: Mapping, step: int | None = None
+) -> tuple[Any, dict]:
+    """The parameters of config.teacher's model, from the checkpoint of a run, and its manifest.
 
-    Raises BadInput when there is none, or its model was another than config.teacher.model.
+    Raises BadInput when there is none, its model was another than config.teacher.model, or it reads
+    other sizes than the model that it teaches.
     """
+    for part, key in (("image", "image_size"), ("text", "length")):
+        own, theirs = (m.get(part) for m in (program.recipe.model, model))
+        if own and theirs and own[key] != theirs[key]:
+            raise BadInput(
+                f"config.teacher.model.{part}.{key}={theirs[key]}: the teacher reads the same "
+                f"batch as config.model.{part}, whose {key} is {own[key]}"
+            )
     with open_run(workdir) as checkpointer:
         trained = checkpointer.manifest(step)["config"]["model"]
-        if changed := differences(plain(program.recipe.teacher["model"]), trained, SAME_FUNCTION):
+        if changed := differences(plain(model), trained, SAME_FUNCTION):
             raise BadInput(
                 f"config.teacher.model is not the model that {workdir} trained: {changed}; take "
                 "config.model of its config.json"
@@ -89,7 +105,7 @@ def read_teacher(program: Program, workdir: str, step: int | None) -> Any:
         wanted = {"params": {"model": program.state.extras["teacher"]}}
         found, manifest = checkpointer.restore(wanted, step, partial=True)
     say(f"the teacher is that of step {manifest['step']} in {workdir}")
-    return found["params"]["model"]
+    return found["params"]["model"], manifest
 
 
 def open_run(workdir: str) -> contextlib.closing[Checkpointer]:

@@ -60,6 +60,13 @@ def train(config: ConfigDict, directory: str) -> int:
         program = build_program(config)
         recipe = program.recipe
         logging = registry.call(Logging, recipe.log, "config.log")
+        if logging.gradients_every_steps and recipe.accumulation_steps > 1:
+            raise BadInput(
+                "config.log.gradients_every_steps: compares gradients of a whole batch at once; "
+                "set it to None, or config.accumulation_steps=1"
+            )
+        # What only shows when a step is traced is refused before anything is opened.
+        jax.eval_shape(program.train_step, program.state, program.batch_spec)
         source, preprocess, loading = open_input(recipe.input, "config.input")
         evaluations = open_evaluations(program, data_manifest(source, preprocess))
         check_best(recipe.checkpoint, recipe.evals)

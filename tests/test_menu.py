@@ -115,8 +115,8 @@ COVER = {
     "multiway": ["beit_fused", "masked_text_fused", "beit", "mae"],
     "none": ["parallel", "self_distillation"],
 }
-# The others take minutes each: tens of objectives' programs, compiled for three meshes.
-QUICK, SLOW = ("cross",), ("multiway", "none")
+# The others take minutes each: programs of several objectives, compiled for three meshes.
+QUICK = ("cross",)
 
 
 def test_the_covering_set_covers():
@@ -142,12 +142,7 @@ def check_meshes(fusion, names):
 
 @pytest.mark.parametrize(
     "fusion",
-    [
-        pytest.param(
-            f, marks=() if f in QUICK else getattr(pytest.mark, "slow" if f in SLOW else "matrix")
-        )
-        for f in COVER
-    ],
+    [pytest.param(f, marks=() if f in QUICK else pytest.mark.matrix) for f in COVER],
 )
 def test_steps_on_meshes_have_the_loss_of_one_device(fusion):
     check_meshes(fusion, COVER[fusion])

@@ -158,8 +158,8 @@ def test_the_randomness_is_keyed_by_the_seed(alone):
 
 
 def test_embeddings_are_normalized_and_need_no_key(alone):
-    params = alone.init(0).params
-    first, second = (alone.embed(params, batch(alone)) for _ in range(2))
+    state = alone.init(0)
+    first, second = (alone.embed(state, batch(alone)) for _ in range(2))
     for z, again in zip(first, second, strict=True):
         np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
         assert (z == again).all()
@@ -213,10 +213,10 @@ def test_uint8_images_are_read_as_minus_one_to_one(alone):
     values = batch(alone)
     shape = alone.batch_spec["image"].shape
     values["image"] = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    params = alone.init(0).params
-    found = alone.embed(params, values)[0]
+    state = alone.init(0)
+    found = alone.embed(state, values)[0]
     values["image"] = (values["image"] / 127.5 - 1).astype(np.float32)
-    np.testing.assert_allclose(found, alone.embed(params, values)[0], atol=1e-5)
+    np.testing.assert_allclose(found, alone.embed(state, values)[0], atol=1e-5)
 
 
 def test_the_batch_hash_sees_ids_and_their_order():

@@ -33,6 +33,8 @@ class Losses:
                 f"losses: batch_size={batch_size} must be from 1 to the {len(source)} examples of "
                 "the source"
             )
+        if shuffled and batch_size < 2:
+            raise BadInput(f"losses: shuffled=True needs a batch_size of 2, given {batch_size}")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.shuffled = shuffled
 
@@ -53,9 +55,10 @@ class Losses:
 
 
 def shuffle(batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Texts, and what goes with them, moved half a batch further."""
+    """Texts, and all that is of them, moved half a batch further; first halves of pairs stay."""
     half = len(batch["id"]) // 2
-    return {
-        name: jnp.roll(x, half, axis=0) if name.startswith("text") else x
-        for name, x in batch.items()
-    }
+
+    def moves(name: str) -> bool:
+        return name.startswith(("text", "teacher_text", "entities")) and "_first" not in name
+
+    return {name: jnp.roll(x, half, axis=0) if moves(name) else x for name, x in batch.items()}

@@ -37,7 +37,7 @@ class Memory(nnx.Module):
         self,
         *,
         path: str,
-        ids: str | None = None,
+        ids: str | None,
         query: Literal["image", "text"] = "image",
         neighbours: int = 4,
         chunk: int = 4096,

@@ -62,7 +62,8 @@ def find_weights(objectives: Mapping, total_steps: int) -> dict[str, Weight]:
         if isinstance(weight, Mapping):
             rest = {key: value for key, value in weight.items() if key != "peak"}
             factor = registry.build("schedule", rest, where, total_steps=total_steps)
-            peak = weight.get("peak", 1.0)
+            if type(peak := weight.get("peak", 1.0)) not in (int, float):
+                raise BadInput(f"{where}.peak={peak!r}: expected a number")
             weights[name] = lambda step, factor=factor, peak=peak: peak * factor(step)
         elif weight == "learned":
             weights[name] = None
@@ -86,6 +87,21 @@ class Turns(NamedTuple):
         begun = sum(step >= start for start, _ in self.phases[1:])
         length = len(self.phases[0][1])
         return begun * length + step % length
+
+    def hold_idle(self, updates: Any, step: Array) -> Any:
+        """Updates without those of what belongs to objectives that a step does not have.
+
+        Their gradient is zero, but weight decay and old moments would go on.
+        """
+        if len(self.groups) == 1:
+            return updates
+        index, held = self.index(step), dict(updates)
+        for part in ("objectives", "log_variances"):
+            held[part] = {}
+            for name, tree in updates.get(part, {}).items():
+                due = jnp.array([name in group for group in self.groups])[index]
+                held[part][name] = jax.tree.map(lambda x, due=due: jnp.where(due, x, 0), tree)
+        return {part: held[part] for part in updates}
 
     @property
     def groups(self) -> list[tuple[str, ...]]:

@@ -49,6 +49,9 @@ class MaskedImage(Objective):
             self.text_mask = registry.call(TextMask, text_mask, "text_mask")
             self.text_mask.check(model)
         self.ratio, self.context, self.patch_size = ratio, context, model.image.patch_size
+        patches = (model.image.image_size // self.patch_size) ** 2
+        if round(patches * ratio) in (0, patches):
+            raise BadInput(f"ratio={ratio}: of {patches} patches some must be hidden, some seen")
         self.width = (model.fusion if context == "fused" else model.image).width
         self.length = model.text.length if context == "fused" else 0
 

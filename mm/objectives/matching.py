@@ -183,5 +183,5 @@ def pair_gumbel(rows: UInt32[Array, "r"], columns: UInt32[Array, "c"]) -> Float[
         return x ^ (x >> 16)
 
     mixed = mix(rows[:, None] + mix(columns)[None])
-    uniform = (mixed >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
+    uniform = (mixed >> 9).astype(jnp.float32) * 2.0**-23 + 2.0**-24  # never 0 nor, rounded, 1
     return -jnp.log(-jnp.log(uniform))

@@ -68,7 +68,7 @@ class Momentum(Objective):
         size, batch = len(self.groups[...]), len(group)
         if size % batch:
             raise BadInput(f"queue_size={size} must be a multiple of the batch of {batch}")
-        at = self.step[...] * batch % size
+        at = self.step[...] % (size // batch) * batch
         for queue, new in zip((self.images, self.texts, self.groups), (*slow, group), strict=True):
             queue[...] = jax.lax.dynamic_update_slice_in_dim(queue[...], new, at, 0)
         ramp = jnp.minimum(1.0, self.step[...] / self.warmup) if self.warmup else 1.0

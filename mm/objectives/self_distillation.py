@@ -51,6 +51,11 @@ class SelfDistillation(Objective):
             )
         if not 0 <= replace < 1 or not 0 <= center_decay < 1:
             raise BadInput(f"replace={replace}, center_decay={center_decay}: expected 0 .. 1")
+        patch = getattr(model.image, "patch_size", 1)
+        if view_size is not None and view_size % patch:
+            raise BadInput(f"view_size={view_size}: expected a multiple of patch_size={patch}")
+        if replace and getattr(model.image, "mask_token", None) is None:
+            raise BadInput(f"replace={replace}: set config.model.image.mask_token=True")
         if min(temperature, teacher_temperature) <= 0:
             raise BadInput(f"temperature={temperature}, {teacher_temperature}: expected above 0")
         self.names, self.view_size, self.replace = views, view_size, replace

@@ -276,7 +276,7 @@ def test_a_program_writes_the_same_on_eight_devices_as_on_one(rules, method):
             keys = views.draws("generate")
             return generate(views.model, views.memory(), method, end_id=END, keys=keys)
 
-        return program.apply(function)(program.init(0).params, arrays)
+        return program.apply(function)(program.init(0), arrays)
 
     got = run(dict(mesh=dict(fsdp=8), rules=rules), None)
     want = run(dict(mesh=dict(fsdp=1), rules="dp"), jax.devices()[:1])

@@ -194,7 +194,7 @@ def test_32_labels_that_only_the_extra_tokens_tell_are_learned(memory, tmp_path,
     n, rows = 32, batch(32)
     if extra == "memory":
         np.save(tmp_path / "z.npy", unit(n))
-        spec = dict(memory=dict(path=str(tmp_path / "z.npy"), neighbours=1))
+        spec = dict(memory=dict(path=str(tmp_path / "z.npy"), ids=None, neighbours=1))
     else:
         rows["image"], spec = rows["image"] * 0, dict(entities=dict(count=n, max=1))
         rows["entities"] = jnp.arange(n, dtype=jnp.int32)[:, None]

@@ -175,3 +175,16 @@ def test_a_student_learns_from_the_checkpoint_of_another_run(tokenizer, tmp_path
     student.teacher.model.embed_dim = 8
     with pytest.raises(BadInput, match="not the model that .*teacher trained"):
         train(student, str(tmp_path / "other"))
+
+
+def test_what_an_idle_objective_owns_stays():
+    """Neither weight decay nor an old moment moves its head before its time."""
+    late = {"c": CONTRASTIVE, "m": MATCHING | {"from_step": 2}}
+    a_program = build(late, optimizer__weight_decay=0.5)
+    state = a_program.init(0)
+    heads = [np.asarray(state.params["objectives"]["m"]["head"]["kernel"])]
+    for _ in range(3):
+        state, _ = a_program.train_step(state, batch(a_program))
+        heads.append(np.asarray(state.params["objectives"]["m"]["head"]["kernel"]))
+    np.testing.assert_array_equal(heads[0], heads[2])
+    assert not np.array_equal(heads[2], heads[3])

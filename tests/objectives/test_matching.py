@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mm.config import BadInput
 from mm.models.keys import example_keys
-from mm.objectives.matching import hard_negatives, match_loss
+from mm.objectives.matching import hard_negatives, match_loss, pair_gumbel
 from mm.sharding.mesh import make_mesh
 from mm.sharding.rules import find_rules, use_sharding
 from tests.objectives.test_combine import build
@@ -114,3 +114,12 @@ def test_a_second_text_is_read_after_the_first_as_another_segment():
 def test_next_text_needs_two_segments():
     with pytest.raises(BadInput, match="config.model.text.segments=2"):
         build({"n": dict(name="next_text")})
+
+
+def test_noise_is_finite_at_the_ends_of_its_range():
+    """The largest and the least number that a hash can give."""
+    rows = jnp.arange(4096, dtype=jnp.uint32)
+    assert jnp.isfinite(pair_gumbel(rows, rows)).all()
+    for bits in (0, 2**23 - 1):
+        uniform = np.float32(bits) * np.float32(2.0**-23) + np.float32(2.0**-24)
+        assert 0 < uniform < 1

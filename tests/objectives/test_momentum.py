@@ -65,7 +65,7 @@ def test_the_teacher_follows_as_an_average(run):
 def test_a_step_puts_its_embeddings_into_the_queue_and_keeps_the_rest(run):
     a_program, before, after, data = run
     old, new = (state.extras["buffers"]["objectives"]["momentum"] for state in (before, after))
-    zimg, ztxt = a_program.embed(before.extras["teacher"], data)
+    zimg, ztxt = a_program.embed(before, data)
     for name, z in (("images", zimg), ("texts", ztxt)):
         np.testing.assert_allclose(new[name][:16], z, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(new[name][16:], old[name][16:])
@@ -86,3 +86,14 @@ def test_evaluation_leaves_the_queue_alone(run):
     a_program, _, after, data = run
     first, second = (a_program.losses(after, data) for _ in range(2))
     assert first == second
+
+
+def test_the_place_in_the_queue_is_right_after_billions_of_examples(run):
+    a_program, _, after, data = run
+    state = jax.tree.map(jnp.copy, after)
+    buffers = state.extras["buffers"]["objectives"]["momentum"]
+    buffers["step"] = jnp.int32(2**28 + 1)  # times the batch of 16 is beyond an int32
+    buffers["groups"] = jnp.full(32, -7, jnp.int32)
+    state, _ = a_program.train_step(state, data)
+    groups = state.extras["buffers"]["objectives"]["momentum"]["groups"]
+    np.testing.assert_array_equal(groups, [-7] * 16 + np.asarray(data["group"]).tolist())
