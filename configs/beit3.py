@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
         model=dict(
             image=dict(
                 name="vit", image_size=given["image"], patch_size=variant["patch_size"],
-                pool="cls", mask_token=True, depth=0, **stack,
+                pool="cls", mask_token=True, pre_norm=True, depth=0, **stack,
             ),
             text=dict(
                 name="transformer", vocab_size=64_010, length=64, pool="mean", mask_token=True,

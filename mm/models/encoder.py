@@ -280,7 +280,10 @@ class Stack(nnx.Module):
 
 
 class Encoder(Stack):
-    """A stack of blocks over the tokens of a batch, then a final norm if norms come first."""
+    """A stack of blocks over the tokens of a batch, then a final norm if norms come first.
+
+    At depth 0 it is nothing, and there is no norm either.
+    """
 
     def __init__(
         self,
@@ -292,7 +295,8 @@ class Encoder(Stack):
     ):
         make = partial(Block, spec, causal=causal, memory_width=memory_width)
         super().__init__(make, spec, rngs=rngs)
-        self.final_norm = spec.make_norm(rngs) if spec.norm_placement == "pre" else None
+        normed = spec.depth and spec.norm_placement == "pre"
+        self.final_norm = spec.make_norm(rngs) if normed else None
         self.kernel = spec.attention
 
     def __call__(self, x: Float[Array, "b n d"], *args: Any, **reads: Any) -> Float[Array, "b n d"]:

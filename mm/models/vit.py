@@ -26,7 +26,7 @@ class ViT(nnx.Module):
     """Image [b, h, w, 3] to tokens [b, n, width] and a pooled [b, width].
 
     The other keys are those of `EncoderSpec`. `stem` is the spec of a registered stem (default: one
-    matmul a patch). `position` is "learned", "sincos2d" (MoCo v3, fixed) or "rotary" (queries and
+    matmul a patch). `position` is "learned", "sincos2d" (MAE, fixed) or "rotary" (queries and
     keys turned by row and column: Heo et al. 2024, section 3.2). Learned positions are those of
     `position_size` pixels (default: image_size), resampled to the grid of the image. `pool` is
     "cls", "mean", "map" (attention pooling) or "flatten" (a layer of `pool_dim` over all tokens
@@ -199,14 +199,14 @@ class ViT(nnx.Module):
 
 
 def sincos2d(
-    grid: tuple[int, int], width: int, temperature: float = 10_000.0, *, endpoint: bool = True
+    grid: tuple[int, int], width: int, temperature: float = 10_000.0
 ) -> Float[np.ndarray, "n d"]:
-    """Fixed sine and cosine embeddings of row and column (MoCo v3, 2021).
+    """Fixed sine and cosine embeddings of column and row, as in the released code of MAE.
 
-    The lowest frequency is 1 / temperature; without `endpoint` the one above it (MAE).
+    The frequencies are temperature ** -(i / (width / 4)), as in MoCo v3; big_vision's divide i by
+    width / 4 - 1.
     """
-    steps = width // 4 - endpoint
-    omega = temperature ** -(np.arange(width // 4) / max(steps, 1))
+    omega = temperature ** -(np.arange(width // 4) / (width // 4))
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * omega
     parts = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
     return np.concatenate(parts, axis=1).astype(np.float32)

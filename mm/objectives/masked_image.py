@@ -148,7 +148,7 @@ class MAE(MaskedImage):
         count, width = grid[0] * grid[1], x.shape[-1]
         whole = jnp.broadcast_to(self.mask_token[...].astype(x.dtype), (len(x), count, width))
         x = jax.vmap(lambda whole, kept, x: whole.at[kept].set(x))(whole, kept, x)
-        x = x + jnp.asarray(sincos2d(grid, width, endpoint=False), x.dtype)
+        x = x + jnp.asarray(sincos2d(grid, width), x.dtype)
         x = self.decoder(jnp.concatenate([prefix, x], axis=1), None, keys)
         return self.out(x[:, self.prefix :])
 

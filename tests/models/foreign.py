@@ -165,21 +165,29 @@ def blocks(theirs: str, ours: str, depth: int, parts: Mapping[str, str]) -> Tabl
     return join(*tables)
 
 
-def lxmert_block(stream: str, ours: str) -> Table:
-    """What follows the cross-attention in one of LXMERT's two streams, "visn" or "lang"."""
+def lxmert(ours: str) -> Table:
+    """A layer of LXMERT's cross-modality encoder, the only one of a stack of ours."""
     parts = {
-        "attention/query": "self_att.self.query",
-        "attention/key": "self_att.self.key",
-        "attention/value": "self_att.self.value",
-        "attention/out": "self_att.output.dense",
-        "attention_branch/norm": "self_att.output.LayerNorm",
-        "mlp/up": "inter.dense",
-        "mlp/down": "output.dense",
-        "mlp_branch/norm": "output.LayerNorm",
+        "crosses/shared/query": "visual_attention.att.query",
+        "crosses/shared/key": "visual_attention.att.key",
+        "crosses/shared/value": "visual_attention.att.value",
+        "crosses/shared/out": "visual_attention.output.dense",
+        "cross_branches/shared/norm": "visual_attention.output.LayerNorm",
     }
+    for stream, theirs in (("image", "visn"), ("text", "lang")):
+        parts |= {
+            f"blocks/{stream}/attention/query": f"{theirs}_self_att.self.query",
+            f"blocks/{stream}/attention/key": f"{theirs}_self_att.self.key",
+            f"blocks/{stream}/attention/value": f"{theirs}_self_att.self.value",
+            f"blocks/{stream}/attention/out": f"{theirs}_self_att.output.dense",
+            f"blocks/{stream}/attention_branch/norm": f"{theirs}_self_att.output.LayerNorm",
+            f"blocks/{stream}/mlp/up": f"{theirs}_inter.dense",
+            f"blocks/{stream}/mlp/down": f"{theirs}_output.dense",
+            f"blocks/{stream}/mlp_branch/norm": f"{theirs}_output.LayerNorm",
+        }
     return join(
         *(
-            (norm if part.endswith("norm") else linear)(f"{stream}_{name}", f"{ours}/{part}")
+            (norm if part.endswith("norm") else linear)(name, f"{ours}/{part}", 0)
             for part, name in parts.items()
         )
     )
@@ -224,6 +232,17 @@ def vit(depth: int, prefix: str = "") -> Table:
         )
         | blocks(f"{prefix}encoder.layer", "encoder/blocks", depth, VIT)
         | norm(f"{prefix}layernorm", "encoder/final_norm")
+    )
+
+
+def mae_decoder(depth: int) -> Table:
+    """The decoder of transformers' ViTMAE, but for its fixed positions."""
+    return (
+        linear("decoder.decoder_embed", "embed")
+        | same("decoder.mask_token", "mask_token")
+        | blocks("decoder.decoder_encoder.layer", "decoder/blocks", depth, VIT)
+        | norm("decoder.decoder_norm", "decoder/final_norm")
+        | linear("decoder.decoder_pred", "out")
     )
 
 
@@ -297,6 +316,22 @@ def blip_image(depth: int) -> Table:
         )
         | blocks("vision_model.encoder.layers", "encoder/blocks", depth, BLIP_IMAGE)
         | norm("vision_model.post_layernorm", "encoder/final_norm")
+    )
+
+
+def vilt(depth: int) -> Table:
+    """transformers' ViLT; it has the type of texts first, and ours that of images."""
+    image = patches(
+        "embeddings.patch_embeddings.projection",
+        "embeddings.position_embeddings",
+        "embeddings.cls_token",
+    )
+    return (
+        under("image", image)
+        | under("text", words("embeddings.text_embeddings"))
+        | {"embeddings.token_type_embeddings.weight": [Target("fusion/types", lambda x: x[::-1])]}
+        | blocks("encoder.layer", "fusion/encoder/blocks", depth, VIT)
+        | norm("layernorm", "fusion/encoder/final_norm")
     )
 
 

@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mm import registry
 from mm.config import BadInput
-from mm.models import vit as vit_module
-from mm.models.encoder import Block, Branch, Encoder, EncoderSpec, Reads
+from mm.models import vit
+from mm.models.encoder import Encoded
+from mm.models.fusion.base import Widths
 from mm.models.keys import example_keys
-from mm.models.layers import ACTIVATIONS, LayerNorm, Linear, param
 from mm.models.multimodal import Multimodal
-from mm.models.resnet import ResNet
-from mm.models.stem import cut
-from mm.models.text import TextTransformer
-from mm.models.vit import ViT
-from mm.objectives import Views
-from mm.objectives.contrastive import Contrastive
+from mm.models.resnet import STAGES, ResNet
+from mm.models.vit import ViT, sincos2d
+from mm.objectives import Views, masked_image
+from mm.objectives.matching import Matching
 from mm.optim.paths import flatten, map_paths
 from tests.models import foreign
 from tests.models.foreign import Table, linear, norm, same, under
@@ -107,22 +106,26 @@ def test_vit():
     check("vit", lambda: ViT(pool="cls", **IMAGE, **TOWER, rngs=nnx.Rngs(0)), foreign.vit(2), run)
 
 
-class Pairs(nnx.Module):
-    """A model and its contrastive loss."""
+class Trained(nnx.Module):
+    """A model and an objective of it."""
 
-    def __init__(self, kind: str, **spec):
-        self.model = Multimodal(**spec, rngs=nnx.Rngs(0))
-        self.loss = Contrastive(kind=kind, model=self.model, rngs=nnx.Rngs(0))
+    def __init__(self, objective: dict, **model):
+        rngs = nnx.Rngs(0)
+        self.model = Multimodal(**model, rngs=rngs)
+        given = dict(model=self.model, rngs=rngs)
+        self.objective = registry.build("objective", objective, "objective", **given)
 
-    def __call__(self, inputs, text_mask):
-        batch = dict(image=pixels(inputs), text=inputs["text"], text_mask=text_mask)
-        views = Views(self.model, batch | {"group": jnp.arange(len(text_mask))}, None)
-        image, text = views.image_embedding().z, views.text_embedding().z
-        logits = jnp.exp(self.loss.log_scale[...]) * image @ text.T
-        if self.loss.bias is not None:
-            logits = logits + self.loss.bias[...]
-        loss = self.loss(views, jax.random.key(0)).value
-        return dict(image=image, text=text, logits=logits, loss=loss)
+
+def contrasted(trained: Trained, inputs, text_mask):
+    batch = dict(image=pixels(inputs), text=inputs["text"], text_mask=text_mask)
+    views = Views(trained.model, batch | {"group": jnp.arange(len(text_mask))}, None)
+    image, text = views.image_embedding().z, views.text_embedding().z
+    objective = trained.objective
+    logits = jnp.exp(objective.log_scale[...]) * image @ text.T
+    if objective.bias is not None:
+        logits = logits + objective.bias[...]
+    loss = objective(views, jax.random.key(0)).value
+    return dict(image=image, text=text, logits=logits, loss=loss)
 
 
 def test_clip():
@@ -130,12 +133,12 @@ def test_clip():
     stem = dict(name="linear", bias=False)
     image = dict(name="vit", pool="cls", pre_norm=True, stem=stem, **IMAGE) | SHALLOW | more
     text = dict(name="transformer", causal=True, pool="last", **TEXT) | TOWER | more
-    table = under("model", foreign.clip(1, 2)) | same("logit_scale", "loss/log_scale")
+    objective = dict(name="contrastive", kind="softmax")
     check(
         "clip",
-        lambda: Pairs("softmax", image=image, text=text, embed_dim=8),
-        table,
-        lambda pairs, inputs: pairs(inputs, inputs["text_mask"]),
+        lambda: Trained(objective, image=image, text=text, embed_dim=8),
+        under("model", foreign.clip(1, 2)) | same("logit_scale", "objective/log_scale"),
+        lambda trained, inputs: contrasted(trained, inputs, inputs["text_mask"]),
     )
 
 
@@ -144,219 +147,170 @@ def test_siglip():
     image = dict(name="vit", pool="map", **IMAGE) | SHALLOW | more
     text = dict(name="transformer", pool="last", **TEXT) | TOWER | more
     spec = dict(embed_dim=16, image_projection="none", text_projection="affine")
-    scalars = same("logit_scale", "loss/log_scale") | same("logit_bias", "loss/bias")
+    objective = dict(name="contrastive", kind="sigmoid")
+    scalars = same("logit_scale", "objective/log_scale") | same("logit_bias", "objective/bias")
     check(
         "siglip",
-        lambda: Pairs("sigmoid", image=image, text=text, **spec),
+        lambda: Trained(objective, image=image, text=text, **spec),
         under("model", foreign.siglip(1, 2)) | scalars,
-        lambda pairs, inputs: pairs(inputs, jnp.ones_like(inputs["text"], bool)),
+        lambda trained, inputs: contrasted(trained, inputs, jnp.ones_like(inputs["text"], bool)),
     )
-
-
-class MaskedWords(nnx.Module):
-    """BERT's tower and head: a layer, a norm, and the embeddings as the output's weights."""
-
-    def __init__(self):
-        rngs, width = nnx.Rngs(0), TOWER["width"]
-        tower = dict(BERT, segments=2, norm_placement="post", **TOWER)
-        self.text = TextTransformer(**tower, rngs=rngs)
-        self.transform = Linear((width,), (width,), (None, "embed"), rngs=rngs)
-        self.norm = LayerNorm(width, epsilon=1e-3, rngs=rngs)
-        self.bias = param(rngs, jax.nn.initializers.zeros, (24,), ("vocab",))
-
-    def __call__(self, inputs):
-        read = inputs["text"], inputs["text_mask"]
-        tokens = self.text(*read, segments=inputs["segments"]).tokens
-        hidden = self.norm(ACTIVATIONS["gelu"](self.transform(tokens)))
-        logits = hidden @ self.text.embedding[...].T + self.bias[...]
-        masked = inputs["masked"]
-        targets = jnp.where(masked, inputs["targets"], 0)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-        loss = (losses * masked).sum() / masked.sum()
-        return dict(tokens=tokens, logits=logits, loss=loss)
 
 
 def test_bert():
+    """The masks are the file's, in the place of those that the objective would draw."""
+
+    ratio = 0.5  # there is room for 3 of 6 words; the file has 2 at most
+
+    def run(trained, inputs):
+        model, objective = trained.model, trained.objective
+        mask, name = inputs["text_mask"], f"text_masked_{ratio}_tokens_0"
+        batch = {
+            "text": inputs["targets"],  # what the words were; -100 where none is masked
+            "text_words": jnp.where(mask, jnp.arange(6), -1),
+            name: inputs["text"],
+            f"{name}_mask": mask,
+            f"{name}_segments": inputs["segments"],
+            f"{name}_chosen": inputs["masked"],
+        }
+        views = Views(model, batch, None)
+        loss = objective(views, jax.random.key(0)).value
+        tokens = views.encode(objective.mask.view(views)).tokens
+        logits = objective.head(tokens, model.text.embedding[...])
+        return dict(tokens=tokens, logits=logits, loss=loss)
+
+    objective = dict(name="masked_text", ratio=ratio, mask_id=0, norm_epsilon=1e-3)
+    text = dict(name="transformer", segments=2, norm_placement="post", **BERT, **TOWER)
     head = (
-        linear("cls.predictions.transform.dense", "transform")
-        | norm("cls.predictions.transform.LayerNorm", "norm")
-        | same("cls.predictions.bias", "bias")
+        linear("cls.predictions.transform.dense", "objective/head/transform")
+        | norm("cls.predictions.transform.LayerNorm", "objective/head/norm")
+        | same("cls.predictions.bias", "objective/head/bias")
     )
-    table = under("text", foreign.bert(2)) | head
-    check("bert", MaskedWords, table, lambda model, inputs: model(inputs))
-
-
-class MaskedPatches(nnx.Module):
-    """The encoder of an MAE, its decoder and its loss (He et al. 2022, section 3)."""
-
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.image = ViT(pool="cls", image_size=16, patch_size=4, **TOWER, rngs=rngs)
-        self.enter = Linear((16,), (16,), (None, "embed"), rngs=rngs)
-        zeros = jax.nn.initializers.zeros
-        self.mask_token = param(rngs, zeros, (1, 16), (None, "embed"))
-        self.position = param(rngs, zeros, (17, 16), ("tokens", "embed"))
-        self.decoder = Encoder(EncoderSpec(**dict(TOWER, depth=1, num_heads=4)), rngs=rngs)
-        self.out = Linear((16,), (48,), ("embed", "patch"), rngs=rngs)
-
-    def __call__(self, inputs):
-        rows = jnp.arange(3)[:, None]
-        seen = self.image(pixels(inputs), keep=0.25, draw=example_keys(jax.random.key(0), 3))
-        x = self.enter(seen.tokens)
-        places = jnp.broadcast_to(self.mask_token[...], (3, 16, 16)).at[rows, seen.kept]
-        x = jnp.concatenate([x[:, :1], places.set(x[:, 1:])], 1) + self.position[...]
-        drawn = self.out(self.decoder(x))[:, 1:]
-        target = cut(pixels(inputs), 4).reshape(3, 16, 48)
-        mean, variance = target.mean(-1, keepdims=True), target.var(-1, ddof=1, keepdims=True)
-        errors = jnp.square(drawn - (target - mean) / jnp.sqrt(variance + 1e-6)).mean(-1)
-        masked = jnp.ones((3, 16)).at[rows, seen.kept].set(0.0)
-        loss = (errors * masked).sum() / masked.sum()
-        return dict(tokens=seen.tokens, pixels=drawn, masked=masked, loss=loss)
+    table = under("model/text", foreign.bert(2)) | head
+    check("bert", lambda: Trained(objective, text=text), table, run)
 
 
 def test_vit_mae(monkeypatch):
-    noise = read("vit_mae").input["noise"]
-    monkeypatch.setattr(vit_module, "uniform", lambda keys, shape: jnp.asarray(noise))
-    decoder = (
-        linear("decoder.decoder_embed", "enter")
-        | same("decoder.mask_token", "mask_token")
-        | same("decoder.decoder_pos_embed", "position")
-        | foreign.blocks("decoder.decoder_encoder.layer", "decoder/blocks", 1, foreign.VIT)
-        | norm("decoder.decoder_norm", "decoder/final_norm")
-        | linear("decoder.decoder_pred", "out")
+    """The noise is the file's; the fixed positions are ours, rounded to the file's float16."""
+
+    def rounded(*given):
+        return sincos2d(*given).astype(np.float16)
+
+    def run(trained, inputs):
+        keys = example_keys(jax.random.key(0), 3)
+        views = Views(trained.model, {"image": pixels(inputs)}, keys, training=False)
+        loss = trained.objective(views, jax.random.key(0)).value
+        seen = views.image(keep=0.25)
+        found = trained.objective.decode(seen.tokens, seen.kept, (4, 4))
+        masked = jnp.ones((3, 16)).at[jnp.arange(3)[:, None], seen.kept].set(0.0)
+        return dict(tokens=seen.tokens, pixels=found, masked=masked, loss=loss)
+
+    golden = read("vit_mae")
+    fixed = "vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"
+    for name in fixed:  # zeros at the class token
+        want = np.concatenate([np.zeros((1, 16)), rounded((4, 4), 16)])
+        np.testing.assert_array_equal(golden.weight[name][0], want)
+    for module in (vit, masked_image):
+        monkeypatch.setattr(module, "sincos2d", rounded)
+    monkeypatch.setattr(vit, "uniform", lambda keys, shape: jnp.asarray(golden.input["noise"]))
+    objective = dict(name="mae", ratio=0.75, decoder=dict(TOWER, depth=1, num_heads=4))
+    image = dict(name="vit", pool="cls", position="sincos2d", image_size=16, patch_size=4, **TOWER)
+    table = (
+        under("model/image", foreign.vit(2, "vit."))
+        | under("objective", foreign.mae_decoder(1))
+        | {name: [] for name in fixed}
     )
-    table = under("image", foreign.vit(2, "vit.")) | decoder
-    check("vit_mae", MaskedPatches, table, lambda model, inputs: model(inputs))
+    check("vit_mae", lambda: Trained(objective, image=image), table, run)
 
 
 class Retrieval(nnx.Module):
     """BLIP: one text tower reads the text alone for cosines, and with the image for matches.
 
-    Ours has a fusion for the second, with layers of its own; so there are two models of one
-    image tower each, and the weights that BLIP shares fill both.
+    Ours has a fusion for the second, with layers of its own; so there are two models around one
+    image tower, and the weights that BLIP's two uses of its text tower share fill both.
     """
 
     def __init__(self):
         rngs = nnx.Rngs(0)
         image = dict(name="vit", pool="cls", **IMAGE, **SHALLOW)
-        post = dict(norm_placement="post")
-        text = dict(name="transformer", **BERT, **TOWER) | post
+        text = dict(name="transformer", norm_placement="post", **BERT, **TOWER)
         bias = dict(image_projection="affine", text_projection="affine")
+        fusion = dict(name="cross", pool="first", norm_placement="post", **TOWER)
         self.towers = Multimodal(image=image, text=text, embed_dim=8, **bias, rngs=rngs)
-        self.fused = Multimodal(
-            image=image,
-            text=text | dict(depth=0),
-            fusion=dict(name="cross", pool="first", **TOWER) | post,
-            rngs=rngs,
-        )
-        self.head = Linear((16,), (2,), ("embed", None), rngs=rngs)
+        self.fused = Multimodal(image=image, text=text | dict(depth=0), fusion=fusion, rngs=rngs)
+        self.fused.image = self.towers.image
+        self.matching = Matching(temperature=None, model=self.fused, rngs=rngs)
 
     def __call__(self, inputs):
-        batch = dict(image=pixels(inputs), text=inputs["text"], text_mask=inputs["text_mask"])
-        views = Views(self.towers, batch, None)
+        text, mask = inputs["text"], inputs["text_mask"]
+        views = Views(self.towers, dict(image=pixels(inputs), text=text, text_mask=mask), None)
         cosines = views.image_embedding().z @ views.text_embedding().z.T
-        fused = Views(self.fused, batch, None).fuse()
-        return dict(cosines=cosines, matches=self.head(fused.pooled))
+        fused = self.fused.fuse(views.image(), self.fused.encode_text(text, mask=mask))
+        return dict(cosines=cosines, matches=self.matching.head(fused.pooled))
 
 
 def test_blip():
-    theirs, image = "text_encoder.encoder.layer", foreign.blip_image(1)
+    theirs = "text_encoder.encoder.layer"
     embeddings = foreign.words("text_encoder.embeddings", segments=False)
     table = foreign.join(
-        under("towers/image", image),
+        under("fused/image", foreign.blip_image(1)),  # and towers/image, which it is
         under("towers/text", embeddings),
         foreign.blocks(theirs, "towers/text/encoder/blocks", 2, foreign.BERT),
         linear("vision_proj", "towers/image_projection"),
         linear("text_proj", "towers/text_projection"),
-        under("fused/image", image),
         under("fused/text", embeddings),
         foreign.blocks(theirs, "fused/fusion/encoder/blocks", 2, foreign.BERT | foreign.BLIP_CROSS),
-        linear("itm_head", "head"),
+        linear("itm_head", "matching/head"),
     )
     check("blip", Retrieval, table, lambda model, inputs: model(inputs))
 
 
-class TwoStreams(nnx.Module):
-    """LXMERT: one cross-attention for both directions, then a block of each stream."""
-
-    def __init__(self):
-        spec = EncoderSpec(**TOWER | dict(norm_epsilon=1e-12, norm_placement="post"))
-        rngs = nnx.Rngs(0)
-        self.branch, self.cross = Branch(spec, rngs=rngs), spec.make_attention(rngs)
-        self.image, self.text = (Block(spec, rngs=rngs) for _ in range(2))
-
-    def __call__(self, inputs):
-        masks = {"image": None, "text": inputs["text_mask"]}
-        x = {name: inputs[name].reshape(-1, 16) for name in masks}
-        found = {}
-        for name, other in (("image", "text"), ("text", "image")):
-
-            def attend(y, other=other):
-                return self.cross(y, x[other], masks[other], batch=3)
-
-            y = self.branch(x[name], attend, batch=3)
-            y = getattr(self, name)(y, Reads(masks[name]), batch=3)
-            found[name] = y.reshape(inputs[name].shape)
-        return found
-
-
 def test_lxmert():
-    table = foreign.join(
-        *(
-            linear(f"visual_attention.att.{part}", f"cross/{part}")
-            for part in ("query", "key", "value")
-        ),
-        linear("visual_attention.output.dense", "cross/out"),
-        norm("visual_attention.output.LayerNorm", "branch/norm"),
-        foreign.lxmert_block("visn", "image"),
-        foreign.lxmert_block("lang", "text"),
-    )
-    check("lxmert", TwoStreams, table, lambda model, inputs: model(inputs))
+    """One layer of its cross-modality encoder."""
 
+    def make():
+        spec = SHALLOW | dict(norm_epsilon=1e-12, norm_placement="post")
+        kind = dict(name="coattention", shared_cross=True, cross_mlp=False)
+        widths = Widths(dict(image=16, text=16), dict(image=16, text=16))
+        return registry.build("fusion", kind | spec, "fusion", widths=widths, rngs=nnx.Rngs(0))
 
-class SingleStream(nnx.Module):
-    """ViLT: words and patches with their types, one below the other, through one stack."""
+    def run(fusion, inputs):
+        masks = dict(image=None, text=inputs["text_mask"])
+        sides = [Encoded(inputs[name], inputs[name][:, 0], masks[name]) for name in masks]
+        fused = fusion(*sides)
+        return dict(image=fused.image, text=fused.text)
 
-    def __init__(self):
-        rngs, post = nnx.Rngs(0), dict(depth=0, norm_placement="post")  # no norm at the end
-        self.image = ViT(pool="cls", **IMAGE, **TOWER | post, rngs=rngs)
-        self.text = TextTransformer(**BERT, segments=2, **TOWER | post, rngs=rngs)
-        self.types = param(rngs, jax.nn.initializers.zeros, (2, 16), (None, "embed"))
-        self.encoder = Encoder(EncoderSpec(**TOWER), rngs=rngs)
-
-    def __call__(self, inputs):
-        mask = inputs["text_mask"]
-        text = self.text(inputs["text"], mask).tokens + self.types[0]
-        image = self.image(pixels(inputs)).tokens + self.types[1]
-        both = jnp.concatenate([mask, jnp.ones(image.shape[:2], bool)], 1)
-        x = self.encoder(jnp.concatenate([text, image], 1), both)
-        return dict(text=x[:, :6] * mask[..., None], image=x[:, 6:])
+    check("lxmert", make, foreign.lxmert("stack/blocks"), run)
 
 
 def test_vilt():
-    table = (
-        under("image", foreign.patches(
-            "embeddings.patch_embeddings.projection",
-            "embeddings.position_embeddings",
-            "embeddings.cls_token",
-        ))
-        | under("text", foreign.words("embeddings.text_embeddings"))
-        | same("embeddings.token_type_embeddings.weight", "types")
-        | foreign.blocks("encoder.layer", "encoder/blocks", 2, foreign.VIT)
-        | norm("layernorm", "encoder/final_norm")
-    )  # fmt: skip
-    check("vilt", SingleStream, table, lambda model, inputs: model(inputs))
+    def run(model, inputs):
+        batch = dict(image=pixels(inputs), text=inputs["text"], text_mask=inputs["text_mask"])
+        fused = Views(model, batch, None).fuse()
+        return dict(text=fused.text * inputs["text_mask"][..., None], image=fused.image)
+
+    def make():
+        none = TOWER | dict(depth=0)
+        image = dict(name="vit", pool="cls", **IMAGE, **none)
+        text = dict(name="transformer", segments=2, **BERT, **none)
+        fusion = dict(name="early", **TOWER)
+        return Multimodal(image=image, text=text, fusion=fusion, rngs=nnx.Rngs(0))
+
+    check("vilt", make, foreign.vilt(2), run)
 
 
 @pytest.mark.parametrize(
     "depth, sizes", [(18, dict(base_width=2, groups=2)), (50, dict(base_width=1, groups=1))]
 )
-def test_resnet(depth, sizes):
+def test_resnet(depth, sizes, monkeypatch):
+    """With the blocks of that depth, but few of them: each takes long to compile."""
+
     def run(model, inputs):
         tokens = model(pixels(inputs)).tokens
         side = int(tokens.shape[1] ** 0.5)
         return {"map": tokens.swapaxes(1, 2).reshape(len(tokens), -1, side, side)}
 
+    monkeypatch.setitem(STAGES, depth, (1, 2, 1))
     spec = dict(image_size=34, depth=depth, **sizes)
     make = lambda: ResNet(**spec, rngs=nnx.Rngs(0))  # noqa: E731
     check(f"resnet{depth}", make, foreign.resnet(depth), run)
@@ -376,5 +330,6 @@ def test_a_weight_without_a_place_and_a_place_without_a_weight_are_refused():
 
 def test_a_pooled_vector_without_projection_must_be_as_wide_as_the_space():
     tower = dict(name="vit", **IMAGE, **TOWER)
+    spec = dict(image=tower, embed_dim=8, image_projection="none")
     with pytest.raises(BadInput, match="embed_dim=8, and a pooled vector of width 16"):
-        Multimodal(image=tower, embed_dim=8, image_projection="none", rngs=nnx.Rngs(0))
+        nnx.eval_shape(lambda: Multimodal(**spec, rngs=nnx.Rngs(0)))

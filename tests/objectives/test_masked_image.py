@@ -146,14 +146,14 @@ def test_kept_tokens_return_to_their_places_before_the_decoder():
     kept = jnp.array([[7, 0, 12, 3]])
     tokens = jnp.concatenate([jnp.full((1, 1, 16), 99.0), kept[..., None] * jnp.ones(16)], 1)
     an_objective.embed = lambda x: x[..., :8]
-    found = an_objective.decode(tokens, kept, (4, 4)) - sincos2d((4, 4), 8, endpoint=False)
+    found = an_objective.decode(tokens, kept, (4, 4)) - sincos2d((4, 4), 8)
     want = np.broadcast_to(an_objective.mask_token[...], (16, 8)).copy()
     want[[0, 3, 7, 12]] = np.array([0, 3, 7, 12])[:, None]
     np.testing.assert_allclose(found[0], want, atol=1e-6)
 
 
-def test_positions_of_the_decoder_are_those_of_the_paper():
-    found = sincos2d((2, 3), 8, endpoint=False)
+def test_fixed_positions_are_those_of_mae():
+    found = sincos2d((2, 3), 8)
     omega = np.array([1, 1e-2])
     for place in range(6):
         row, column = divmod(place, 3)
