@@ -56,7 +56,9 @@ OBJECTIVES: dict[str, dict] = {
     "prefix": dict(name="captioning", prefix=True),
     "parallel": dict(name="captioning", parallel=0.75),
     "simclr": dict(name="simclr", hidden=512, out=128),
-    "text_views": dict(name="simclr", tower="text", spans=0.3, same="group", hidden=512, out=128),
+    "text_views": dict(
+        name="simclr", tower="text", spans=0.3, special=(2,), same="group", hidden=512, out=128
+    ),
     "self_distillation": dict(
         name="self_distillation", views=("one", "two"), view_size=IMAGE_SIZE, replace=0.4,
         prototypes=256, hidden=256, bottleneck=64,

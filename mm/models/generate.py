@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from mm import registry
 from mm.config import BadInput
 from mm.models.cache import Cache, empty_cache, read, step
 from mm.models.encoder import Encoded
@@ -129,7 +128,6 @@ def generate(
     return Generated(state.ids[:, 0], state.scores[:, 0])
 
 
-@registry.register("generation", "greedy")
 @dataclasses.dataclass(frozen=True)
 class Greedy(Method):
     """The most likely token, each time."""
@@ -138,7 +136,6 @@ class Greedy(Method):
         return jnp.zeros_like(lengths), tokens.argmax(-1).astype(jnp.int32)
 
 
-@registry.register("generation", "nucleus")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Nucleus(Method):
     """Drawn from the fewest tokens that hold `p` of the probability (Holtzman et al. 2020, eq. 3).
@@ -162,7 +159,6 @@ class Nucleus(Method):
         return jnp.zeros_like(lengths), drawn[:, None].astype(jnp.int32)
 
 
-@registry.register("generation", "beam")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beam(Method):
     """The `width` best sequences so far, by log-probability / ((5 + length) / 6)^length_penalty.

@@ -19,10 +19,7 @@ from mm.objectives.base import Buffer, Objective
 from mm.objectives.views import Views
 
 Weight = float | Callable[[Array], Array] | None  # None: learned
-OF_COMBINATION = (
-    "weight",
-    "from_step",
-)  # keys of config.objectives.NAME that are not the objective's own
+OF_COMBINATION = ("weight", "from_step")  # not an objective's own keys
 
 
 class System(nnx.Module):
