@@ -71,6 +71,7 @@ def run_evaluations(
     model = Model(
         lambda batch: program.embed(state, batch),
         lambda batch: program.losses(state, batch),
+        lambda batch: program.match(state, batch),
         program.batch_sharding,
     )
     for name, (evaluator, _) in evaluations.items():

@@ -89,11 +89,12 @@ class Program:
     train_step(state, batch) -> (state, metrics), which donates the state;
     losses(state, batch) -> metrics of the objectives without dropout, nothing is trained;
     compare(state, batch) -> norms and cosines of the objectives' gradients;
-    apply(function) -> a jitted (state, batch) -> function(views), rows over the batch axes;
-    embed(state, batch) -> (zimg, ztxt), both [b, embed_dim];
+    apply(function) -> a jitted (state, batch) -> function(system, views), rows over the batch axes;
+    embed(state, batch) -> (zimg, ztxt), both [b, embed_dim]; match(state, batch) -> [b], the logit
+    of the first objective that tells pairs from others;
     training_flops() of the matmuls of a step on all devices, without what is computed twice to save
     memory (but for the tiles of contrastive losses); need(what, part, ...) raises BadInput when the
-    model lacks a part (`Multimodal.need`).
+    system lacks a part (`System.need`).
     """
 
     recipe: Recipe
@@ -108,8 +109,9 @@ class Program:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     losses: Callable[[TrainState, Batch], Metrics]
     compare: Callable[[TrainState, Batch], Metrics]
-    apply: Callable[[Callable[[Views], Any]], Callable[[Any, Batch], Any]]
+    apply: Callable[[Callable[[System, Views], Any]], Callable[[Any, Batch], Any]]
     embed: Callable[[TrainState, Batch], tuple[Array, Array]]
+    match: Callable[[TrainState, Batch], Array]
     turns: Turns
     training_flops: Callable[[], float]
     need: Callable[..., None]
@@ -247,12 +249,13 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
                 found[name] = differentiated(merge, see)(loss, state, batch, keys)[1]
         return compare_gradients(found)
 
-    def apply(function: Callable[[Views], Any]) -> Callable[[Any, Batch], Any]:
+    def apply(function: Callable[[System, Views], Any]) -> Callable[[Any, Batch], Any]:
         def run(state: TrainState, batch: Batch) -> Any:
             with use_sharding(mesh, rules):
                 rows = len(jax.tree.leaves(batch)[0])
                 keys = constrain(example_keys(jax.random.key(recipe.seed), rows), "batch")
-                return function(Views(merge(state).model, batch, keys, training=False))
+                system = merge(state)
+                return function(system, Views(system.model, batch, keys, training=False))
 
         return jax.jit(run, in_shardings=(shardings, by_batch), out_shardings=by_batch)
 
@@ -286,10 +289,11 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         losses=jax.jit(losses, in_shardings=step_in, out_shardings=replicated),
         compare=jax.jit(compare, in_shardings=step_in, out_shardings=replicated),
         apply=apply,
-        embed=apply(lambda views: (views.image_embedding().z, views.text_embedding().z)),
+        embed=apply(lambda _, views: (views.image_embedding().z, views.text_embedding().z)),
+        match=apply(lambda system, views: system.matcher.match(views)),
         turns=turns,
         training_flops=training_flops,
-        need=system.model.need,
+        need=system.need,
     )
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from mm import registry
 from mm.config import BadInput
 from mm.evals.base import Model
+from mm.evals.rerank import place, pool_arrays, reranked
 from mm.report import retrieval as report
 from mm.runtime.workdir import write_atomic
 
@@ -33,35 +34,53 @@ _BLOCK = 128  # queries at a time; pools are padded to a multiple, so that no ti
 class Retrieval:
     """Retrieval in both directions over all of `source`, batch_size examples at a time.
 
-    Raises BadInput when the source is empty.
+    rerank: so many of the first are put in order by the matching head as well, which gives
+    "reranked/text_to_image/recall@1" and so on. The arrays of all examples are then kept in the
+    memory of each host. Raises BadInput when the source is empty.
     """
 
     needs = ("image", "text", "embed_dim")  # of the model
     reads = ("image", "text", "text_mask")  # of a batch
 
-    def __init__(self, *, source: Any, preprocess: Any, batch_size: int):
+    def __init__(self, *, source: Any, preprocess: Any, batch_size: int, rerank: int = 0):
         if len(source) < 1:
             raise BadInput("retrieval: the source is empty")
         if batch_size < 1:
             raise BadInput(f"batch_size={batch_size} must be at least 1")
+        if rerank < 0:
+            raise BadInput(f"rerank={rerank} must be at least 0")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
+        self.rerank = rerank
+        if rerank:
+            self.needs, self.reads = (*self.needs, "match"), None
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "text_to_image/recall@1" and so on, as fractions; the same on every process.
 
         picture: a PNG to write, with what is found for a few captions (process 0).
         """
-        embed, sharding = model.embed, model.sharding
+        sharding = model.sharding
         from data.loader import eval_batches  # here, since it loads TensorFlow
 
-        batches = eval_batches(
-            self.source, self.preprocess, batch_size=self.batch_size, sharding=sharding
-        )
+        given = dict(batch_size=self.batch_size, sharding=sharding)
+        batches = eval_batches(self.source, self.preprocess, **given)
         with contextlib.closing(batches):
-            zimg, ztxt = embed_pool(embed, batches, sharding.mesh)
+            zimg, ztxt = embed_pool(model.embed, batches, sharding.mesh)
         if picture is not None and jax.process_index() == 0:
             self._draw(zimg, ztxt, picture)
-        return metrics(zimg, ztxt, sharding.mesh)
+        found = {
+            name: ranks(*sides, sharding.mesh) for name, sides in directions(zimg, ztxt).items()
+        }
+        results = metrics(found)
+        if self.rerank:
+            pool = pool_arrays(eval_batches(self.source, self.preprocess, **given), sharding)
+            order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
+            found = {
+                name: order(*sides, found[name], of_texts=name == "text_to_image")
+                for name, sides in directions(zimg, ztxt).items()
+            }
+            results |= {f"reranked/{key}": value for key, value in metrics(found).items()}
+        return results
 
     def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, path: epath.Path) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
@@ -109,22 +128,23 @@ def embed_pool(
     return np.concatenate(images), np.concatenate(texts)
 
 
-def metrics(
-    zimg: Float[np.ndarray, "n d"], ztxt: Float[np.ndarray, "n d"], mesh: Mesh
-) -> dict[str, float]:
-    """Recall at 1, 5, 10 (fractions) and median rank (1 is perfect), both directions; pool size.
+def directions(zimg: np.ndarray, ztxt: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The queries and the candidates of each."""
+    return {"text_to_image": (ztxt, zimg), "image_to_text": (zimg, ztxt)}
 
-    The size belongs to the numbers: among ten pictures, chance finds the right one in a tenth.
+
+def metrics(found: Mapping[str, Int[np.ndarray, " n"]]) -> dict[str, float]:
+    """Of the ranks of each direction: recall at 1, 5, 10 (fractions), median rank (1 is perfect).
+
+    And the size of the pool, which belongs to them: among ten pictures, chance finds the right one
+    in a tenth.
     """
-    found = {"pool_size": float(len(zimg))}
-    for name, queries, candidates in (
-        ("text_to_image", ztxt, zimg),
-        ("image_to_text", zimg, ztxt),
-    ):
-        rank = ranks(queries, candidates, mesh)
-        found |= {f"{name}/recall@{k}": float(np.mean(rank < k)) for k in KS}
-        found[f"{name}/median_rank"] = float(np.median(rank)) + 1
-    return found
+    results = {}
+    for name, rank in found.items():
+        results["pool_size"] = float(len(rank))
+        results |= {f"{name}/recall@{k}": float(np.mean(rank < k)) for k in KS}
+        results[f"{name}/median_rank"] = float(np.median(rank)) + 1
+    return results
 
 
 def ranks(
@@ -144,9 +164,9 @@ def ranks(
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     whole = NamedSharding(mesh, PartitionSpec())
     rank = _ranks(mesh, n)(
-        _place(_padded(queries, blocks * _BLOCK).reshape(blocks, _BLOCK, -1), split),
-        _place(np.arange(blocks * _BLOCK, dtype=np.int32).reshape(blocks, _BLOCK), split),
-        _place(_padded(candidates, count * _BLOCK), whole),
+        place(_padded(queries, blocks * _BLOCK).reshape(blocks, _BLOCK, -1), split),
+        place(np.arange(blocks * _BLOCK, dtype=np.int32).reshape(blocks, _BLOCK), split),
+        place(_padded(candidates, count * _BLOCK), whole),
     )
     return np.asarray(rank).reshape(-1)[:n]
 
@@ -178,7 +198,3 @@ def _ranks(mesh: Mesh, n: int) -> Callable:
 
 def _padded(rows: np.ndarray, length: int) -> np.ndarray:
     return np.pad(np.asarray(rows, np.float32), [(0, length - len(rows)), (0, 0)])
-
-
-def _place(array: np.ndarray, sharding: NamedSharding) -> Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -43,6 +43,17 @@ class System(nnx.Module):
             }
         )
 
+    @property
+    def matcher(self) -> Objective | None:
+        """The first objective that tells pairs from others: it has match(views) -> [b] logits."""
+        return next((x for x in self.objectives.values() if hasattr(x, "match")), None)
+
+    def need(self, what: str, *parts: str) -> None:
+        """Raises BadInput when a part is not there: "match", or as in `Multimodal.need`."""
+        if "match" in parts and self.matcher is None:
+            raise BadInput(f"{what}: needs an objective that matches, as dict(name='matching')")
+        self.model.need(what, *(part for part in parts if part != "match"))
+
 
 def find_weights(objectives: Mapping, total_steps: int) -> dict[str, Weight]:
     """The weight of each objective (default 1): a number, a schedule of steps, or None: learned.

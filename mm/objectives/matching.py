@@ -53,6 +53,11 @@ class Matching(Objective):
         ]
         return match_loss(logits, [jnp.ones_like(found[0]), *found])
 
+    def match(self, views: Views) -> Float[Array, "b"]:
+        """The logit of each row's pair being one, as retrieval ranks by."""
+        logits = self.head(views.fuse().pooled).astype(jnp.float32)
+        return logits[:, 1] - logits[:, 0]
+
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What it reads of a batch beside image and text."""
         return {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}

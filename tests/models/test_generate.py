@@ -272,7 +272,7 @@ def test_a_program_writes_the_same_on_eight_devices_as_on_one(rules, method):
         arrays = {"image": np.concatenate([batch(seed)["image"] for seed in range(4)])}
         arrays = jax.device_put(arrays, program.batch_sharding)
 
-        def function(views):
+        def function(_, views):
             keys = views.draws("generate")
             return generate(views.model, views.memory(), method, end_id=END, keys=keys)
 

@@ -1,0 +1,88 @@
+"""Reranking by a matching head, against loops over every query."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mm.config import BadInput
+from mm.evals.rerank import reranked
+from mm.evaluate import open_evaluations, run_evaluations
+from mm.program import build_program
+from tests.evals.test_retrieval import _mesh
+from tests.test_program import batch
+from tests.tiny import get_config
+
+N, D = 23, 3
+SHARDING = NamedSharding(_mesh(8), PartitionSpec(("a", "b")))
+POOL = {name: np.arange(N) for name in ("image", "text")}
+
+
+def reference(scores, matches, ranks, top):
+    """Of one direction: queries are the rows of both matrices."""
+    found = []
+    for i in range(N):
+        first = sorted(range(N), key=lambda j: (-scores[i, j], j))[:top]
+        if i not in first:
+            found.append(max(ranks[i], top))
+        else:
+            found.append(sum(j != i and matches[i, j] >= matches[i, i] for j in first))
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(top=st.sampled_from([1, 4, 23, 40]), of_texts=st.booleans(), seed=st.integers(0, 10**6))
+def test_the_first_are_sorted_by_their_match(top, of_texts, seed):
+    rng = np.random.default_rng(seed)
+    queries, candidates = rng.integers(-3, 4, (2, N, D)).astype(np.float32)  # many ties
+    matches = rng.integers(0, 9, (N, N)).astype(np.float32)  # [image, text]
+    ranks = rng.integers(0, N, N)
+
+    def match(batch):
+        return jnp.asarray(matches)[batch["image"], batch["text"]]
+
+    found = reranked(
+        match, POOL, queries, candidates, ranks,
+        of_texts=of_texts, top=top, batch_size=16, sharding=SHARDING,
+    )  # fmt: skip
+    turned = matches.T if of_texts else matches
+    np.testing.assert_array_equal(
+        found, reference(queries @ candidates.T, turned, ranks, min(top, N))
+    )
+
+
+def test_a_match_of_nan_is_last():
+    eye = np.eye(N, dtype=np.float32)
+    found = reranked(
+        lambda batch: jnp.full(len(batch["image"]), jnp.nan), POOL, eye, eye, np.zeros(N, int),
+        of_texts=True, top=4, batch_size=8, sharding=SHARDING,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, N)
+
+
+def tiny(tokenizer, **objectives):
+    config = get_config(f"tokenizer={tokenizer}")
+    config.evals.held_out.rerank = 3
+    config.evals.held_out.preprocess += '|group("concept")'
+    config.model.fusion = dict(name="cross", width=16, depth=1, num_heads=2)
+    config.objectives.update(objectives)
+    return build_program(config)
+
+
+def test_a_program_ranks_by_its_matching_objective(tokenizer):
+    program = tiny(tokenizer, matching=dict(name="matching"))
+    state, data = program.init(0), batch(program)
+    own = np.mean(np.asarray(program.match(state, data)) > 0)
+    assert own == program.losses(state, data)["matching/own_accuracy"]
+    results = run_evaluations(program, state, open_evaluations(program))
+    plain, better = (
+        results[f"held_out/{kind}image_to_text/recall@5"] for kind in ("", "reranked/")
+    )
+    assert plain == better  # three change their places among themselves
+
+
+def test_reranking_without_an_objective_that_matches_is_refused(tokenizer):
+    with pytest.raises(BadInput, match=r"config.evals.held_out: needs an objective that matches"):
+        open_evaluations(tiny(tokenizer))
