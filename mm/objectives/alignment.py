@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mm import registry
 from mm.config import BadInput
-from mm.models.multimodal import Multimodal
+from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
 from mm.objectives.heads import Projector
 from mm.objectives.views import Views
@@ -76,6 +76,8 @@ class Cycle(Objective):
     With f from image to text and g from text to image, the squared errors of f(x) for y, of g(y)
     for x, and, times `cycle_weight`, of g(f(x)) for x and of f(g(y)) for y: the cycle consistency
     of CycleGAN (Zhu et al. 2017, eq. 2) beside the translation of pairs (MCTN, Pham et al. 2019).
+    Both end in unit vectors, as embeddings are: errors in the hundreds, which fresh networks would
+    make, move the towers to one point before anything is learned.
     Targets have no gradient, so no embedding moves to where it is easily predicted. Towers still
     learn to predict, and constant ones would do it best: a contrastive objective beside this keeps
     them apart. Metrics: each error, and `..._explained`, the share of the target's variance that is
@@ -100,12 +102,13 @@ class Cycle(Objective):
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         zimg, ztxt = views.image_embedding().z, views.text_embedding().z
-        found, back = self.to_text(zimg), self.to_image(ztxt)
+        to_text, to_image = (lambda z, f=f: normalize(f(z)) for f in (self.to_text, self.to_image))
+        found, back = to_text(zimg), to_image(ztxt)
         parts = {
             "image_to_text": (found, ztxt, 1.0),
             "text_to_image": (back, zimg, 1.0),
-            "image_cycle": (self.to_image(found), zimg, self.cycle_weight),
-            "text_cycle": (self.to_text(back), ztxt, self.cycle_weight),
+            "image_cycle": (to_image(found), zimg, self.cycle_weight),
+            "text_cycle": (to_text(back), ztxt, self.cycle_weight),
         }
         loss, metrics = jnp.zeros(()), {}
         for name, (prediction, target, weight) in parts.items():

@@ -111,7 +111,11 @@ def test_a_discriminator_tells_32_pairs_apart_until_the_embeddings_hide_it():
 def test_the_parts_of_a_cycle_equal_their_definitions():
     cycle, (x, y) = build(Cycle, cycle_weight=0.5), embeddings()
     loss = cycle(given(x, y), jax.random.key(0))
-    f, g = cycle.to_text, cycle.to_image
+
+    def unit(z):
+        return z / jnp.linalg.norm(z, axis=1, keepdims=True)
+
+    f, g = (lambda z: unit(cycle.to_text(z))), (lambda z: unit(cycle.to_image(z)))
     found = {
         "image_to_text": (f(x), y),
         "text_to_image": (g(y), x),
@@ -127,6 +131,11 @@ def test_the_parts_of_a_cycle_equal_their_definitions():
         np.testing.assert_allclose(loss.metrics[f"{name}_explained"], share, rtol=1e-4, atol=1e-5)
     one, two, three, four = errors.values()
     np.testing.assert_allclose(loss.value, one + two + 0.5 * (three + four), rtol=1e-5)
+
+
+def test_a_fresh_cycle_errs_by_no_more_than_unit_vectors_can():
+    loss = build(Cycle, cycle_weight=1.0)(given(*embeddings()), jax.random.key(0))
+    assert loss.value < 16  # four errors, each at most the square of a diameter
 
 
 def test_targets_of_a_cycle_have_no_gradient():
