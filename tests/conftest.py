@@ -3,9 +3,11 @@
 import os
 import tempfile
 
-# XLA reads these once, when JAX makes its first backend. Tests compile much and compute little.
+# XLA reads these once, when JAX makes its first backend. Tests compile much and compute little:
+# without the fusion emitters, a train step compiles in a bit more than half of the time.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The same tiny programs are compiled again and again, by subprocesses too.

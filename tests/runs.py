@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,8 +24,8 @@ def command(config: str, workdir: Path, *flags: str) -> list[str]:
 
 
 def environment(devices: int) -> dict[str, str]:
-    # As conftest.py: they compile much and compute little.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    # As conftest.py, but for the devices.
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

@@ -36,7 +36,7 @@ BATCH, LENGTH = 16, 12
 # What is smaller in a test, and how small; a number that is smaller already stays.
 SMALL = dict(
     width=16, mlp_dim=32, pool_dim=32, embed_dim=16, cell_width=8, hidden=16,
-    num_heads=2, depth=2, vocab_size=64, global_batch_size=BATCH, batch_size=BATCH,
+    num_heads=2, depth=1, vocab_size=64, global_batch_size=BATCH, batch_size=BATCH,
     total_steps=3, warmup_steps=1, every_steps=3, length=LENGTH, from_step=1, queue_size=64,
     num_codes=16, prototypes=16, out=16, bottleneck=8, base_width=8, groups=4,
 )  # fmt: skip
