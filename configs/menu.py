@@ -4,7 +4,7 @@
     --config=configs/menu.py:fusion=cross,objectives=contrastive+matching+masked_text_fused
 
 `fusion` is one of FUSIONS, `objectives` some of OBJECTIVES, joined by +; each brings what it needs
-of the model and of the data. Two Transformer blocks a tower, two in the fusion. Nothing was tuned:
+of the model and of the data. One Transformer block a tower, one in the fusion. Nothing was tuned:
 it compares, it does not win. `shrink` makes the same of a recipe: `configs/albef.py:variant=tiny`.
 """
 
@@ -19,8 +19,8 @@ from configs.quickstart import EMOJI
 from configs.siglip import find_variant
 from mm.config import BadInput, parse_arg
 
-IMAGE_SIZE, PATCH_SIZE, LENGTH = 48, 8, 24
-STACK = dict(width=128, depth=2, num_heads=4, mlp_dim=256)
+IMAGE_SIZE, PATCH_SIZE, LENGTH = 48, 12, 16
+STACK = dict(width=128, depth=1, num_heads=4, mlp_dim=256)
 FUSIONS: dict[str, Mapping | None] = {
     "none": None,
     "early": dict(name="early", **STACK),
@@ -88,8 +88,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 raise BadInput(f"config argument {kind or 'objectives'}={name}: have {list(known)}")
     config = ConfigDict()
     config.seed = 0
-    config.total_steps = 300
-    config.global_batch_size = 256
+    config.total_steps = 600
+    config.global_batch_size = 128
     config.model = dict(
         image=dict(
             name="vit",
@@ -120,7 +120,7 @@ def get_config(arg: str = "") -> ConfigDict:
         learning_rate=1e-3,
         b2=0.98,
         weight_decay=0.05,
-        schedule=dict(name="cosine", warmup_steps=30),
+        schedule=dict(name="cosine", warmup_steps=20),
     )
     config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="dp")
     config.input = dict(
