@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from mm.config import BadInput
+from mm.kernels.short_attention import MAX_LENGTH, padded_length, short_attention
+from mm.kernels.splash_attention import splash_attention
 from mm.models.layers import Dtype, Linear
 from mm.models.remat import counting
-from mm.models.short_attention import MAX_LENGTH, padded_length, short_attention
-from mm.models.splash_attention import splash_attention
 from mm.sharding.rules import (
     ShardingRules,
     active_mesh,

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from mm.config import BadInput
-from mm.models.generate import generate
+from mm.generation import generate
 from mm.models.keys import example_keys
 from mm.objectives import Views
 from mm.objectives.captioning import Captioning, cross_entropy

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm.config import BadInput
-from mm.models.cache import Cache, empty_cache, read, step
+from mm.generation.cache import Cache, empty_cache, read, step
 from mm.models.encoder import Encoded
 from mm.models.keys import Keys, fold_in
 from mm.models.multimodal import Multimodal

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from mm.config import BadInput
-from mm.models.cache import read
-from mm.models.generate import (
+from mm.generation.cache import read
+from mm.generation.generate import (
     Beam,
     Nucleus,
     Seen,
