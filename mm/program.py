@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 import mm.optim  # noqa: F401  (registers the optimizers)
 from mm import registry
 from mm.config import BadInput, plain
+from mm.models.inputs import ID, batch_spec
 from mm.models.keys import Keys, example_keys
 from mm.models.remat import count
 from mm.objectives.accumulate import accumulate, wanted_views
@@ -136,7 +137,8 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
 
     system = nnx.eval_shape(make, jax.random.key(0))
     graphdef, variables, _ = nnx.split(system, nnx.Param, Buffer)
-    spec = batch_spec(system, batch_size)
+    parts = system.model, *system.objectives.values()
+    spec = batch_spec([ID, *(read for part in parts for read in part.reads)], batch_size)
     transform, learning_rate, frozen = registry.build(
         "optimizer",
         recipe.optimizer,
@@ -346,14 +348,6 @@ def state_shardings(
     if "teacher" in extras:
         extras["teacher"] = shard_tree(abstract.extras["teacher"], axes, mesh, rules)
     return TrainState(replicated, params, moments, extras)
-
-
-def batch_spec(system: System, batch_size: int) -> dict[str, ShapeDtypeStruct]:
-    """All that a step reads of a batch: for the towers, for the objectives, and for the log."""
-    spec = system.model.batch_spec(batch_size)
-    for objective in system.objectives.values():
-        spec |= objective.batch_spec(batch_size)
-    return spec | {"id": ShapeDtypeStruct((batch_size,), jnp.uint32)}
 
 
 def make_sharding(

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, ShapeDtypeStruct
+from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8
 
 from mm import registry
@@ -15,6 +15,7 @@ from mm.models import decoder as _decoder  # noqa: F401  (registers the decoder)
 from mm.models import fusion as _fusion  # noqa: F401  (registers the fusions)
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused, Widths
+from mm.models.inputs import Read, images, texts
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear, at_least_float32
 from mm.models.memory import Entities, Memory, append
@@ -95,6 +96,11 @@ class Multimodal(nnx.Module):
         self.decoder = build("decoder", decoder, "decoder", model=self)
         self.memory = self._extra(Memory, memory, dtype, rngs, "memory", "embed_dim")
         self.entities = self._extra(Entities, entities, dtype, rngs, "entities")
+        self.reads = images(self.image.image_size, "image") if self.image else ()
+        if (words := self.text or self.decoder) is not None:
+            self.reads += texts(words.length, "text")
+        if self.entities is not None:
+            self.reads += (Read("entities", (self.entities.added,), "int32"),)
 
     def _extra(
         self, kind: type, spec: Mapping | None, dtype: Dtype, rngs: nnx.Rngs, part: str, *needs: str
@@ -220,20 +226,6 @@ class Multimodal(nnx.Module):
     def project_text(self, encoded: Encoded) -> Embedding:
         """The embedding of an encoded text."""
         return embed(encoded, self.text_projection)
-
-    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
-        """Shapes and dtypes of the arrays that the towers read."""
-        spec = {}
-        if self.image is not None:
-            size = self.image.image_size
-            spec["image"] = ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-        if (words := self.text or self.decoder) is not None:
-            shape = batch_size, words.length
-            spec["text"] = ShapeDtypeStruct(shape, jnp.int32)
-            spec["text_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
-        if self.entities is not None:
-            spec["entities"] = ShapeDtypeStruct((batch_size, self.entities.added), jnp.int32)
-        return spec
 
 
 def share_part(image: nnx.Module, text: nnx.Module, part: str) -> None:

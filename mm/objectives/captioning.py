@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, ShapeDtypeStruct
+from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import texts
 from mm.models.keys import bernoulli, uniform
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
@@ -65,14 +66,7 @@ class Captioning(Objective):
         self.image = view("image", **({"keep": image_keep} if image_keep < 1 else {}))
         self.prefix, self.parallel, self.smoothing = prefix, parallel, label_smoothing
         self.length = length
-
-    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
-        """The texts that are predicted and read."""
-        shape, spec = (batch_size, self.length), {}
-        for key in map(batch_key, (self.text, self.source)):
-            spec[key] = ShapeDtypeStruct(shape, jnp.int32)
-            spec[f"{key}_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
-        return spec
+        self.reads = texts(length, *map(batch_key, (self.text, self.source)))
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         key = batch_key(self.text)

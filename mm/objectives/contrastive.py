@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import GROUP
 from mm.models.layers import param
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
@@ -31,6 +32,8 @@ class Contrastive(Objective):
     is clamped to `max_scale`; the bias exists for "sigmoid". Defaults are the papers': 1/0.07 for
     softmax, 10 and -10 for sigmoid. `image_keep` < 1 drops image tokens (FLIP).
     """
+
+    reads = (GROUP,)
 
     def __init__(
         self,
@@ -73,10 +76,6 @@ class Contrastive(Objective):
             "text_pooled_norm": text.pooled_norm.mean(),
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

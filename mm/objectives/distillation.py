@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import Read
 from mm.models.layers import Linear
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
@@ -32,20 +33,16 @@ class Distillation(Objective):
         model.need("distillation", "image", "text", "embed_dim")
         if (source == "batch") != (width is not None):
             raise BadInput(f"width={width} goes with source='batch', not {source!r}")
-        self.source, self.width = source, width
+        self.source = source
+        if source == "batch":
+            names = "teacher_image", "teacher_text"
+            self.reads = tuple(Read(name, (width,), "float32") for name in names)
 
     def taught(self, views: Views) -> list[Float[Array, "b e"]]:
         """The teacher's normalized embeddings of images and texts."""
         if self.source == "batch":
             return [normalize(views.batch[f"teacher_{x}"]) for x in ("image", "text")]
         return [views.teacher.image_embedding().z, views.teacher.text_embedding().z]
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        if self.source == "teacher":
-            return {}
-        spec = jax.ShapeDtypeStruct((batch_size, self.width), jnp.float32)
-        return {"teacher_image": spec, "teacher_text": spec}
 
 
 @registry.register("objective", "response_distillation")

@@ -20,7 +20,7 @@ from mm.models.stem import contrast, cut
 from mm.models.vit import sincos2d
 from mm.objectives.base import Loss, Objective
 from mm.objectives.codes import KMeans, RandomProjection
-from mm.objectives.masked_text import TextMask, words_spec
+from mm.objectives.masked_text import TextMask
 from mm.objectives.tokens import TokenHead, predict
 from mm.objectives.views import TEXT, Views, view
 
@@ -48,16 +48,12 @@ class MaskedImage(Objective):
         if text_mask is not None:
             self.text_mask = registry.call(TextMask, text_mask, "text_mask")
             self.text_mask.check(model)
+            self.reads = self.text_mask.reads(model)
         self.ratio, self.context, self.patch_size = ratio, context, model.image.patch_size
         patches = (model.image.image_size // self.patch_size) ** 2
         if round(patches * ratio) in (0, patches):
             raise BadInput(f"ratio={ratio}: of {patches} patches some must be hidden, some seen")
         self.width = (model.fusion if context == "fused" else model.image).width
-        self.length = model.text.length if context == "fused" else 0
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {} if self.text_mask is None else words_spec(batch_size, self.length)
 
     def seen(self, views: Views, **how: float) -> tuple[Encoded, Float[Array, "b n d"]]:
         """The image's encoding in that way, and its tokens with or without context."""

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Key
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import Read
 from mm.models.keys import Keys
 from mm.models.layers import Activation, check_rate
 from mm.models.multimodal import Multimodal
@@ -52,6 +53,10 @@ class TextMask:
                 f"mask_id={self.mask_id}: expected less than config.model.text.vocab_size="
                 f"{model.text.vocab_size}"
             )
+
+    def reads(self, model: Multimodal) -> tuple[Read, ...]:
+        """Which word of the text each token is of, -1 for padding and marks."""
+        return (Read("text_words", (model.text.length,), "int32"),)
 
     def counts(self, length: int) -> Int[np.ndarray, "n"]:
         """How many are chosen of 0 .. length tokens."""
@@ -149,7 +154,7 @@ class MaskedText(Objective):
         )
         if how and context == "none":
             raise BadInput(f"{how}: no image is read; set context='fused' or leave it away")
-        self.image = view("image", **how)
+        self.image, self.reads = view("image", **how), self.mask.reads(model)
         self.head = TokenHead(
             (model.fusion if context == "fused" else model.text).width,
             model.text.vocab_size,
@@ -173,12 +178,3 @@ class MaskedText(Objective):
         words = views.batch["text_words"] >= 0
         metrics["share_masked"] = chosen.sum() / jnp.maximum(words.sum(), 1)
         return Loss(loss, jax.lax.stop_gradient(metrics))
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return words_spec(batch_size, self.length)
-
-
-def words_spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a `TextMask` reads of a batch."""
-    return {"text_words": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}

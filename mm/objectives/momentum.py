@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import GROUP
 from mm.models.layers import param
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Buffer, Loss, Objective
@@ -31,6 +32,8 @@ class Momentum(Objective):
     group (ALBEF, eq. 6); alpha grows linearly from 0 over `alpha_warmup_steps`. The scale is
     learned as in `contrastive`. Memory: two queues on every device, whatever the batch.
     """
+
+    reads = (GROUP,)
 
     def __init__(
         self,
@@ -91,10 +94,6 @@ class Momentum(Objective):
             "embedding_spread": sum(z.std(0).mean() for z in sides) / 2,
         }
         return Loss(sum(losses) / 2, jax.lax.stop_gradient(metrics))
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
 
 def queue_loss(

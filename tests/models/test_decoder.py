@@ -9,6 +9,7 @@ from flax import nnx
 
 from mm.config import BadInput
 from mm.models.fusion import Fused, Fusion
+from mm.models.inputs import batch_spec
 from mm.models.keys import example_keys
 from mm.models.multimodal import Multimodal
 from mm.objectives import Views
@@ -207,7 +208,7 @@ def test_a_decoder_wider_than_the_tower_reads_its_tokens_through_a_layer():
 def test_a_language_model_needs_no_tower():
     spec = dict(name="transformer", memory="none", vocab_size=64, length=8, **TOWER)
     a_model = Multimodal(decoder=spec, rngs=nnx.Rngs(0))
-    arrays = a_model.batch_spec(4)
+    arrays = batch_spec(a_model.reads, 4)
     assert set(arrays) == {"text", "text_mask"} and arrays["text"].shape == (4, 8)
     assert Views(a_model, batch(), None).decode().shape == (4, 8, 64)
 

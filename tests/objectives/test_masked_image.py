@@ -296,7 +296,7 @@ def test_masked_text_and_image_share_one_fusion():
     assert len(calls) == 1
     [(image, text)] = seen._fused
     assert text == want and dict(image.how) == {"keep": 0.3}
-    assert several[0].batch_spec(4)["text_words"].shape == (4, 8)
+    assert several[0].reads == (("text_words", (8,), "int32"),)
 
 
 def pictures(n=32):
