@@ -10,9 +10,10 @@ from mm import registry
 from mm.config import BadInput
 from mm.models.inputs import texts
 from mm.models.keys import bernoulli, uniform
+from mm.models.layers import check_rate
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
-from mm.objectives.views import Views, batch_key, view
+from mm.objectives.views import Views, batch_key, image_view, view
 
 
 @registry.register("objective", "captioning")
@@ -47,11 +48,9 @@ class Captioning(Objective):
     ):
         model.need("captioning", "decoder")
         memory, length = model.decoder.memory, model.decoder.length
-        if not 0 <= parallel <= 1 or not 0 < image_keep <= 1 or not 0 <= label_smoothing < 1:
-            raise BadInput(
-                f"parallel={parallel} must lie in [0, 1], image_keep={image_keep} in (0, 1] and "
-                f"label_smoothing={label_smoothing} in [0, 1)"
-            )
+        if not 0 <= parallel <= 1:
+            raise BadInput(f"parallel={parallel} must lie in [0, 1]")
+        check_rate("label_smoothing", label_smoothing)
         if parallel and model.decoder.mask_token is None:
             raise BadInput(f"parallel={parallel}: set config.model.decoder.mask_token=True")
         if image_keep < 1 and memory not in ("image", "fused"):
@@ -63,7 +62,7 @@ class Captioning(Objective):
                 + ", name another view of the text if and only if the memory reads one"
             )
         self.text, self.source = view("text", text), view("text", source or text)
-        self.image = view("image", **({"keep": image_keep} if image_keep < 1 else {}))
+        self.image = image_view(image_keep)
         self.prefix, self.parallel, self.smoothing = prefix, parallel, label_smoothing
         self.length = length
         self.reads = texts(length, *map(batch_key, (self.text, self.source)))

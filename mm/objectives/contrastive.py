@@ -18,7 +18,7 @@ from mm.models.layers import param
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.tiles import grow, log_sum, nothing, products
-from mm.objectives.views import Views
+from mm.objectives.views import Views, image_view
 from mm.sharding.ring import over_batch, ring, total
 
 
@@ -51,16 +51,13 @@ class Contrastive(Objective):
         scale = default if init_scale is None else init_scale
         if not 0 < scale <= max_scale:
             raise BadInput(f"init_scale={scale} must lie in (0, max_scale={max_scale}]")
-        if not 0 < image_keep <= 1:
-            raise BadInput(f"image_keep={image_keep} must lie in (0, 1]")
         constant = jax.nn.initializers.constant
         self.log_scale = param(rngs, constant(math.log(scale)), (), ())
         self.bias = param(rngs, constant(init_bias), (), ()) if kind == "sigmoid" else None
-        self.kind, self.max_scale, self.image_keep = kind, max_scale, image_keep
+        self.max_scale, self.image = max_scale, image_view(image_keep)
 
     def __call__(self, views: Views, rng: Array) -> Loss:
-        how = {"keep": self.image_keep} if self.image_keep < 1 else {}
-        image, text = views.image_embedding(**how), views.text_embedding()
+        image, text = views.embed(self.image), views.text_embedding()
         scale = jnp.exp(clamp_from_above(self.log_scale[...], math.log(self.max_scale)))
         group = views.batch["group"]
         metrics = {"logit_scale": scale}

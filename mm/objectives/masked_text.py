@@ -15,11 +15,11 @@ from mm import registry
 from mm.config import BadInput
 from mm.models.inputs import Read
 from mm.models.keys import Keys
-from mm.models.layers import Activation, check_rate
+from mm.models.layers import Activation
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.tokens import TokenHead, predict
-from mm.objectives.views import View, Views, batch_key, view
+from mm.objectives.views import IMAGE, View, Views, batch_key, image_view, view
 
 _LONGEST_WORD = 16  # tokens
 
@@ -146,17 +146,19 @@ class MaskedText(Objective):
         model.need("masked_text", *["fusion.text"] if context == "fused" else ["text"])
         self.mask, self.context, self.length = TextMask(**mask), context, model.text.length
         self.mask.check(model)
-        if not 0 < image_keep <= 1:
-            raise BadInput(f"image_keep={image_keep} must lie in (0, 1]")
-        check_rate("image_replace", image_replace)
-        how = ({"keep": image_keep} if image_keep < 1 else {}) | (
-            {"replace": image_replace} if image_replace > 0 else {}
-        )
-        if how and context == "none":
-            raise BadInput(f"{how}: no image is read; set context='fused' or leave it away")
-        self.image, self.reads = view("image", **how), self.mask.reads(model)
+        self.image, self.reads = image_view(image_keep, image_replace), self.mask.reads(model)
+        if self.image != IMAGE and context == "none":
+            given = f"image_keep={image_keep}, image_replace={image_replace}"
+            raise BadInput(f"{given}: no image is read; set context='fused' or leave it away")
+        read = "fusion" if context == "fused" else "text"
+        tokens = getattr(model, read)
+        if getattr(tokens, "causal", False):
+            raise BadInput(
+                f"config.model.{read} is causal: a hidden word would be told from those before it "
+                "alone; set causal=False"
+            )
         self.head = TokenHead(
-            (model.fusion if context == "fused" else model.text).width,
+            tokens.width,
             model.text.vocab_size,
             table_width=model.text.width,
             tied=True,

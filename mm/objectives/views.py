@@ -12,6 +12,7 @@ from mm.models.decoder import fused_memory
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, fold_in
+from mm.models.layers import check_rate
 from mm.models.multimodal import Embedding, Multimodal
 from mm.sharding.ring import pick
 
@@ -178,6 +179,20 @@ class Views:
 def view(tower: str, name: str = "clean", **how: Any) -> View:
     """The view of a tower in some way."""
     return View(tower, name, tuple(sorted(how.items())))
+
+
+def image_view(keep: float = 1.0, replace: float = 0.0) -> View:
+    """The clean image of which a share `keep` of patches is read, or a share `replace` hidden.
+
+    Raises BadInput for shares that cannot be, in the words of `image_keep` and `image_replace`.
+    """
+    if not 0 < keep <= 1:
+        raise BadInput(f"image_keep={keep} must lie in (0, 1]")
+    check_rate("image_replace", replace)
+    if keep < 1 and replace:
+        raise BadInput(f"image_keep={keep}, image_replace={replace}: drop patches or hide them")
+    how = {"keep": keep} if keep < 1 else {"replace": replace} if replace else {}
+    return view("image", **how)
 
 
 def batch_key(view: View) -> str:
