@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import mm.optim  # noqa: F401  (registers the optimizers)
 from mm import registry
+from mm.config import BadInput
 from mm.models.keys import Keys
 from mm.objectives.base import Buffer
 from mm.objectives.combine import System
@@ -50,6 +51,9 @@ class Assembly:
         if self._given:
             self._taught, variables_taught = nnx.split(nnx.eval_shape(self.teacher.make, key))
             self.axes |= parameter_axes(variables_taught)
+        asked = any(objective.needs_teacher for objective in self.system.objectives.values())
+        if self.teacher and not asked:
+            raise BadInput("config.teacher: no objective asks for it; leave it out")
         self.optimizer = registry.build(
             "optimizer",
             recipe.optimizer,

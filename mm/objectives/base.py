@@ -24,8 +24,10 @@ class Objective(nnx.Module):
     """Called with (views, rng), it returns a Loss. It owns its heads, temperature and buffers.
 
     A constructor is given the `model`, for its widths and to refuse one that lacks what it needs.
-    `key` is its name in config.objectives, `reads` what it reads of a batch beside image and text.
+    `key` is its name in config.objectives, `reads` what it reads of a batch beside image and text,
+    `needs_teacher` whether it asks for config.teacher.
     """
 
     key: str = ""
+    needs_teacher: bool = False
     reads: tuple[Read, ...] = ()

@@ -33,7 +33,7 @@ class Distillation(Objective):
         model.need("distillation", "image", "text", "embed_dim")
         if (source == "batch") != (width is not None):
             raise BadInput(f"width={width} goes with source='batch', not {source!r}")
-        self.source = source
+        self.source, self.needs_teacher = source, source == "teacher"
         if source == "batch":
             names = "teacher_image", "teacher_text"
             self.reads = tuple(Read(name, (width,), "float32") for name in names)

@@ -33,7 +33,7 @@ class Momentum(Objective):
     learned as in `contrastive`. Memory: two queues on every device, whatever the batch.
     """
 
-    reads = (GROUP,)
+    reads, needs_teacher = (GROUP,), True
 
     def __init__(
         self,

@@ -28,6 +28,8 @@ class SelfDistillation(Objective):
     mean of what the teacher says (Caron et al. 2021, eq. 1, 4), so that no prototype takes all.
     """
 
+    needs_teacher = True
+
     def __init__(
         self,
         *,
@@ -52,6 +54,8 @@ class SelfDistillation(Objective):
             )
         if not 0 <= replace < 1 or not 0 <= center_decay < 1:
             raise BadInput(f"replace={replace}, center_decay={center_decay}: expected 0 .. 1")
+        if "clean" in views:
+            raise BadInput("views: 'clean' is what the teacher sees; name others")
         patch = getattr(model.image, "patch_size", 1)
         if view_size is not None and view_size % patch:
             raise BadInput(f"view_size={view_size}: expected a multiple of patch_size={patch}")

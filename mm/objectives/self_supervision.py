@@ -20,7 +20,7 @@ from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
 from mm.objectives.contrastive import nt_xent
 from mm.objectives.heads import Projector
-from mm.objectives.views import Views
+from mm.objectives.views import Views, batch_key, view
 
 
 @registry.register("objective", "simclr")
@@ -67,7 +67,7 @@ class SimCLR(Objective):
         )
         self.tower, self.names, self.same = tower, tuple(views), same
         self.spans, self.special, self.temperature = spans, tuple(special), temperature
-        names = [] if spans else [f"{tower}_{name}" for name in views]
+        names = [] if spans else [batch_key(view(tower, name)) for name in views]
         made = images(read.image_size, *names) if tower == "image" else texts(read.length, *names)
         self.reads = made + ((GROUP,) if same == "group" else ())
 
