@@ -93,6 +93,13 @@ class Multimodal(nnx.Module):
             pooled = {"image": self.image.pooled_width, "text": self.text.pooled_width}
             widths = Widths(tokens, pooled)
         self.fusion = build("fusion", fusion, "fusion", widths=widths)
+        for part in ("image", "text"):
+            depth = getattr(getattr(getattr(self, part), "encoder", None), "depth", 0)
+            if depth % self.levels:
+                raise BadInput(
+                    f"config.model.fusion: depth={self.levels} reads the towers at so many depths: "
+                    f"it must divide config.model.{part}.depth={depth}"
+                )
         self.decoder = build("decoder", decoder, "decoder", model=self)
         self.memory = self._extra(Memory, memory, dtype, rngs, "memory", "embed_dim")
         self.entities = self._extra(Entities, entities, dtype, rngs, "entities")

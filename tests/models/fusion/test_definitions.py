@@ -227,7 +227,7 @@ def test_hierarchical_fusion_has_the_towers_read_at_its_depths():
         return built.encode_image(jnp.zeros((2, 16, 16, 3)))
 
     assert len(jax.eval_shape(lambda: encode(4)).levels) == 2
-    with pytest.raises(BadInput, match="levels=2: does not divide depth=3"):
+    with pytest.raises(BadInput, match="fusion: depth=2 .* divide config.model.image.depth=3"):
         jax.eval_shape(lambda: encode(3))
 
 
