@@ -12,8 +12,8 @@ from mm.models.layers import ACTIVATIONS, Activation, Dtype, LayerNorm, Linear, 
 from mm.models.logits import AXES, Logits, multiply
 from mm.sharding.parameters import gather_and_sum
 
-# Of a device at once: 1 GiB in float32. With less at a time the gradient of the kernel is read and
-# written more often, which from some 500 rows on costs less than the products.
+# Of a device at once: 1 GiB in float32. With fewer the kernel's gradient is read and written more
+# often, which takes less time than the products as long as it is some 300 rows or more (v5e).
 MOST_LOGITS = 2**28
 
 
@@ -100,7 +100,7 @@ def cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sums(smoothing, most, logits, targets, weights):
-    """Weighted sums over rows: the loss, that without smoothing, and hits; the first has a slope"""
+    """Weighted sums over rows: loss, loss without smoothing, hits. Only the first has a slope."""
     return _sums_and_slopes(smoothing, most, logits, targets, weights)[0]
 
 
