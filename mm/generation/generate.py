@@ -233,7 +233,7 @@ def predict(
     if decoder.position_embedding is not None:
         x = x + decoder.position_embedding[...][progress.place].astype(x.dtype)
     x, cache = step(decoder.encoder, x, progress.cache, progress.place, *(seen or ()))
-    return decoder.logits(x, model.words), progress._replace(cache=cache)
+    return decoder.logits(x, model.words).whole(), progress._replace(cache=cache)
 
 
 def feed(model: Multimodal, progress: Progress, tokens: Int[Array, "r"]) -> Progress:

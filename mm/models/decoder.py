@@ -13,7 +13,8 @@ from mm.config import BadInput
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.fusion.base import Adapter, Fused
 from mm.models.keys import Keys, split
-from mm.models.layers import Linear, add_table, affine, dropout, lookup, param
+from mm.models.layers import Linear, add_table, dropout, lookup, param
+from mm.models.logits import Logits
 from mm.sharding.rules import constrain
 
 _VOCAB = ("vocab", "embed")
@@ -100,8 +101,8 @@ class Decoder(nnx.Module):
         reach: Int[Array, "b"] | None = None,
         hidden: Bool[Array, "b"] | None = None,
         rng: Keys | None = None,
-    ) -> Float[Array, "b l v"]:
-        """Logits i are those of token i, in float32.
+    ) -> Logits:
+        """Logits i are those of token i.
 
         `text` are ids, or the tower's tokens where it goes on from them. `words` is their table.
         Place i sees places up to max(i, reach), by default up to i. Of examples in `hidden` all
@@ -133,13 +134,11 @@ class Decoder(nnx.Module):
             text = lookup(_VOCAB, self.dtype, words, text)
         return self.adapt(text)
 
-    def logits(self, x: Float[Array, "... d"], words: Float[Array, "v e"]) -> Float[Array, "... v"]:
-        """Of tokens after the last norm; in float32, whatever the blocks compute in."""
-        x = x.astype(jnp.float32)
-        if self.head is not None:
-            return self.head(x)
-        y = affine(_VOCAB[::-1], x.reshape(-1, self.width), words.T, None)
-        return y.reshape(*x.shape[:-1], -1)
+    def logits(self, x: Float[Array, "... d"], words: Float[Array, "v e"]) -> Logits:
+        """Of tokens after the last norm; products are in the dtype that the blocks compute in."""
+        if self.head is None:
+            return Logits(x, words.T)
+        return Logits(x, self.head.kernel[...], self.head.bias[...])
 
 
 def fused_memory(fused: Fused, image: Encoded, text: Encoded) -> Encoded:

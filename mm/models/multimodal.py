@@ -18,6 +18,7 @@ from mm.models.fusion.base import Fused, Widths
 from mm.models.inputs import Read, images, texts
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear, at_least_float32
+from mm.models.logits import Logits
 from mm.models.memory import Entities, Memory, append
 
 Projection = Literal["linear", "affine", "none"]
@@ -222,7 +223,7 @@ class Multimodal(nnx.Module):
         reach: Int[Array, "b"] | None = None,
         hidden: Bool[Array, "b"] | None = None,
         rng: Keys | None = None,
-    ) -> Float[Array, "b l v"]:
+    ) -> Logits:
         """Logits of each token from those before it and a memory; see `Decoder`."""
         return self.decoder(text, memory, self.words, reach=reach, hidden=hidden, rng=rng)
 

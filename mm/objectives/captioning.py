@@ -1,10 +1,8 @@
 """Captioning: each token of a text from those before it, and from what the decoder reads."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int
 
 from mm import registry
 from mm.config import BadInput
@@ -13,6 +11,7 @@ from mm.models.keys import bernoulli, uniform
 from mm.models.layers import check_rate
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
+from mm.objectives.tokens import cross_entropy
 from mm.objectives.views import Views, batch_key, image_view, view
 
 
@@ -30,8 +29,8 @@ class Captioning(Objective):
     be copied. `image_keep` < 1 drops image tokens. `label_smoothing` is the share of the target
     that is spread over the vocabulary.
 
-    Metrics: accuracy, and perplexity, exp of the loss without smoothing. Whether the image is used
-    is what the evaluator `losses` tells with shuffled=True.
+    Metrics: those of `cross_entropy`. Whether the image is used is what the evaluator `losses`
+    tells with shuffled=True.
     """
 
     def __init__(
@@ -81,28 +80,4 @@ class Captioning(Objective):
             how |= {"hidden": hidden, "reach": jnp.where(hidden, self.length - 1, others)}
             scored = jnp.where(hidden[:, None], mask, scored)
         logits = views.decode(self.text, image=self.image, source=self.source, **how)
-        loss, unsmoothed = (
-            cross_entropy(logits, text, scored, share) for share in (self.smoothing, 0.0)
-        )
-        hits = (logits.argmax(-1) == text) & scored
-        metrics = {"accuracy": hits.sum() / jnp.maximum(scored.sum(), 1)}
-        return Loss(loss, metrics | {"perplexity": jnp.exp(unsmoothed)})
-
-
-def cross_entropy(
-    logits: Float[Array, "b l v"],
-    targets: Int[Array, "b l"],
-    scored: Bool[Array, "b l"],
-    smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """-log p(target), the mean over what is `scored`; 0 where nothing is.
-
-    `smoothing`: the target is so much of the uniform distribution, and the rest of the token
-    (Szegedy et al. 2016, section 7).
-    """
-    # A sum over the vocabulary, since that may be split over devices.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    chosen = jnp.where(is_target, logits, 0).sum(-1)
-    aim = chosen if not smoothing else (1 - smoothing) * chosen + smoothing * logits.mean(-1)
-    losses = jax.nn.logsumexp(logits, -1) - aim
-    return jnp.where(scored, losses, 0).sum() / jnp.maximum(scored.sum(), 1)
+        return Loss(*cross_entropy(logits, text, scored, self.smoothing))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from mm.config import BadInput
 from mm.models.decoder import fused_memory
@@ -13,6 +13,7 @@ from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, fold_in
 from mm.models.layers import check_rate
+from mm.models.logits import Logits
 from mm.models.multimodal import Embedding, Multimodal
 from mm.sharding.ring import pick
 
@@ -141,7 +142,7 @@ class Views:
 
     def decode(
         self, text: View = TEXT, *, image: View = IMAGE, source: View = TEXT, **how: Any
-    ) -> Float[Array, "b l v"]:
+    ) -> Logits:
         """Logits of each token of a text from those before it and from the `memory` of two views.
 
         `how` goes to `Multimodal.decode`. Nothing is kept: ask once.
