@@ -11,10 +11,10 @@ import optax
 from jax import Array, ShapeDtypeStruct
 from jax.sharding import Mesh
 
+from mm.accumulate import accumulate, wanted_views
 from mm.assembly import Assembly, Batch, TrainState
 from mm.models.keys import Keys, example_keys
 from mm.models.remat import count
-from mm.objectives.accumulate import accumulate, wanted_views
 from mm.objectives.combine import (
     System,
     Turns,

@@ -168,11 +168,6 @@ def attend(
     return checkpoint_name(out.reshape(q.shape), "attention")
 
 
-def is_aligned(length: int, kernel: Kernel, batch: int, width: int, dtype: DTypeLike) -> bool:
-    """Whether the kernel takes so many tokens as they are."""
-    return aligned_length(kernel, batch, length, width, dtype) == length
-
-
 def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: DTypeLike) -> int:
     """How many tokens to fill up an example to, for the kernel that self-attention takes."""
     if kernel == "auto":

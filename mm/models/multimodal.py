@@ -1,7 +1,7 @@
 """The model: an image and a text tower, the space where they meet, a fusion and a decoder."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -165,10 +165,8 @@ class Multimodal(nnx.Module):
 
         Of uint8, 0 .. 255 becomes -1 .. 1: so they come from the input, at a quarter of the bytes.
         """
-        how = {"levels": self.levels} if self.levels > 1 else {}
-        if keep < 1 or replace > 0:
-            how |= {"keep": keep, "replace": replace, "draw": draw}
-        return self.image(pixels(image), rng=rng, **how)
+        how = dict(keep=keep, replace=replace, levels=self.levels, draw=draw, rng=rng)
+        return self.image(pixels(image), **how)
 
     def encode_text(
         self,
@@ -190,7 +188,7 @@ class Multimodal(nnx.Module):
         """An encoding as the fusion reads it: with the extra tokens for these rows of a batch."""
 
         def query() -> Array:
-            return getattr(self, f"project_{tower}")(plain).z
+            return self.project(tower, plain).z
 
         plain = encoded
         for extra in self.extras:
@@ -216,24 +214,14 @@ class Multimodal(nnx.Module):
         return (self.decoder if self.decoder.inputs == "words" else self.text).embedding[...]
 
     def decode(
-        self,
-        text: Int[Array, "b l"] | Float[Array, "b l e"],
-        memory: Encoded | None,
-        *,
-        reach: Int[Array, "b"] | None = None,
-        hidden: Bool[Array, "b"] | None = None,
-        rng: Keys | None = None,
+        self, text: Int[Array, "b l"] | Float[Array, "b l e"], memory: Encoded | None, **how: Any
     ) -> Logits:
-        """Logits of each token from those before it and a memory; see `Decoder`."""
-        return self.decoder(text, memory, self.words, reach=reach, hidden=hidden, rng=rng)
+        """Logits of each token from those before it and a memory; `how` is as for `Decoder`."""
+        return self.decoder(text, memory, self.words, **how)
 
-    def project_image(self, encoded: Encoded) -> Embedding:
-        """The embedding of an encoded image."""
-        return embed(encoded, self.image_projection)
-
-    def project_text(self, encoded: Encoded) -> Embedding:
-        """The embedding of an encoded text."""
-        return embed(encoded, self.text_projection)
+    def project(self, tower: str, encoded: Encoded) -> Embedding:
+        """The embedding of what the "image" or the "text" tower encoded."""
+        return embed(encoded, getattr(self, f"{tower}_projection"))
 
 
 def share_part(image: nnx.Module, text: nnx.Module, part: str) -> None:

@@ -41,7 +41,7 @@ class Views:
     masks are drawn, but nothing is dropped. Randomness is keyed by row, tower, view and way, so it
     depends neither on which objective asks first nor on the other rows. An objective that needs no
     tokens asks for embeddings: then its batch can be made of micro-batches
-    (`mm.objectives.accumulate`). `teacher` sees the same batch through the averaged or the given
+    (`mm.accumulate`). `teacher` sees the same batch through the averaged or the given
     model, without gradient; `averaged` are the averaged objectives, by their keys.
     """
 
@@ -81,8 +81,7 @@ class Views:
     def embed(self, view: View) -> Embedding:
         """The embedding of either tower."""
         if view not in self.embeddings:
-            project = getattr(self.model, f"project_{view.tower}")
-            self.embeddings[view] = project(self._encode(view))
+            self.embeddings[view] = self.model.project(view.tower, self._encode(view))
         return self.embeddings[view]
 
     def encode(self, view: View) -> Encoded:

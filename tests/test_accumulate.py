@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 from mm import registry
+from mm.accumulate import accumulate, cut, join, wanted_views
 from mm.assembly import TrainState
 from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.objectives import Loss, Objective, Views
-from mm.objectives.accumulate import accumulate, cut, join, wanted_views
 from mm.objectives.combine import System, find_turns, total_loss
 from mm.optim.paths import flatten
 from mm.program import build_program
