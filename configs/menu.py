@@ -28,7 +28,7 @@ FUSIONS: dict[str, Mapping | None] = {
     "sum": dict(name="late", kind="sum", width=128),
     "gated": dict(name="late", kind="gated", width=128),
     "bilinear": dict(name="late", kind="bilinear", width=128),
-    "weighted": dict(name="weighted", width=128),
+    "weighted": dict(name="late", kind="weighted", width=128),
     "hierarchical": dict(name="hierarchical", **STACK),
     "cross": dict(name="cross", **STACK),
     "cross_image": dict(name="cross", queries="image", **STACK),

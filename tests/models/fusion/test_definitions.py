@@ -84,7 +84,7 @@ def test_a_width_that_late_fusion_lacks_or_ignores_is_refused(spec):
 
 
 def test_weighted_fusion_equals_its_equation():
-    fusion = build("weighted", width=8)
+    fusion = build("late", kind="weighted", width=8)
     *_, x, y = kernels(fusion)
     h = np.stack([x, y], 1)
     hidden = np.tanh(h @ wide(fusion.hidden.kernel) + wide(fusion.hidden.bias))
