@@ -48,17 +48,15 @@ class Contrastive(Objective):
     ):
         model.need("contrastive", "image", "text", "embed_dim")
         default = {"softmax": 1 / 0.07, "sigmoid": 10.0}[kind]
-        scale = default if init_scale is None else init_scale
-        if not 0 < scale <= max_scale:
-            raise BadInput(f"init_scale={scale} must lie in (0, max_scale={max_scale}]")
-        constant = jax.nn.initializers.constant
-        self.log_scale = param(rngs, constant(math.log(scale)), (), ())
-        self.bias = param(rngs, constant(init_bias), (), ()) if kind == "sigmoid" else None
+        start = default if init_scale is None else init_scale
+        self.log_scale = learned_scale(rngs, start, max_scale)
+        bias = jax.nn.initializers.constant(init_bias)
+        self.bias = param(rngs, bias, (), ()) if kind == "sigmoid" else None
         self.max_scale, self.image = max_scale, image_view(image_keep)
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         image, text = views.embed(self.image), views.text_embedding()
-        scale = jnp.exp(clamp_from_above(self.log_scale[...], math.log(self.max_scale)))
+        scale = read_scale(self.log_scale, self.max_scale)
         group = views.batch["group"]
         metrics = {"logit_scale": scale}
         if self.bias is None:
@@ -73,6 +71,18 @@ class Contrastive(Objective):
             "text_pooled_norm": text.pooled_norm.mean(),
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
+
+
+def learned_scale(rngs: nnx.Rngs, start: float, most: float) -> nnx.Param:
+    """The logarithm of a scale; `read_scale` gives the scale, of which `most` is the limit."""
+    if not 0 < start <= most:
+        raise BadInput(f"init_scale={start} must lie in (0, max_scale={most}]")
+    return param(rngs, jax.nn.initializers.constant(math.log(start)), (), ())
+
+
+def read_scale(logarithm: nnx.Param, most: float) -> Float[Array, ""]:
+    """The scale, clamped."""
+    return jnp.exp(clamp_from_above(logarithm[...], math.log(most)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -14,7 +14,7 @@ from mm import registry
 from mm.config import BadInput
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.keys import Keys
-from mm.models.layers import Linear, param
+from mm.models.layers import Linear, vectors
 from mm.models.multimodal import Multimodal, pixels
 from mm.models.stem import contrast, cut
 from mm.models.vit import sincos2d
@@ -96,10 +96,9 @@ class MAE(MaskedImage):
         spec = registry.call(EncoderSpec, spec, "decoder")
         if spec.width % 4:
             raise BadInput(f"decoder.width={spec.width} must be a multiple of 4, for positions")
-        normal, dtype = jax.nn.initializers.normal(0.02), spec.dtype
-        sizes = (self.width,), (spec.width,)
+        dtype, sizes = spec.dtype, ((self.width,), (spec.width,))
         self.embed = Linear(*sizes, (None, "embed"), dtype=dtype, rngs=rngs)
-        self.mask_token = param(rngs, normal, (1, spec.width), (None, "embed"))
+        self.mask_token = vectors(rngs, 1, spec.width)
         self.decoder = Encoder(spec, rngs=rngs)
         sizes = (spec.width,), (3 * self.patch_size**2,)
         self.out = Linear(*sizes, ("embed", "patch"), dtype=dtype, rngs=rngs)

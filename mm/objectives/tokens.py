@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from mm.models.layers import ACTIVATIONS, Activation, Dtype, LayerNorm, Linear, param
+from mm.models.layers import ACTIVATIONS, Activation, Dtype, LayerNorm, Linear, param, vectors
 from mm.models.logits import AXES, Logits, multiply
 from mm.sharding.parameters import gather_and_sum
 
@@ -37,11 +37,10 @@ class TokenHead(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        out, normal = table_width or width, jax.nn.initializers.normal
+        out = table_width or width
         self.transform = Linear((width,), (out,), (None, "embed"), dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(out, epsilon=norm_epsilon, rngs=rngs)
-        shape = (vocab_size, out)
-        self.table = None if tied else param(rngs, normal(0.02), shape, ("vocab", "embed"))
+        self.table = None if tied else vectors(rngs, vocab_size, out, axis="vocab")
         self.bias = param(rngs, jax.nn.initializers.zeros, (vocab_size,), ("vocab",))
         self.activation = activation
 
