@@ -16,18 +16,17 @@ are not in blocks; no third expert in the last blocks.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E, V5P
+from configs.menu import TINY_VARIANT, V5E_64, V5E_128, V5P_128, assemble, parse
 
 BATCH_SIZE, TOTAL_STEPS = 6144, 1_000_000
 B = dict(width=768, num_heads=12, remat="cheap")
 L = dict(width=1024, num_heads=16, remat="cheap")
 G = dict(width=1408, num_heads=16, mlp_dim=6144, remat="cheap")
 VARIANTS = {
-    "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E),
-    "L/16": dict(stack=L, depth=24, image=224, patch_size=16, **V5E),
-    "g/14": dict(stack=G, depth=40, image=224, patch_size=14, **V5P),
-    "tiny": dict(stack=B, depth=12, **V5E, **TINY_VARIANT),
+    "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E_64),
+    "L/16": dict(stack=L, depth=24, image=224, patch_size=16, **V5E_128),
+    "g/14": dict(stack=G, depth=40, image=224, patch_size=14, **V5P_128),
+    "tiny": dict(stack=B, depth=12, **V5E_64, **TINY_VARIANT),
 }
 
 

@@ -17,13 +17,12 @@ BERT.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, V5E_16, assemble, parse
+from configs.menu import TINY_VARIANT, V5E_32, assemble, parse
 
 EPOCH = 129_000_000
 B = dict(width=768, depth=12, num_heads=12, remat="cheap")
 L = dict(width=1024, depth=24, num_heads=16, remat="hidden")
 TEXT = dict(width=768, num_heads=12, remat="cheap")
-V5E_32 = V5E_16 | dict(pod="v5e:4x8", mesh=dict(replica=4, fsdp=-1, tensor=1))
 VARIANTS = {
     "B/16": dict(image=224, patch_size=16, tower=B, learning_rate=3e-4, **V5E_32),
     "L/16": dict(image=224, patch_size=16, tower=L, learning_rate=2e-4, **V5E_32),

@@ -15,16 +15,15 @@ parallel, is --config.objectives.captioning.parallel=0.0.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E
+from configs.menu import TINY_VARIANT, V5E_64, V5E_128, assemble, parse
 
 PAIRS_SEEN = 9_000_000_000
 B = dict(width=768, num_heads=12, mlp_dim=3072, remat="cheap")
 L = dict(width=1024, num_heads=16, mlp_dim=4096, remat="cheap")
 VARIANTS = {
-    "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E),
-    "L/14": dict(stack=L, depth=24, image=224, patch_size=14, **V5E),
-    "tiny": dict(stack=B, depth=12, **V5E, **TINY_VARIANT),
+    "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E_64),
+    "L/14": dict(stack=L, depth=24, image=224, patch_size=14, **V5E_128),
+    "tiny": dict(stack=B, depth=12, **V5E_64, **TINY_VARIANT),
 }
 
 

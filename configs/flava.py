@@ -16,15 +16,14 @@ them, as there); 150,000 steps.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E
+from configs.menu import TINY_VARIANT, V5P_64, assemble, parse
 
 BATCH_SIZE = 8192
 STACK = dict(width=768, num_heads=12, remat="cheap")
 MASKED = dict(ratio=0.4, num_codes=8192)
 VARIANTS = {
-    "B/16": dict(image=224, patch_size=16, **V5E),
-    "tiny": V5E | TINY_VARIANT,
+    "B/16": dict(image=224, patch_size=16, **V5P_64),
+    "tiny": V5P_64 | TINY_VARIANT,
 }
 
 

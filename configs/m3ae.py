@@ -16,8 +16,7 @@ theirs are left out and predicted by the decoder.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E
+from configs.menu import TINY_VARIANT, V5E_64, assemble, parse
 
 BATCH_SIZE = 4096
 EPOCH = 12_000_000
@@ -25,9 +24,9 @@ B = dict(width=768, num_heads=12, remat="cheap")
 L = dict(width=1024, num_heads=16, remat="cheap")
 WORDS = dict(ratio=0.75)
 VARIANTS = {
-    "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E),
-    "L/16": dict(stack=L, depth=24, image=224, patch_size=16, **V5E),
-    "tiny": dict(stack=B, depth=12, **V5E, **TINY_VARIANT),
+    "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E_64),
+    "L/16": dict(stack=L, depth=24, image=224, patch_size=16, **V5E_64),
+    "tiny": dict(stack=B, depth=12, **V5E_64, **TINY_VARIANT),
 }
 
 

@@ -14,8 +14,7 @@ Other than theirs: nothing that is known.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E
+from configs.menu import TINY_VARIANT, V5E_64, assemble, parse
 
 BATCH_SIZE = 4096
 EPOCH = 1_281_167
@@ -23,10 +22,10 @@ B = dict(width=768, depth=12, num_heads=12, remat="cheap")
 L = dict(width=1024, depth=24, num_heads=16, remat="cheap")
 H = dict(width=1280, depth=32, num_heads=16, remat="cheap")
 VARIANTS = {
-    "B/16": dict(tower=B, image=224, patch_size=16, **V5E),
-    "L/16": dict(tower=L, image=224, patch_size=16, **V5E),
-    "H/14": dict(tower=H, image=224, patch_size=14, **V5E),
-    "tiny": dict(tower=B, **V5E, **TINY_VARIANT),
+    "B/16": dict(tower=B, image=224, patch_size=16, **V5E_64),
+    "L/16": dict(tower=L, image=224, patch_size=16, **V5E_64),
+    "H/14": dict(tower=H, image=224, patch_size=14, **V5E_64),
+    "tiny": dict(tower=B, **V5E_64, **TINY_VARIANT),
 }
 
 

@@ -28,7 +28,7 @@ FUSIONS: dict[str, Mapping | None] = {
     "sum": dict(name="late", kind="sum", width=128),
     "gated": dict(name="late", kind="gated", width=128),
     "bilinear": dict(name="late", kind="bilinear", width=128),
-    "weighted": dict(name="weighted", width=128),
+    "weighted": dict(name="late", kind="weighted", width=128),
     "hierarchical": dict(name="hierarchical", **STACK),
     "cross": dict(name="cross", **STACK),
     "cross_image": dict(name="cross", queries="image", **STACK),
@@ -161,8 +161,18 @@ def add_evals(config: ConfigDict, ops: str, batch_size: int = 256) -> None:
         evaluation.update(source=dict(split=split, **EMOJI), preprocess=ops)
 
 
-# A pod of 16 chips in groups of 8, which keep whole rows of a parameter (docs/scale.md).
-V5E_16 = dict(pod="v5e:4x4", mesh=dict(replica=2, fsdp=-1, tensor=1), rules="hsdp")
+def pod(name: str, replica: int) -> dict:
+    """A pod in so many groups of chips, which keep whole rows of a parameter (docs/scale.md)."""
+    return dict(pod=name, mesh=dict(replica=replica, fsdp=-1, tensor=1), rules="hsdp")
+
+
+# As few chips as hold the recipe's batch: with less than some 64 examples a chip what goes over the
+# wire, and objectives that pass rows around the ring of chips, take longer than the towers.
+V5E_16, V5E_32, V5E_64, V5E_128 = (
+    pod(name, replica)
+    for name, replica in (("v5e:4x4", 2), ("v5e:4x8", 4), ("v5e:8x8", 4), ("v5e:8x16", 8))
+)
+V5P_64, V5P_128 = pod("v5p:4x4x4", 8), pod("v5p:4x4x8", 16)
 TINY_VARIANT = dict(image=IMAGE_SIZE, patch_size=PATCH_SIZE)
 
 

@@ -16,7 +16,7 @@ the last two losses share one weight; captions alone, without boxes; AdamW inste
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
+from configs.menu import TINY_VARIANT, V5P_128, assemble, parse
 from configs.siglip import V5P
 from configs.siglip import B as SIGLIP_B
 
@@ -27,9 +27,9 @@ LOCAL_SIZE = 96
 B = SIGLIP_B | dict(unroll=1)
 L = dict(width=1024, depth=24, num_heads=16, mlp_dim=4096, remat="full")
 VARIANTS = {
-    "B/16": dict(tower=B, weight=0.25, image=256, patch_size=16, **V5P),
+    "B/16": dict(tower=B, weight=0.25, image=256, patch_size=16, **V5P_128),
     "L/16": dict(tower=L, weight=0.5, image=256, patch_size=16, **V5P),
-    "tiny": dict(tower=B, weight=0.25, **V5P, **TINY_VARIANT),
+    "tiny": dict(tower=B, weight=0.25, **V5P_128, **TINY_VARIANT),
 }
 
 

@@ -15,8 +15,7 @@ instead of batch norms; no blur.
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, assemble, parse
-from configs.siglip import V5E
+from configs.menu import TINY_VARIANT, V5E_64, assemble, parse
 
 BATCH_SIZE = 4096
 EPOCH = 15_000_000
@@ -29,10 +28,10 @@ VIEW = (
 )
 VIEWS = "".join(f'view("{name}", "{VIEW}")|' for name in ("one", "two"))
 VARIANTS = {
-    "B/16": dict(tower=B, image=224, patch_size=16, **V5E),
-    "S/16": dict(tower=S, image=224, patch_size=16, **V5E),
-    "L/16": dict(tower=L, image=224, patch_size=16, **V5E),
-    "tiny": dict(tower=B, **V5E, **TINY_VARIANT),
+    "B/16": dict(tower=B, image=224, patch_size=16, **V5E_64),
+    "S/16": dict(tower=S, image=224, patch_size=16, **V5E_64),
+    "L/16": dict(tower=L, image=224, patch_size=16, **V5E_64),
+    "tiny": dict(tower=B, **V5E_64, **TINY_VARIANT),
 }
 
 

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 import mm.evals  # noqa: F401  (registers the evaluators)
 from data.input import check_tokenizer, example, open_input
 from mm import registry
+from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
 from mm.evals.base import Model
-from mm.program import Program, TrainState, build_program, check_batch
+from mm.program import Program, build_program, check_batch
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
 from mm.sharding.mesh import check_batch_size

@@ -11,10 +11,11 @@ import jax
 from etils import epath
 
 from mm import registry
+from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
 from mm.evaluate import SAME_FUNCTION
 from mm.optim.paths import flatten, map_paths, match_any
-from mm.program import Program, TrainState
+from mm.program import Program
 from mm.runtime.checkpoint import Checkpointer
 
 TEXT_EMBEDDING = "model/text/embedding"  # whoever takes it takes the meaning of the token ids

@@ -15,9 +15,10 @@ from data.input import check_source, check_tokenizer, open_input
 from data.input import manifest as data_manifest
 from data.loader import train_batches
 from mm import registry
+from mm.assembly import Batch, TrainState
 from mm.config import BadInput, plain, suggest
 from mm.evaluate import Evaluation, open_evaluations, run_evaluations, show
-from mm.program import Batch, Program, TrainState, build_program, check_batch
+from mm.program import Program, build_program, check_batch
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer

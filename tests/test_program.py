@@ -8,7 +8,8 @@ import pytest
 
 from mm.config import BadInput, override
 from mm.optim.paths import flatten
-from mm.program import build_program, check_batch, hash_ids
+from mm.program import build_program, check_batch
+from mm.steps import hash_ids
 from tests.tiny import get_config
 
 MESHES = {

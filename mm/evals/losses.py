@@ -19,6 +19,9 @@ from mm.evals.base import Model
 class Losses:
     """The mean of every loss and metric over the whole batches of `source`.
 
+    They hold `examples`; `left_out` is the rest, fewer than a batch: with fewer negatives, its loss
+    would be another one.
+
     Without dropout, with the masks of a fixed seed, so checkpoints can be compared. shuffled: each
     picture comes with the text of another row: the control that a model which uses the pairing must
     fail. Raises BadInput when the source is less than a batch.
@@ -46,12 +49,14 @@ class Losses:
             self.source, self.preprocess, batch_size=self.batch_size, sharding=model.sharding
         )
         roll = jax.jit(shuffle, out_shardings=model.sharding)
-        found = []
+        found, count = [], len(self.source) // self.batch_size
         with contextlib.closing(batches):
-            for _ in range(len(self.source) // self.batch_size):
+            for _ in range(count):
                 batch = next(batches)
                 found.append(jax.device_get(model.losses(roll(batch) if self.shuffled else batch)))
-        return {key: float(np.mean([metrics[key] for metrics in found])) for key in found[0]}
+        means = {key: float(np.mean([metrics[key] for metrics in found])) for key in found[0]}
+        examples = count * self.batch_size
+        return means | {"examples": examples, "left_out": len(self.source) - examples}
 
 
 def shuffle(batch: Mapping[str, Array]) -> dict[str, Array]:

@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from mm.config import BadInput
+from mm.kernels.short_attention import MAX_LENGTH, padded_length, short_attention
+from mm.kernels.splash_attention import splash_attention
 from mm.models.layers import Dtype, Linear
 from mm.models.remat import counting
-from mm.models.short_attention import MAX_LENGTH, padded_length, short_attention
-from mm.models.splash_attention import splash_attention
 from mm.sharding.rules import (
     ShardingRules,
     active_mesh,
@@ -166,11 +166,6 @@ def attend(
     else:
         out = library_attention(*heads, mask, causal)
     return checkpoint_name(out.reshape(q.shape), "attention")
-
-
-def is_aligned(length: int, kernel: Kernel, batch: int, width: int, dtype: DTypeLike) -> bool:
-    """Whether the kernel takes so many tokens as they are."""
-    return aligned_length(kernel, batch, length, width, dtype) == length
 
 
 def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: DTypeLike) -> int:

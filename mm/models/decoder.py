@@ -1,8 +1,8 @@
 """Text decoder: causal blocks that go on from words or from a text tower, and read a memory."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -13,7 +13,8 @@ from mm.config import BadInput
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.fusion.base import Adapter, Fused
 from mm.models.keys import Keys, split
-from mm.models.layers import Linear, add_table, affine, dropout, lookup, param
+from mm.models.layers import Linear, add_table, dropout, lookup, vectors
+from mm.models.logits import Logits
 from mm.sharding.rules import constrain
 
 _VOCAB = ("vocab", "embed")
@@ -73,18 +74,15 @@ class Decoder(nnx.Module):
         self.vocab_size = vocab_size or text.vocab_size
         self.length = length or text.length
         self.dropout_rate, self.dtype = spec.dropout, jnp.dtype(spec.dtype)
-
-        def table(rows: int, axis: str | None, deviation: float) -> nnx.Param:
-            normal = jax.nn.initializers.normal(deviation)
-            return param(rngs, normal, (rows, spec.width), (axis, "embed"))
-
-        self.embedding = table(self.vocab_size, "vocab", 0.02) if inputs == "words" else None
+        table = partial(vectors, rngs, width=spec.width)
+        self.embedding = table(self.vocab_size, axis="vocab") if inputs == "words" else None
         self.adapt = Adapter(spec, table_width, rngs=rngs)
-        self.start = table(1, None, 0.02)
-        self.mask_token = table(1, None, 0.02) if mask_token else None
+        self.start = table(1)
+        self.mask_token = table(1) if mask_token else None
         # The tower's tokens know their places.
         words = inputs != "text_tower"
-        self.position_embedding = table(self.length, "tokens", 0.01) if words else None
+        places = partial(table, self.length, axis="tokens", deviation=0.01)
+        self.position_embedding = places() if words else None
         memory_width = None if part is None else getattr(model, part).width
         self.encoder = Encoder(spec, causal=True, memory_width=memory_width, rngs=rngs)
         sizes, axes = ((spec.width,), (self.vocab_size,)), _VOCAB[::-1]
@@ -100,8 +98,8 @@ class Decoder(nnx.Module):
         reach: Int[Array, "b"] | None = None,
         hidden: Bool[Array, "b"] | None = None,
         rng: Keys | None = None,
-    ) -> Float[Array, "b l v"]:
-        """Logits i are those of token i, in float32.
+    ) -> Logits:
+        """Logits i are those of token i.
 
         `text` are ids, or the tower's tokens where it goes on from them. `words` is their table.
         Place i sees places up to max(i, reach), by default up to i. Of examples in `hidden` all
@@ -133,13 +131,11 @@ class Decoder(nnx.Module):
             text = lookup(_VOCAB, self.dtype, words, text)
         return self.adapt(text)
 
-    def logits(self, x: Float[Array, "... d"], words: Float[Array, "v e"]) -> Float[Array, "... v"]:
-        """Of tokens after the last norm; in float32, whatever the blocks compute in."""
-        x = x.astype(jnp.float32)
-        if self.head is not None:
-            return self.head(x)
-        y = affine(_VOCAB[::-1], x.reshape(-1, self.width), words.T, None)
-        return y.reshape(*x.shape[:-1], -1)
+    def logits(self, x: Float[Array, "... d"], words: Float[Array, "v e"]) -> Logits:
+        """Of tokens after the last norm; products are in the dtype that the blocks compute in."""
+        if self.head is None:
+            return Logits(x, words.T)
+        return Logits(x, self.head.kernel[...], self.head.bias[...])
 
 
 def fused_memory(fused: Fused, image: Encoded, text: Encoded) -> Encoded:

@@ -42,6 +42,13 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple) -
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def vectors(
+    rngs: nnx.Rngs, count: int, width: int, *, axis: str | None = None, deviation: float = 0.02
+) -> nnx.Param:
+    """`count` learned vectors [count, width], along a logical axis if they are many."""
+    return param(rngs, jax.nn.initializers.normal(deviation), (count, width), (axis, "embed"))
+
+
 class Buffer(nnx.Variable):
     """An array that steps change without a gradient, or not at all: a queue, a mean, a memory.
 

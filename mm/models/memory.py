@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt32
 
 from mm.config import BadInput
 from mm.models.encoder import Encoded
-from mm.models.layers import Buffer, Dtype, Linear, lookup, param
+from mm.models.layers import Buffer, Dtype, Linear, lookup, vectors
 from mm.sharding.ring import over_batch
 
 Extra = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # tokens, and which of them are real
@@ -90,8 +90,7 @@ class Entities(nnx.Module):
     ):
         if count < 1 or max < 1:
             raise BadInput(f"count={count}, max={max}: expected at least 1")
-        shape = (count, widths[self.tower])
-        self.table = param(rngs, jax.nn.initializers.normal(0.02), shape, ("vocab", "embed"))
+        self.table = vectors(rngs, count, widths[self.tower], axis="vocab")
         self.added, self.dtype = max, jnp.dtype(dtype)
 
     def __call__(self, query: Callable[[], Array], batch: Mapping[str, Array]) -> Extra:

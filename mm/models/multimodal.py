@@ -1,12 +1,12 @@
 """The model: an image and a text tower, the space where they meet, a fusion and a decoder."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, ShapeDtypeStruct
+from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8
 
 from mm import registry
@@ -15,8 +15,10 @@ from mm.models import decoder as _decoder  # noqa: F401  (registers the decoder)
 from mm.models import fusion as _fusion  # noqa: F401  (registers the fusions)
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused, Widths
+from mm.models.inputs import Read, images, texts
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear, at_least_float32
+from mm.models.logits import Logits
 from mm.models.memory import Entities, Memory, append
 
 Projection = Literal["linear", "affine", "none"]
@@ -92,9 +94,21 @@ class Multimodal(nnx.Module):
             pooled = {"image": self.image.pooled_width, "text": self.text.pooled_width}
             widths = Widths(tokens, pooled)
         self.fusion = build("fusion", fusion, "fusion", widths=widths)
+        for part in ("image", "text"):
+            depth = getattr(getattr(getattr(self, part), "encoder", None), "depth", 0)
+            if depth % self.levels:
+                raise BadInput(
+                    f"config.model.fusion: depth={self.levels} reads the towers at so many depths: "
+                    f"it must divide config.model.{part}.depth={depth}"
+                )
         self.decoder = build("decoder", decoder, "decoder", model=self)
         self.memory = self._extra(Memory, memory, dtype, rngs, "memory", "embed_dim")
         self.entities = self._extra(Entities, entities, dtype, rngs, "entities")
+        self.reads = images(self.image.image_size, "image") if self.image else ()
+        if (words := self.text or self.decoder) is not None:
+            self.reads += texts(words.length, "text")
+        if self.entities is not None:
+            self.reads += (Read("entities", (self.entities.added,), "int32"),)
 
     def _extra(
         self, kind: type, spec: Mapping | None, dtype: Dtype, rngs: nnx.Rngs, part: str, *needs: str
@@ -151,10 +165,8 @@ class Multimodal(nnx.Module):
 
         Of uint8, 0 .. 255 becomes -1 .. 1: so they come from the input, at a quarter of the bytes.
         """
-        how = {"levels": self.levels} if self.levels > 1 else {}
-        if keep < 1 or replace > 0:
-            how |= {"keep": keep, "replace": replace, "draw": draw}
-        return self.image(pixels(image), rng=rng, **how)
+        how = dict(keep=keep, replace=replace, levels=self.levels, draw=draw, rng=rng)
+        return self.image(pixels(image), **how)
 
     def encode_text(
         self,
@@ -176,7 +188,7 @@ class Multimodal(nnx.Module):
         """An encoding as the fusion reads it: with the extra tokens for these rows of a batch."""
 
         def query() -> Array:
-            return getattr(self, f"project_{tower}")(plain).z
+            return self.project(tower, plain).z
 
         plain = encoded
         for extra in self.extras:
@@ -202,38 +214,14 @@ class Multimodal(nnx.Module):
         return (self.decoder if self.decoder.inputs == "words" else self.text).embedding[...]
 
     def decode(
-        self,
-        text: Int[Array, "b l"] | Float[Array, "b l e"],
-        memory: Encoded | None,
-        *,
-        reach: Int[Array, "b"] | None = None,
-        hidden: Bool[Array, "b"] | None = None,
-        rng: Keys | None = None,
-    ) -> Float[Array, "b l v"]:
-        """Logits of each token from those before it and a memory; see `Decoder`."""
-        return self.decoder(text, memory, self.words, reach=reach, hidden=hidden, rng=rng)
+        self, text: Int[Array, "b l"] | Float[Array, "b l e"], memory: Encoded | None, **how: Any
+    ) -> Logits:
+        """Logits of each token from those before it and a memory; `how` is as for `Decoder`."""
+        return self.decoder(text, memory, self.words, **how)
 
-    def project_image(self, encoded: Encoded) -> Embedding:
-        """The embedding of an encoded image."""
-        return embed(encoded, self.image_projection)
-
-    def project_text(self, encoded: Encoded) -> Embedding:
-        """The embedding of an encoded text."""
-        return embed(encoded, self.text_projection)
-
-    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
-        """Shapes and dtypes of the arrays that the towers read."""
-        spec = {}
-        if self.image is not None:
-            size = self.image.image_size
-            spec["image"] = ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-        if (words := self.text or self.decoder) is not None:
-            shape = batch_size, words.length
-            spec["text"] = ShapeDtypeStruct(shape, jnp.int32)
-            spec["text_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
-        if self.entities is not None:
-            spec["entities"] = ShapeDtypeStruct((batch_size, self.entities.added), jnp.int32)
-        return spec
+    def project(self, tower: str, encoded: Encoded) -> Embedding:
+        """The embedding of what the "image" or the "text" tower encoded."""
+        return embed(encoded, getattr(self, f"{tower}_projection"))
 
 
 def share_part(image: nnx.Module, text: nnx.Module, part: str) -> None:

@@ -73,3 +73,6 @@ def last_pool(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[
 def first_pool(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
     """The first token, where BERT's tokenizer puts [CLS]."""
     return tokens[:, 0]
+
+
+POOLS = {"first": first_pool, "last": last_pool, "mean": mean_pool}

@@ -1,5 +1,6 @@
 """Text Transformer: bidirectional (as SigLIP) or causal (as CLIP); depth 0 is a bag of words."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import jax
@@ -11,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from mm import registry
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.keys import Keys, split
-from mm.models.layers import add_table, dropout, lookup, param
-from mm.models.pool import AttentionPool, first_pool, last_pool, mean_pool
+from mm.models.layers import add_table, dropout, lookup, vectors
+from mm.models.pool import POOLS, AttentionPool
 from mm.sharding.rules import constrain
 
 
@@ -50,21 +51,12 @@ class TextTransformer(nnx.Module):
         self.vocab_size, self.length, self.width = vocab_size, length, spec.width
         self.pool, self.dropout_rate, self.causal = pool, spec.dropout, causal
         self.dtype, self.pooled_width = jnp.dtype(spec.dtype), spec.width
-        normal = jax.nn.initializers.normal
-        shape = (vocab_size, spec.width)
-        self.embedding = param(rngs, normal(embedding_std), shape, ("vocab", "embed"))
-        self.position_embedding = (
-            param(rngs, normal(0.01), (length, spec.width), ("tokens", "embed"))
-            if position == "learned"
-            else None
-        )
-        self.segment_embedding = (
-            param(rngs, normal(0.02), (segments, spec.width), (None, "embed")) if segments else None
-        )
-        shape = (1, spec.width)
-        self.mask_token = (
-            param(rngs, normal(embedding_std), shape, (None, "embed")) if mask_token else None
-        )
+        table = partial(vectors, rngs, width=spec.width)
+        self.embedding = table(vocab_size, axis="vocab", deviation=embedding_std)
+        learned = position == "learned"
+        self.position_embedding = table(length, axis="tokens", deviation=0.01) if learned else None
+        self.segment_embedding = table(segments) if segments else None
+        self.mask_token = table(1, deviation=embedding_std) if mask_token else None
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, causal=causal, rngs=rngs) if spec.depth else None
         if pool == "map":
@@ -87,11 +79,8 @@ class TextTransformer(nnx.Module):
         if self.encoder is not None:
             found = self.encoder.at_levels(levels, x, mask, keys[1])
         tokens = found[-1]
-        if self.pool == "map":
-            pooled = self.attention_pool(tokens, mask)
-        else:
-            pool = {"mean": mean_pool, "last": last_pool, "first": first_pool}[self.pool]
-            pooled = pool(tokens, mask)
+        pool = self.attention_pool if self.pool == "map" else POOLS[self.pool]
+        pooled = pool(tokens, mask)
         return Encoded(tokens, pooled, mask, levels=tuple(found) if levels > 1 else ())
 
     def embed(

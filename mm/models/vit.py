@@ -16,7 +16,7 @@ from mm.config import BadInput
 from mm.models import stem as _stem  # noqa: F401  (registers the stems)
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.keys import Keys, split, uniform
-from mm.models.layers import add_table, dropout, param
+from mm.models.layers import add_table, dropout, param, vectors
 from mm.models.pool import AttentionPool, FlattenPool, mean_pool
 from mm.sharding.rules import constrain
 
@@ -89,20 +89,15 @@ class ViT(nnx.Module):
             dtype=spec.dtype,
             rngs=rngs,
         )
-        normal, zeros = jax.nn.initializers.normal, jax.nn.initializers.zeros
         if position == "learned":
-            shape = (((position_size or image_size) // patch_size) ** 2, spec.width)
-            self.position_embedding = param(
-                rngs, normal(spec.width**-0.5), shape, ("tokens", "embed")
-            )
+            places, deviation = ((position_size or image_size) // patch_size) ** 2, spec.width**-0.5
+            table = vectors(rngs, places, spec.width, axis="tokens", deviation=deviation)
+            self.position_embedding = table
         if pool == "cls":
+            zeros = jax.nn.initializers.zeros
             self.cls = param(rngs, zeros, (1, spec.width), (None, "embed"))
-
-        def token(count: int) -> nnx.Param | None:
-            shape, axes = (count, spec.width), (None, "embed")
-            return param(rngs, normal(0.02), shape, axes) if count else None
-
-        self.registers, self.mask_token = token(registers), token(int(mask_token))
+        self.registers = vectors(rngs, registers, spec.width) if registers else None
+        self.mask_token = vectors(rngs, 1, spec.width) if mask_token else None
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, rngs=rngs)
         if pool == "flatten":

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from mm.models.inputs import Read
 from mm.models.layers import Buffer
 
 __all__ = ["Buffer", "Loss", "Objective"]
@@ -24,11 +24,10 @@ class Objective(nnx.Module):
     """Called with (views, rng), it returns a Loss. It owns its heads, temperature and buffers.
 
     A constructor is given the `model`, for its widths and to refuse one that lacks what it needs.
-    `key` is its name in config.objectives.
+    `key` is its name in config.objectives, `reads` what it reads of a batch beside image and text,
+    `needs_teacher` whether it asks for config.teacher.
     """
 
     key: str = ""
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {}
+    needs_teacher: bool = False
+    reads: tuple[Read, ...] = ()

@@ -1,17 +1,18 @@
 """Captioning: each token of a text from those before it, and from what the decoder reads."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, ShapeDtypeStruct
-from jaxtyping import Bool, Float, Int
+from jax import Array
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import texts
 from mm.models.keys import bernoulli, uniform
+from mm.models.layers import check_rate
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
-from mm.objectives.views import Views, batch_key, view
+from mm.objectives.tokens import cross_entropy
+from mm.objectives.views import Views, batch_key, image_view, view
 
 
 @registry.register("objective", "captioning")
@@ -28,8 +29,8 @@ class Captioning(Objective):
     be copied. `image_keep` < 1 drops image tokens. `label_smoothing` is the share of the target
     that is spread over the vocabulary.
 
-    Metrics: accuracy, and perplexity, exp of the loss without smoothing. Whether the image is used
-    is what the evaluator `losses` tells with shuffled=True.
+    Metrics: those of `cross_entropy`. Whether the image is used is what the evaluator `losses`
+    tells with shuffled=True.
     """
 
     def __init__(
@@ -46,11 +47,9 @@ class Captioning(Objective):
     ):
         model.need("captioning", "decoder")
         memory, length = model.decoder.memory, model.decoder.length
-        if not 0 <= parallel <= 1 or not 0 < image_keep <= 1 or not 0 <= label_smoothing < 1:
-            raise BadInput(
-                f"parallel={parallel} must lie in [0, 1], image_keep={image_keep} in (0, 1] and "
-                f"label_smoothing={label_smoothing} in [0, 1)"
-            )
+        if not 0 <= parallel <= 1:
+            raise BadInput(f"parallel={parallel} must lie in [0, 1]")
+        check_rate("label_smoothing", label_smoothing)
         if parallel and model.decoder.mask_token is None:
             raise BadInput(f"parallel={parallel}: set config.model.decoder.mask_token=True")
         if image_keep < 1 and memory not in ("image", "fused"):
@@ -62,17 +61,10 @@ class Captioning(Objective):
                 + ", name another view of the text if and only if the memory reads one"
             )
         self.text, self.source = view("text", text), view("text", source or text)
-        self.image = view("image", **({"keep": image_keep} if image_keep < 1 else {}))
+        self.image = image_view(image_keep)
         self.prefix, self.parallel, self.smoothing = prefix, parallel, label_smoothing
         self.length = length
-
-    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
-        """The texts that are predicted and read."""
-        shape, spec = (batch_size, self.length), {}
-        for key in map(batch_key, (self.text, self.source)):
-            spec[key] = ShapeDtypeStruct(shape, jnp.int32)
-            spec[f"{key}_mask"] = ShapeDtypeStruct(shape, jnp.bool_)
-        return spec
+        self.reads = texts(length, *map(batch_key, (self.text, self.source)))
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         key = batch_key(self.text)
@@ -88,28 +80,4 @@ class Captioning(Objective):
             how |= {"hidden": hidden, "reach": jnp.where(hidden, self.length - 1, others)}
             scored = jnp.where(hidden[:, None], mask, scored)
         logits = views.decode(self.text, image=self.image, source=self.source, **how)
-        loss, unsmoothed = (
-            cross_entropy(logits, text, scored, share) for share in (self.smoothing, 0.0)
-        )
-        hits = (logits.argmax(-1) == text) & scored
-        metrics = {"accuracy": hits.sum() / jnp.maximum(scored.sum(), 1)}
-        return Loss(loss, metrics | {"perplexity": jnp.exp(unsmoothed)})
-
-
-def cross_entropy(
-    logits: Float[Array, "b l v"],
-    targets: Int[Array, "b l"],
-    scored: Bool[Array, "b l"],
-    smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """-log p(target), the mean over what is `scored`; 0 where nothing is.
-
-    `smoothing`: the target is so much of the uniform distribution, and the rest of the token
-    (Szegedy et al. 2016, section 7).
-    """
-    # A sum over the vocabulary, since that may be split over devices.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    chosen = jnp.where(is_target, logits, 0).sum(-1)
-    aim = chosen if not smoothing else (1 - smoothing) * chosen + smoothing * logits.mean(-1)
-    losses = jax.nn.logsumexp(logits, -1) - aim
-    return jnp.where(scored, losses, 0).sum() / jnp.maximum(scored.sum(), 1)
+        return Loss(*cross_entropy(logits, text, scored, self.smoothing))

@@ -1,6 +1,7 @@
 """Several objectives in one step: weights, their schedules, learned weights, turns, gradients."""
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,16 +71,21 @@ def find_weights(objectives: Mapping, total_steps: int) -> dict[str, Weight]:
         if isinstance(weight, Mapping):
             rest = {key: value for key, value in weight.items() if key != "peak"}
             factor = registry.build("schedule", rest, where, total_steps=total_steps)
-            if type(peak := weight.get("peak", 1.0)) not in (int, float):
-                raise BadInput(f"{where}.peak={peak!r}: expected a number")
+            peak = number(f"{where}.peak", weight.get("peak", 1.0), "a finite number")
             weights[name] = lambda step, factor=factor, peak=peak: peak * factor(step)
         elif weight == "learned":
             weights[name] = None
-        elif isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise BadInput(f"{where}={weight!r}: expected a number, a schedule or 'learned'")
         else:
-            weights[name] = weight
+            expected = "a finite number, a schedule or 'learned'"
+            weights[name] = number(where, weight, expected)
     return weights
+
+
+def number(where: str, value: Any, expected: str) -> float:
+    """The value, or BadInput."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise BadInput(f"{where}={value!r}: expected {expected}")
+    return value
 
 
 class Turns(NamedTuple):

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import GROUP
 from mm.models.layers import param
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.tiles import grow, log_sum, nothing, products
-from mm.objectives.views import Views
+from mm.objectives.views import Views, image_view
 from mm.sharding.ring import over_batch, ring, total
 
 
@@ -32,6 +33,8 @@ class Contrastive(Objective):
     softmax, 10 and -10 for sigmoid. `image_keep` < 1 drops image tokens (FLIP).
     """
 
+    reads = (GROUP,)
+
     def __init__(
         self,
         *,
@@ -45,20 +48,15 @@ class Contrastive(Objective):
     ):
         model.need("contrastive", "image", "text", "embed_dim")
         default = {"softmax": 1 / 0.07, "sigmoid": 10.0}[kind]
-        scale = default if init_scale is None else init_scale
-        if not 0 < scale <= max_scale:
-            raise BadInput(f"init_scale={scale} must lie in (0, max_scale={max_scale}]")
-        if not 0 < image_keep <= 1:
-            raise BadInput(f"image_keep={image_keep} must lie in (0, 1]")
-        constant = jax.nn.initializers.constant
-        self.log_scale = param(rngs, constant(math.log(scale)), (), ())
-        self.bias = param(rngs, constant(init_bias), (), ()) if kind == "sigmoid" else None
-        self.kind, self.max_scale, self.image_keep = kind, max_scale, image_keep
+        start = default if init_scale is None else init_scale
+        self.log_scale = learned_scale(rngs, start, max_scale)
+        bias = jax.nn.initializers.constant(init_bias)
+        self.bias = param(rngs, bias, (), ()) if kind == "sigmoid" else None
+        self.max_scale, self.image = max_scale, image_view(image_keep)
 
     def __call__(self, views: Views, rng: Array) -> Loss:
-        how = {"keep": self.image_keep} if self.image_keep < 1 else {}
-        image, text = views.image_embedding(**how), views.text_embedding()
-        scale = jnp.exp(clamp_from_above(self.log_scale[...], math.log(self.max_scale)))
+        image, text = views.embed(self.image), views.text_embedding()
+        scale = read_scale(self.log_scale, self.max_scale)
         group = views.batch["group"]
         metrics = {"logit_scale": scale}
         if self.bias is None:
@@ -74,9 +72,17 @@ class Contrastive(Objective):
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+
+def learned_scale(rngs: nnx.Rngs, start: float, most: float) -> nnx.Param:
+    """The logarithm of a scale; `read_scale` gives the scale, of which `most` is the limit."""
+    if not 0 < start <= most:
+        raise BadInput(f"init_scale={start} must lie in (0, max_scale={most}]")
+    return param(rngs, jax.nn.initializers.constant(math.log(start)), (), ())
+
+
+def read_scale(logarithm: nnx.Param, most: float) -> Float[Array, ""]:
+    """The scale, clamped."""
+    return jnp.exp(clamp_from_above(logarithm[...], math.log(most)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

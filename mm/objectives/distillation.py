@@ -1,5 +1,6 @@
 """Distillation: learn what a teacher says of the batch, or the features that it has."""
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Float
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import Read
 from mm.models.layers import Linear
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
@@ -25,27 +27,26 @@ class Distillation(Objective):
 
     With source="batch" they are batch["teacher_image"] and ["teacher_text"], float32 [b, `width`],
     made once by a model that need not be here (MobileCLIP's reinforced data sets: Vasu et al. 2024,
-    section 4); with source="teacher" `width` is None.
+    section 4). With source="teacher" `width` may be left out where it does not matter.
     """
 
     def __init__(self, source: Source, width: int | None, model: Multimodal):
         model.need("distillation", "image", "text", "embed_dim")
-        if (source == "batch") != (width is not None):
-            raise BadInput(f"width={width} goes with source='batch', not {source!r}")
-        self.source, self.width = source, width
+        if source == "batch" and width is None:
+            raise BadInput("source='batch': set width to that of the teacher's embeddings")
+        self.source, self.width, self.needs_teacher = source, width, source == "teacher"
+        if source == "batch":
+            names = "teacher_image", "teacher_text"
+            self.reads = tuple(Read(name, (width,), "float32") for name in names)
 
     def taught(self, views: Views) -> list[Float[Array, "b e"]]:
         """The teacher's normalized embeddings of images and texts."""
         if self.source == "batch":
             return [normalize(views.batch[f"teacher_{x}"]) for x in ("image", "text")]
-        return [views.teacher.image_embedding().z, views.teacher.text_embedding().z]
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        if self.source == "teacher":
-            return {}
-        spec = jax.ShapeDtypeStruct((batch_size, self.width), jnp.float32)
-        return {"teacher_image": spec, "teacher_text": spec}
+        taught = [views.teacher.image_embedding().z, views.teacher.text_embedding().z]
+        if self.width not in (None, found := taught[0].shape[1]):
+            raise BadInput(f"width={self.width}: the teacher's embeddings are {found} wide")
+        return taught
 
 
 @registry.register("objective", "response_distillation")
@@ -91,23 +92,18 @@ class FeatureDistillation(Distillation):
         *,
         source: Source = "teacher",
         width: int | None = None,
-        teacher_dim: int | None = None,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         super().__init__(source, width, model)
-        size, axes = width or teacher_dim or model.embed_dim, ("embed", "projection")
-        self.image, self.text = (
-            Linear((model.embed_dim,), (size,), axes, bias=False, rngs=rngs) for _ in range(2)
-        )
+        self.width = width or model.embed_dim
+        sizes, axes = ((model.embed_dim,), (self.width,)), ("embed", "projection")
+        make = partial(Linear, *sizes, axes, bias=False, rngs=rngs)
+        self.image, self.text = make(), make()
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         own = self.image(views.image_embedding().z), self.text(views.text_embedding().z)
         taught = self.taught(views)
-        if own[0].shape != taught[0].shape:
-            raise BadInput(
-                f"the teacher's embeddings are {taught[0].shape[1]} wide; set teacher_dim to that"
-            )
         cosines = [(normalize(x) * y).sum(-1) for x, y in zip(own, taught, strict=True)]
         metrics = {"image_cosine": cosines[0].mean(), "text_cosine": cosines[1].mean()}
         return Loss(1 - sum(x.mean() for x in cosines) / 2, jax.lax.stop_gradient(metrics))

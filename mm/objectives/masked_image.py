@@ -14,13 +14,13 @@ from mm import registry
 from mm.config import BadInput
 from mm.models.encoder import Encoded, Encoder, EncoderSpec
 from mm.models.keys import Keys
-from mm.models.layers import Linear, param
+from mm.models.layers import Linear, vectors
 from mm.models.multimodal import Multimodal, pixels
 from mm.models.stem import contrast, cut
 from mm.models.vit import sincos2d
 from mm.objectives.base import Loss, Objective
 from mm.objectives.codes import KMeans, RandomProjection
-from mm.objectives.masked_text import TextMask, words_spec
+from mm.objectives.masked_text import TextMask
 from mm.objectives.tokens import TokenHead, predict
 from mm.objectives.views import TEXT, Views, view
 
@@ -48,16 +48,12 @@ class MaskedImage(Objective):
         if text_mask is not None:
             self.text_mask = registry.call(TextMask, text_mask, "text_mask")
             self.text_mask.check(model)
+            self.reads = self.text_mask.reads(model)
         self.ratio, self.context, self.patch_size = ratio, context, model.image.patch_size
         patches = (model.image.image_size // self.patch_size) ** 2
         if round(patches * ratio) in (0, patches):
             raise BadInput(f"ratio={ratio}: of {patches} patches some must be hidden, some seen")
         self.width = (model.fusion if context == "fused" else model.image).width
-        self.length = model.text.length if context == "fused" else 0
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {} if self.text_mask is None else words_spec(batch_size, self.length)
 
     def seen(self, views: Views, **how: float) -> tuple[Encoded, Float[Array, "b n d"]]:
         """The image's encoding in that way, and its tokens with or without context."""
@@ -100,10 +96,9 @@ class MAE(MaskedImage):
         spec = registry.call(EncoderSpec, spec, "decoder")
         if spec.width % 4:
             raise BadInput(f"decoder.width={spec.width} must be a multiple of 4, for positions")
-        normal, dtype = jax.nn.initializers.normal(0.02), spec.dtype
-        sizes = (self.width,), (spec.width,)
+        dtype, sizes = spec.dtype, ((self.width,), (spec.width,))
         self.embed = Linear(*sizes, (None, "embed"), dtype=dtype, rngs=rngs)
-        self.mask_token = param(rngs, normal, (1, spec.width), (None, "embed"))
+        self.mask_token = vectors(rngs, 1, spec.width)
         self.decoder = Encoder(spec, rngs=rngs)
         sizes = (spec.width,), (3 * self.patch_size**2,)
         self.out = Linear(*sizes, ("embed", "patch"), dtype=dtype, rngs=rngs)

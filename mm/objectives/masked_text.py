@@ -13,12 +13,13 @@ from jaxtyping import Bool, Int, Key
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import Read
 from mm.models.keys import Keys
-from mm.models.layers import Activation, check_rate
+from mm.models.layers import Activation
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.tokens import TokenHead, predict
-from mm.objectives.views import View, Views, batch_key, view
+from mm.objectives.views import IMAGE, View, Views, batch_key, image_view, view
 
 _LONGEST_WORD = 16  # tokens
 
@@ -52,6 +53,10 @@ class TextMask:
                 f"mask_id={self.mask_id}: expected less than config.model.text.vocab_size="
                 f"{model.text.vocab_size}"
             )
+
+    def reads(self, model: Multimodal) -> tuple[Read, ...]:
+        """Which word of the text each token is of, -1 for padding and marks."""
+        return (Read("text_words", (model.text.length,), "int32"),)
 
     def counts(self, length: int) -> Int[np.ndarray, "n"]:
         """How many are chosen of 0 .. length tokens."""
@@ -141,17 +146,19 @@ class MaskedText(Objective):
         model.need("masked_text", *["fusion.text"] if context == "fused" else ["text"])
         self.mask, self.context, self.length = TextMask(**mask), context, model.text.length
         self.mask.check(model)
-        if not 0 < image_keep <= 1:
-            raise BadInput(f"image_keep={image_keep} must lie in (0, 1]")
-        check_rate("image_replace", image_replace)
-        how = ({"keep": image_keep} if image_keep < 1 else {}) | (
-            {"replace": image_replace} if image_replace > 0 else {}
-        )
-        if how and context == "none":
-            raise BadInput(f"{how}: no image is read; set context='fused' or leave it away")
-        self.image = view("image", **how)
+        self.image, self.reads = image_view(image_keep, image_replace), self.mask.reads(model)
+        if self.image != IMAGE and context == "none":
+            given = f"image_keep={image_keep}, image_replace={image_replace}"
+            raise BadInput(f"{given}: no image is read; set context='fused' or leave it away")
+        read = "fusion" if context == "fused" else "text"
+        tokens = getattr(model, read)
+        if getattr(tokens, "causal", False):
+            raise BadInput(
+                f"config.model.{read} is causal: a hidden word would be told from those before it "
+                "alone; set causal=False"
+            )
         self.head = TokenHead(
-            (model.fusion if context == "fused" else model.text).width,
+            tokens.width,
             model.text.vocab_size,
             table_width=model.text.width,
             tied=True,
@@ -173,12 +180,3 @@ class MaskedText(Objective):
         words = views.batch["text_words"] >= 0
         metrics["share_masked"] = chosen.sum() / jnp.maximum(words.sum(), 1)
         return Loss(loss, jax.lax.stop_gradient(metrics))
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return words_spec(batch_size, self.length)
-
-
-def words_spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a `TextMask` reads of a batch."""
-    return {"text_words": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import GROUP, texts
 from mm.models.keys import Keys
 from mm.models.layers import Linear
 from mm.models.multimodal import Multimodal
@@ -25,6 +26,8 @@ class Matching(Objective):
     one, None any), and a text's an image likewise. A row of the same group is never a negative; of
     rows without any negative the true pairs alone count.
     """
+
+    reads = (GROUP,)
 
     def __init__(self, *, temperature: float | None = 0.07, model: Multimodal, rngs: nnx.Rngs):
         model.need("matching", "fusion")
@@ -58,10 +61,6 @@ class Matching(Objective):
         logits = self.head(views.fuse().pooled).astype(jnp.float32)
         return logits[:, 1] - logits[:, 0]
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
-
 
 @registry.register("objective", "next_text")
 class NextText(Objective):
@@ -79,6 +78,7 @@ class NextText(Objective):
             )
         self.head = matching_head(model.text.pooled_width, rngs)
         self.length = model.text.length // 2
+        self.reads = (GROUP, *texts(self.length, "text_first", "text_second"))
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         batch, group = views.batch, views.batch["group"]
@@ -95,15 +95,6 @@ class NextText(Objective):
             views.derive(f"text_{name}", lambda keys, pair=pair: pair)
         logits = [self.head(views.encode(view("text", x)).pooled) for x in ("next", "other")]
         return match_loss(logits, [jnp.ones_like(found), found])
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        shape = batch_size, self.length
-        spec = {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
-        for name in ("text_first", "text_second"):
-            spec[name] = jax.ShapeDtypeStruct(shape, jnp.int32)
-            spec[f"{name}_mask"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
-        return spec
 
 
 def matching_head(width: int, rngs: nnx.Rngs) -> Linear:

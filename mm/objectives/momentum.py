@@ -1,6 +1,5 @@
 """Contrastive learning against queues of momentum embeddings, with soft targets (MoCo, ALBEF)."""
 
-import math
 from functools import partial
 
 import jax
@@ -11,10 +10,10 @@ from jaxtyping import Float, Int
 
 from mm import registry
 from mm.config import BadInput
-from mm.models.layers import param
+from mm.models.inputs import GROUP
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Buffer, Loss, Objective
-from mm.objectives.contrastive import clamp_from_above
+from mm.objectives.contrastive import learned_scale, read_scale
 from mm.objectives.tiles import grow, log_sum, nothing, products
 from mm.objectives.views import Views
 
@@ -31,6 +30,8 @@ class Momentum(Objective):
     group (ALBEF, eq. 6); alpha grows linearly from 0 over `alpha_warmup_steps`. The scale is
     learned as in `contrastive`. Memory: two queues on every device, whatever the batch.
     """
+
+    reads, needs_teacher = (GROUP,), True
 
     def __init__(
         self,
@@ -49,10 +50,7 @@ class Momentum(Objective):
                 f"alpha={alpha} must lie in [0, 1], alpha_warmup_steps={alpha_warmup_steps} be at "
                 "least 0"
             )
-        if not 0 < init_scale <= max_scale:
-            raise BadInput(f"init_scale={init_scale} must lie in (0, max_scale={max_scale}]")
-        init = jax.nn.initializers.constant(math.log(init_scale))
-        self.log_scale = param(rngs, init, (), ())
+        self.log_scale = learned_scale(rngs, init_scale, max_scale)
         self.alpha, self.warmup, self.max_scale = alpha, alpha_warmup_steps, max_scale
         shape = (queue_size, model.embed_dim)
         # Random directions, of no group: before the queue is full they are negatives like others.
@@ -73,7 +71,7 @@ class Momentum(Objective):
             queue[...] = jax.lax.dynamic_update_slice_in_dim(queue[...], new, at, 0)
         ramp = jnp.minimum(1.0, self.step[...] / self.warmup) if self.warmup else 1.0
         self.step[...] = self.step[...] + 1
-        scale = jnp.exp(clamp_from_above(self.log_scale[...], math.log(self.max_scale)))
+        scale = read_scale(self.log_scale, self.max_scale)
         queues, alpha = (self.texts[...], self.images[...]), self.alpha * ramp
         losses, accuracies, agreements = zip(
             *(
@@ -91,10 +89,6 @@ class Momentum(Objective):
             "embedding_spread": sum(z.std(0).mean() for z in sides) / 2,
         }
         return Loss(sum(losses) / 2, jax.lax.stop_gradient(metrics))
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        return {"group": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
 
 def queue_loss(

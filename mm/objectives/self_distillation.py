@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, ShapeDtypeStruct
+from jax import Array
 from jaxtyping import Float
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import images
 from mm.models.layers import Dtype, Linear
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Buffer, Loss, Objective
@@ -26,6 +27,8 @@ class SelfDistillation(Objective):
     temperature), p = softmax((teacher - center) / teacher_temperature), and the center is a running
     mean of what the teacher says (Caron et al. 2021, eq. 1, 4), so that no prototype takes all.
     """
+
+    needs_teacher = True
 
     def __init__(
         self,
@@ -51,6 +54,8 @@ class SelfDistillation(Objective):
             )
         if not 0 <= replace < 1 or not 0 <= center_decay < 1:
             raise BadInput(f"replace={replace}, center_decay={center_decay}: expected 0 .. 1")
+        if "clean" in views:
+            raise BadInput("views: 'clean' is what the teacher sees; name others")
         patch = getattr(model.image, "patch_size", 1)
         if view_size is not None and view_size % patch:
             raise BadInput(f"view_size={view_size}: expected a multiple of patch_size={patch}")
@@ -58,7 +63,8 @@ class SelfDistillation(Objective):
             raise BadInput(f"replace={replace}: set config.model.image.mask_token=True")
         if min(temperature, teacher_temperature) <= 0:
             raise BadInput(f"temperature={temperature}, {teacher_temperature}: expected above 0")
-        self.names, self.view_size, self.replace = views, view_size, replace
+        self.names, self.replace = views, replace
+        self.reads = images(view_size, *(f"image_{name}" for name in views))
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.center_decay, self.prefix = center_decay, model.image.prefix
 
@@ -102,11 +108,6 @@ class SelfDistillation(Objective):
         p = targets[0]
         entropy = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean()
         return sum(losses) / len(losses), entropy
-
-    def batch_spec(self, batch_size: int) -> dict[str, ShapeDtypeStruct]:
-        """What it reads of a batch beside image and text."""
-        shape = batch_size, self.view_size, self.view_size, 3
-        return {f"image_{name}": ShapeDtypeStruct(shape, jnp.uint8) for name in self.names}
 
 
 class PrototypeHead(nnx.Module):

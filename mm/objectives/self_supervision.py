@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float
 
 from mm import registry
 from mm.config import BadInput
+from mm.models.inputs import GROUP, images, texts
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, check_rate
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
 from mm.objectives.contrastive import nt_xent
 from mm.objectives.heads import Projector
-from mm.objectives.views import Views
+from mm.objectives.views import Views, batch_key, view
 
 
 @registry.register("objective", "simclr")
@@ -66,7 +67,9 @@ class SimCLR(Objective):
         )
         self.tower, self.names, self.same = tower, tuple(views), same
         self.spans, self.special, self.temperature = spans, tuple(special), temperature
-        self.shape = (read.image_size, read.image_size, 3) if tower == "image" else (read.length,)
+        names = [] if spans else [batch_key(view(tower, name)) for name in views]
+        made = images(read.image_size, *names) if tower == "image" else texts(read.length, *names)
+        self.reads = made + ((GROUP,) if same == "group" else ())
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         names = self.names
@@ -90,18 +93,6 @@ class SimCLR(Objective):
         if "text_segments" in batch:
             made[f"{name}_segments"] = batch["text_segments"]
         return made
-
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The two views that the input makes, and what tells that two rows are the same."""
-        spec, shape = {}, (batch_size, *self.shape)
-        if self.same == "group":
-            spec["group"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        for name in () if self.spans else self.names:
-            dtype = jnp.uint8 if self.tower == "image" else jnp.int32
-            spec[f"{self.tower}_{name}"] = jax.ShapeDtypeStruct(shape, dtype)
-            if self.tower == "text":
-                spec[f"text_{name}_mask"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
-        return spec
 
 
 def feature_std(z: Float[Array, "b e"]) -> Float[Array, ""]:

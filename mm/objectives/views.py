@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from mm.config import BadInput
 from mm.models.decoder import fused_memory
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, fold_in
+from mm.models.layers import check_rate
+from mm.models.logits import Logits
 from mm.models.multimodal import Embedding, Multimodal
 from mm.sharding.ring import pick
 
@@ -39,7 +41,7 @@ class Views:
     masks are drawn, but nothing is dropped. Randomness is keyed by row, tower, view and way, so it
     depends neither on which objective asks first nor on the other rows. An objective that needs no
     tokens asks for embeddings: then its batch can be made of micro-batches
-    (`mm.objectives.accumulate`). `teacher` sees the same batch through the averaged or the given
+    (`mm.accumulate`). `teacher` sees the same batch through the averaged or the given
     model, without gradient; `averaged` are the averaged objectives, by their keys.
     """
 
@@ -79,8 +81,7 @@ class Views:
     def embed(self, view: View) -> Embedding:
         """The embedding of either tower."""
         if view not in self.embeddings:
-            project = getattr(self.model, f"project_{view.tower}")
-            self.embeddings[view] = project(self._encode(view))
+            self.embeddings[view] = self.model.project(view.tower, self._encode(view))
         return self.embeddings[view]
 
     def encode(self, view: View) -> Encoded:
@@ -140,7 +141,7 @@ class Views:
 
     def decode(
         self, text: View = TEXT, *, image: View = IMAGE, source: View = TEXT, **how: Any
-    ) -> Float[Array, "b l v"]:
+    ) -> Logits:
         """Logits of each token of a text from those before it and from the `memory` of two views.
 
         `how` goes to `Multimodal.decode`. Nothing is kept: ask once.
@@ -178,6 +179,20 @@ class Views:
 def view(tower: str, name: str = "clean", **how: Any) -> View:
     """The view of a tower in some way."""
     return View(tower, name, tuple(sorted(how.items())))
+
+
+def image_view(keep: float = 1.0, replace: float = 0.0) -> View:
+    """The clean image of which a share `keep` of patches is read, or a share `replace` hidden.
+
+    Raises BadInput for shares that cannot be, in the words of `image_keep` and `image_replace`.
+    """
+    if not 0 < keep <= 1:
+        raise BadInput(f"image_keep={keep} must lie in (0, 1]")
+    check_rate("image_replace", replace)
+    if keep < 1 and replace:
+        raise BadInput(f"image_keep={keep}, image_replace={replace}: drop patches or hide them")
+    how = {"keep": keep} if keep < 1 else {"replace": replace} if replace else {}
+    return view("image", **how)
 
 
 def batch_key(view: View) -> str:

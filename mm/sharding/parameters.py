@@ -7,6 +7,7 @@ computing dtype, whole to each device that has a part of the batch, and gradient
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,15 +63,51 @@ def sum_rows(
         return jax.lax.with_sharding_constraint(function(*arrays), stored)
 
     def local(*arrays: Array) -> Array:
-        result, rest = function(*arrays), set(BATCH_AXES)
-        for dimension, entry in enumerate(spec):
-            if over := _over_batch(entry):
-                scatter = _scatter_rows if by_rows else _scatter
-                result, rest = scatter(result, over, dimension), rest - set(over)
-        return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
+        return _add_up(function(*arrays), spec, _scatter_rows if by_rows else _scatter)
 
     result = _by_batch(mesh, local, P(BATCH_AXES), spec)(*arrays)
     return jax.lax.with_sharding_constraint(result, stored)
+
+
+def gather_and_sum(
+    function: Callable, parameters: Sequence[Array], axes: Sequence[tuple], *arrays: Array
+) -> tuple[Any, list[Array]]:
+    """function(parameters, *arrays) -> (rows, sums), both passes of a layer in one.
+
+    Each device calls it once, with whole parameters, as `gather` makes them, and its own rows of
+    `arrays`. It returns a tree of arrays [rows, ...], and sums over its rows: the gradients of the
+    parameters, in their order. Devices add these up as in `sum_rows`.
+    """
+    whole = [gather(x, names) for x, names in zip(parameters, axes, strict=True)]
+    mesh = active_mesh()
+    if mesh is None:
+        return function(whole, *arrays)
+    specs = [
+        _layer_specs(mesh, x.shape, names)[0] for x, names in zip(parameters, axes, strict=True)
+    ]
+
+    def local(whole: list[Array], *arrays: Array) -> tuple[Any, list[Array]]:
+        rows, sums = function(whole, *arrays)
+        return rows, [_add_up(*pair, _scatter) for pair in zip(sums, specs, strict=True)]
+
+    parts = axis_size(mesh, BATCH_AXES)
+    if parts == 1 or len(arrays[0]) % parts:
+        run = function
+    else:
+        split = P(BATCH_AXES)
+        run = _by_batch(mesh, local, (P(), *(split for _ in arrays)), (split, specs))
+    rows, sums = run(whole, *arrays)
+    stored = [NamedSharding(mesh, spec) for spec in specs]
+    return rows, jax.lax.with_sharding_constraint(sums, stored)
+
+
+def _add_up(x: Array, spec: P, scatter: Callable) -> Array:
+    """The sum of the devices' x; of what `spec` splits over the batch's axes each gets its part."""
+    rest = set(BATCH_AXES)
+    for dimension, entry in enumerate(spec):
+        if over := _over_batch(entry):
+            x, rest = scatter(x, over, dimension), rest - set(over)
+    return jax.lax.psum(x, tuple(sorted(rest))) if rest else x
 
 
 def _scatter(x: Array, over: tuple[str, ...], dimension: int) -> Array:
@@ -107,16 +144,19 @@ def _over_batch(entry: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(axis for axis in axes_of(entry) if axis in BATCH_AXES)
 
 
-def _by_batch(mesh: Mesh, function: Callable, spec: P, out: P) -> Callable:
+def _by_batch(mesh: Mesh, function: Callable, specs: Any, out: Any) -> Callable:
     """A function of each device's part; the compiler goes on splitting over the other axes."""
 
-    def inner(spec: P) -> P:
-        return P(*(_over_batch(entry) or None for entry in spec))
+    def inner(specs: Any) -> Any:
+        def one(spec: P) -> P:
+            return P(*(_over_batch(entry) or None for entry in spec))
+
+        return jax.tree.map(one, specs, is_leaf=lambda x: isinstance(x, P))
 
     return jax.shard_map(
         function,
         mesh=mesh,
-        in_specs=inner(spec),
+        in_specs=inner(specs),
         out_specs=inner(out),
         axis_names=set(BATCH_AXES),
         check_vma=False,

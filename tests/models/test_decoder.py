@@ -9,6 +9,7 @@ from flax import nnx
 
 from mm.config import BadInput
 from mm.models.fusion import Fused, Fusion
+from mm.models.inputs import batch_spec
 from mm.models.keys import example_keys
 from mm.models.multimodal import Multimodal
 from mm.objectives import Views
@@ -61,7 +62,7 @@ def decode(a_model, how=None, **changes):
 @partial(jax.jit, static_argnums=0)
 def run(graphdef, params, arrays, how):
     a_model = nnx.merge(graphdef, params)
-    return Views(a_model, arrays, None).decode(source=OTHER, **how)
+    return Views(a_model, arrays, None).decode(source=OTHER, **how).whole()
 
 
 def other_word(row, place, key="text"):
@@ -193,7 +194,7 @@ def test_a_tied_head_scores_by_the_words_that_are_read(inputs):
     owner = a_model.decoder if inputs == "words" else a_model.text
     table = np.asarray(owner.embedding[...])
     x = np.random.default_rng(0).standard_normal((2, 3, 16)).astype(np.float32)
-    got = a_model.decoder.logits(jnp.asarray(x), a_model.words)
+    got = a_model.decoder.logits(jnp.asarray(x), a_model.words).whole()
     np.testing.assert_allclose(got, x @ table.T, rtol=1e-5, atol=1e-6)
     own = nnx.to_pure_dict(nnx.state(a_model.decoder))
     assert ("embedding" in own) == (inputs == "words") and "head" not in own
@@ -207,9 +208,9 @@ def test_a_decoder_wider_than_the_tower_reads_its_tokens_through_a_layer():
 def test_a_language_model_needs_no_tower():
     spec = dict(name="transformer", memory="none", vocab_size=64, length=8, **TOWER)
     a_model = Multimodal(decoder=spec, rngs=nnx.Rngs(0))
-    arrays = a_model.batch_spec(4)
+    arrays = batch_spec(a_model.reads, 4)
     assert set(arrays) == {"text", "text_mask"} and arrays["text"].shape == (4, 8)
-    assert Views(a_model, batch(), None).decode().shape == (4, 8, 64)
+    assert Views(a_model, batch(), None).decode().whole().shape == (4, 8, 64)
 
 
 def test_logits_are_float32_of_bfloat16_blocks():
@@ -221,7 +222,7 @@ def test_logits_are_float32_of_bfloat16_blocks():
 def test_dropout_is_keyed_by_row_and_off_in_evaluation():
     a_model = model(dropout=0.5)
     keys = example_keys(jax.random.key(0), 8)
-    dropped = jax.jit(lambda arrays, keys: Views(a_model, arrays, keys).decode())
+    dropped = jax.jit(lambda arrays, keys: Views(a_model, arrays, keys).decode().whole())
     whole = dropped(batch(rows=8), keys)
     part = dropped({k: x[2:5] for k, x in batch(rows=8).items()}, keys[2:5])
     np.testing.assert_allclose(part, whole[2:5], rtol=1e-4, atol=1e-5)

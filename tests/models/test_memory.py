@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mm.config import BadInput
 from mm.models.encoder import Encoded
+from mm.models.inputs import batch_spec
 from mm.models.memory import append, nearest
 from mm.objectives import Views
 from mm.program import build_program
@@ -176,7 +177,7 @@ def test_entities_follow_the_text_and_minus_one_is_none():
     plain = Views(model(fusion=CROSS), rows, None).fuse()
     np.testing.assert_allclose(views.fuse().text[1], plain.text[1], rtol=1e-5, atol=1e-6)
     assert np.abs(views.fuse().text[0] - plain.text[0]).max() > 1e-4
-    assert a_model.batch_spec(4)["entities"].shape == (4, 3)
+    assert batch_spec(a_model.reads, 4)["entities"].shape == (4, 3)
 
 
 def test_levels_get_the_extra_tokens_too():

@@ -111,8 +111,8 @@ def test_it_is_an_image_tower_of_a_config_and_takes_uint8():
         rngs=nnx.Rngs(0),
     )
     grey = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
-    got = model.project_image(model.encode_image(jnp.asarray(grey))).z
-    want = model.project_image(model.encode_image(jnp.asarray(grey / 127.5 - 1, jnp.float32))).z
+    got = model.project("image", model.encode_image(jnp.asarray(grey))).z
+    want = model.project("image", model.encode_image(jnp.asarray(grey / 127.5 - 1, jnp.float32))).z
     assert got.shape == (2, 16)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 

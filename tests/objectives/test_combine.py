@@ -55,8 +55,10 @@ def test_a_learned_weight_starts_at_one_and_goes_to_one_over_the_loss():
 @pytest.mark.parametrize(
     "weight, message",
     [
-        ("learnt", "expected a number, a schedule or 'learned'"),
-        (True, "expected a number"),
+        ("learnt", "expected a finite number, a schedule or 'learned'"),
+        (True, "expected a finite number"),
+        (float("nan"), "expected a finite number"),
+        (dict(name="cosine", peak=float("inf")), "peak=inf: expected a finite number"),
         (dict(name="cosin"), "did you mean 'cosine'"),
     ],
 )
@@ -151,6 +153,11 @@ def test_objectives_share_the_towers():
     )
     towers = sum(matmuls(build({"m": MATCHING | {"temperature": None}})).values())
     assert both < one + other - 20 and towers < both
+
+
+def test_a_teacher_that_nobody_asks_is_refused():
+    with pytest.raises(BadInput, match="config.teacher: no objective asks for it; leave it out"):
+        build({"c": CONTRASTIVE}, teacher=dict(name="average", decay=0.9))
 
 
 def test_a_teacher_is_needed_by_who_asks_for_it():

@@ -4,10 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from mm.objectives.distillation import soft_cross_entropy
+from mm.config import BadInput
+from mm.models.multimodal import Embedding
+from mm.objectives import Views
+from mm.objectives.distillation import (
+    FeatureDistillation,
+    ResponseDistillation,
+    soft_cross_entropy,
+)
+from mm.objectives.views import IMAGE, TEXT
 from mm.sharding.mesh import make_mesh
 from mm.sharding.rules import find_rules, use_sharding
+from tests import tiny
 
 
 def inputs(n=16):
@@ -44,3 +54,16 @@ def test_a_student_that_says_what_the_teacher_says_is_at_the_minimum():
     value, slope = jax.value_and_grad(lambda x: soft_cross_entropy(x, y, x, y)[0])(x)
     np.testing.assert_allclose(value, soft_cross_entropy(x, y, x, y)[1], rtol=1e-5)
     assert jnp.abs(slope).max() < 1e-6
+
+
+def test_a_width_that_is_not_the_teachers_is_refused():
+    a_model = tiny.model()
+    given = Views(a_model, {}, None, teacher=Views(a_model, {}, None))
+    for views in (given, given.teacher):
+        views.embeddings |= {
+            view: Embedding(jnp.ones((2, 16)), jnp.ones(2)) for view in (IMAGE, TEXT)
+        }
+    for kind in (ResponseDistillation, FeatureDistillation):
+        with pytest.raises(BadInput, match="width=8: the teacher's embeddings are 16 wide"):
+            kind(width=8, model=a_model, rngs=nnx.Rngs(0))(given, jax.random.key(0))
+        assert jnp.isfinite(kind(model=a_model, rngs=nnx.Rngs(0))(given, jax.random.key(0)).value)

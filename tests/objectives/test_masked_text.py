@@ -274,6 +274,7 @@ def test_words_that_the_others_or_the_image_tell_are_learned(context):
         (dict(mask_id=61), "mask_id=61: expected less than config.model.text.vocab_size=61"),
         (dict(image_keep=0.5), "no image is read; set context='fused'"),
         (dict(context="fused", image_keep=0.0), "image_keep=0.0 must lie in"),
+        (dict(context="fused", image_keep=0.5, image_replace=0.5), "drop patches or hide them"),
         (dict(context="fused"), "fusion.*does not have"),
     ],
 )
@@ -281,6 +282,13 @@ def test_what_cannot_work_is_refused(changes, message):
     a_model = model(fusion=CROSS) if "image_keep" in changes else SMALL
     with pytest.raises(BadInput, match=message):
         objective(a_model, **changes)
+
+
+def test_where_no_word_sees_those_behind_it_none_is_hidden():
+    with pytest.raises(BadInput, match="config.model.text is causal: .*set causal=False"):
+        objective(model(text=dict(TEXT, causal=True, mask_token=True)))
+    with pytest.raises(BadInput, match="config.model.fusion is causal"):
+        objective(model(fusion=CROSS | {"causal": True}), context="fused")
 
 
 def test_a_tower_without_a_mask_token_needs_the_id_of_one():

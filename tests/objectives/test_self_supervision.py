@@ -231,6 +231,18 @@ def test_the_losses_of_a_program_are_the_same_on_one_device_and_on_eight():
         np.testing.assert_allclose(found[1][name], value, rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("tower, names", [("image", {"image"}), ("text", {"text", "text_mask"})])
+def test_a_view_may_be_the_clean_one(tower, names):
+    a_model = model()
+    an_objective = objective(a_model, tower=tower, views=("clean", "two"))
+    read = {read.name for read in an_objective.reads}
+    assert names <= read and not any("clean" in name for name in read)
+    rows = batch(4) | {"text_two": batch(4, 1)["text"], "text_two_mask": batch(4, 1)["text_mask"]}
+    rows = {name: x for name, x in rows.items() if name in {*read, "id"}}
+    views = Views(a_model, rows, example_keys(jax.random.key(0), 4))
+    assert jnp.isfinite(an_objective(views, jax.random.key(0)).value)
+
+
 def test_a_projector_has_so_many_layers():
     projector = Projector(4, 6, 3, layers=3, rngs=nnx.Rngs(0))
     assert [layer.kernel.shape for layer in projector.layers] == [(4, 6), (6, 6), (6, 3)]

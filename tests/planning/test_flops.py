@@ -8,8 +8,8 @@ import pytest
 from jax.experimental import pallas as pl
 
 from mm.config import load
-from mm.models.short_attention import short_attention
-from mm.models.splash_attention import splash_attention
+from mm.kernels.short_attention import short_attention
+from mm.kernels.splash_attention import splash_attention
 from mm.planning.flops import count_flops, kernel_costs
 from mm.program import build_program
 from mm.sharding.mesh import make_mesh

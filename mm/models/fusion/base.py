@@ -15,13 +15,12 @@ from mm.config import BadInput
 from mm.models.encoder import Encoded, EncoderSpec, Stack, flat
 from mm.models.keys import Keys, split
 from mm.models.layers import Dtype, Linear
-from mm.models.pool import first_pool, last_pool, mean_pool
+from mm.models.pool import POOLS
 from mm.sharding.rules import constrain
 
 SIDES = "image", "text"
 OTHER = {"image": "text", "text": "image"}
 Pool = Literal["first", "last", "mean"]
-POOLS = {"first": first_pool, "last": last_pool, "mean": mean_pool}
 Spec = Annotated[Any, EncoderSpec]  # of a constructor's **encoder: its keys
 Masks = Mapping[str, Bool[Array, "b _"] | None]  # None: all tokens are real
 Streams = Mapping[str, Float[Array, "b _ _"]]

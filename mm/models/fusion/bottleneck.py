@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-import jax
 from flax import nnx
 
 from mm import registry
@@ -11,7 +10,7 @@ from mm.models.encoder import Block, Encoded, EncoderSpec, Reads, flat
 from mm.models.fusion import base
 from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Streams, Widths
 from mm.models.keys import Keys, split
-from mm.models.layers import param
+from mm.models.layers import vectors
 
 
 class BottleneckLayer(nnx.Module):
@@ -47,8 +46,7 @@ class Bottleneck(StreamFusion):
         super().__init__(**rest)
         if bottlenecks < 1:
             raise BadInput(f"bottlenecks={bottlenecks}: expected at least 1; the paper has 4")
-        normal, shape = jax.nn.initializers.normal(0.02), (bottlenecks, self.width)
-        self.bottlenecks = param(rest["rngs"], normal, shape, (None, "embed"))
+        self.bottlenecks = vectors(rest["rngs"], bottlenecks, self.width)
 
     def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> BottleneckLayer:
         """A layer of both streams and the bottlenecks."""

@@ -1,6 +1,5 @@
 """Early fusion: one Transformer over the tokens of both modalities (ViLT, VisualBERT, FLAVA)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -9,7 +8,7 @@ from mm.models.encoder import Encoded, Encoder
 from mm.models.fusion import base
 from mm.models.fusion.base import SIDES, Fused, Fusion, Pool, Spec, Widths
 from mm.models.keys import Keys
-from mm.models.layers import lookup, param
+from mm.models.layers import lookup, vectors
 
 
 @registry.register("fusion", "early")
@@ -34,10 +33,10 @@ class Early(Fusion):
         rngs: nnx.Rngs,
         **encoder: Spec,
     ):
-        spec, normal = base.read_spec(encoder), jax.nn.initializers.normal(0.02)
+        spec = base.read_spec(encoder)
         self.adapters = base.adapters(spec, widths, SIDES, rngs)
-        self.types = param(rngs, normal, (2, spec.width), (None, "embed"))
-        self.cls = param(rngs, normal, (1, spec.width), (None, "embed")) if cls_token else None
+        self.types = vectors(rngs, 2, spec.width)
+        self.cls = vectors(rngs, 1, spec.width) if cls_token else None
         self.encoder = Encoder(spec, rngs=rngs)
         self.pool, self.dtype = pool, jnp.dtype(spec.dtype)
         self.width, self.pooled_width = spec.width, (1 if cls_token else 2) * spec.width

@@ -11,7 +11,7 @@ from mm.config import BadInput
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import SIDES, Fused, Fusion, Widths, to_width
 from mm.models.keys import Keys
-from mm.models.layers import Dtype
+from mm.models.layers import Dtype, Linear, at_least_float32
 
 
 @registry.register("fusion", "late")
@@ -22,7 +22,9 @@ class Late(Fusion):
     tanh(h_T), where z = sigmoid(W_z [v_I; v_T]) (Arevalo et al. 2017, section 3.1). "bilinear":
     h_I * h_T elementwise (Kim et al. 2017, section 3), whose sum is the score v_I^T W v_T with
     W = W_I^T W_T, of rank `width` at most; a linear head p over it gives v_I^T W_I^T diag(p) W_T
-    v_T. So any matching head makes a pair's score of it.
+    v_T. So any matching head makes a pair's score of it. "weighted": a_I h_I + a_T h_T, a = softmax
+    over modalities of u^T tanh(W h + b), with the same u, W and b: the attention of Yang et al.
+    2016 (eqs. 5-7) with modalities for words.
     """
 
     fuses = ()
@@ -30,7 +32,7 @@ class Late(Fusion):
     def __init__(
         self,
         *,
-        kind: Literal["concatenate", "sum", "gated", "bilinear"],
+        kind: Literal["concatenate", "sum", "gated", "bilinear", "weighted"],
         width: int | None = None,
         dtype: Dtype = "float32",
         widths: Widths,
@@ -45,12 +47,20 @@ class Late(Fusion):
             self.image, self.text = (to_width(n, width, dtype, rngs) for n in (image, text))
         if kind == "gated":
             self.gate = to_width(image + text, width, dtype, rngs)
+        if kind == "weighted":
+            self.hidden = to_width(width, width, dtype, rngs, bias=True)
+            axes = ("embed", None)
+            self.score = Linear((width,), (1,), axes, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         both = jnp.concatenate([image.pooled, text.pooled], axis=-1)
         if self.kind == "concatenate":
             return Fused(both)
         x, y = self.image(image.pooled), self.text(text.pooled)
+        if self.kind == "weighted":
+            h = jnp.stack([x, y], axis=1)
+            scores = at_least_float32(self.score(jnp.tanh(self.hidden(h))))
+            return Fused((jax.nn.softmax(scores, axis=1).astype(h.dtype) * h).sum(1))
         if self.kind == "gated":
             gate = jax.nn.sigmoid(self.gate(both))
             x, y = gate * jnp.tanh(x), (1 - gate) * jnp.tanh(y)

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 from flax import nnx
 
 from mm import registry
@@ -12,7 +11,7 @@ from mm.models.fusion import base
 from mm.models.fusion.base import Context, Pool, Spec, StreamFusion, Streams, Widths
 from mm.models.fusion.multiway import MultiwayLayer
 from mm.models.keys import Keys
-from mm.models.layers import param
+from mm.models.layers import vectors
 
 
 @registry.register("fusion", "resampler")
@@ -49,8 +48,7 @@ class Resampler(StreamFusion):
         self.least_depth = 1 if resampler_depth else 2
         self.shared, self.cross = shared, cross
         super().__init__(pool=pool, widths=widths, rngs=rngs, **encoder)
-        normal, shape = jax.nn.initializers.normal(0.02), (queries, self.width)
-        self.queries = param(rngs, normal, shape, (None, "embed"))
+        self.queries = vectors(rngs, queries, self.width)
         spec = EncoderSpec(**encoder | {"depth": resampler_depth})
         alone = partial(Encoder, spec, memory_width=widths.tokens["image"], rngs=rngs)
         self.resampler = alone() if resampler_depth else None

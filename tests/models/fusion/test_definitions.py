@@ -84,7 +84,7 @@ def test_a_width_that_late_fusion_lacks_or_ignores_is_refused(spec):
 
 
 def test_weighted_fusion_equals_its_equation():
-    fusion = build("weighted", width=8)
+    fusion = build("late", kind="weighted", width=8)
     *_, x, y = kernels(fusion)
     h = np.stack([x, y], 1)
     hidden = np.tanh(h @ wide(fusion.hidden.kernel) + wide(fusion.hidden.bias))
@@ -227,7 +227,7 @@ def test_hierarchical_fusion_has_the_towers_read_at_its_depths():
         return built.encode_image(jnp.zeros((2, 16, 16, 3)))
 
     assert len(jax.eval_shape(lambda: encode(4)).levels) == 2
-    with pytest.raises(BadInput, match="levels=2: does not divide depth=3"):
+    with pytest.raises(BadInput, match="fusion: depth=2 .* divide config.model.image.depth=3"):
         jax.eval_shape(lambda: encode(3))
 
 

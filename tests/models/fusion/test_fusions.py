@@ -21,13 +21,14 @@ WIDTHS = Widths({"image": 12, "text": 8}, {"image": 10, "text": 6})
 MASK = np.arange(LENGTH) < np.array([[3], [6], [2], [4]])
 SEEN = np.arange(PATCHES) < np.array([[6], [2], [4], [3]])
 STACK = dict(width=8, depth=DEPTH, num_heads=2, dropout=0.3, drop_path=0.3)
-POOLED = {"late": dict(kind="gated", width=8), "weighted": dict(width=8)}  # without a stack
+POOLED = {"late": dict(kind="gated", width=8)}  # without a stack
 VARIANTS = [
     dict(name="cross", queries="image", **STACK),
     dict(name="early", cls_token=True, **STACK),
     dict(name="late", kind="concatenate"),
     dict(name="late", kind="sum", width=8),
     dict(name="late", kind="bilinear", width=8),
+    dict(name="late", kind="weighted", width=8),
     dict(name="coattention", shared_cross=True, cross_mlp=False, norm_placement="post", **STACK),
     dict(name="guided", guide="image", **STACK),
     dict(name="resampler", queries=3, shared=True, **STACK),

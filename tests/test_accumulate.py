@@ -11,15 +11,17 @@ import pytest
 from flax import nnx
 
 from mm import registry
+from mm.accumulate import accumulate, cut, join, wanted_views
+from mm.assembly import TrainState
 from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.objectives import Loss, Objective, Views
-from mm.objectives.accumulate import accumulate, cut, join, wanted_views
 from mm.objectives.combine import System, find_turns, total_loss
 from mm.optim.paths import flatten
-from mm.program import TrainState, build_program, differentiated
+from mm.program import build_program
 from mm.sharding.mesh import make_mesh
 from mm.sharding.rules import find_rules, use_sharding
+from mm.steps import differentiated
 from tests.test_program import batch, error, program
 from tests.tiny import get_config
 

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from mm.config import BadInput
-from mm.models.cache import read
-from mm.models.generate import (
+from mm.generation.cache import read
+from mm.generation.generate import (
     Beam,
     Nucleus,
     Seen,
@@ -41,7 +41,7 @@ def write(graphdef, params, arrays, keys=None, *, method=None, how=()):
     text = jnp.pad(ids, ((0, 0), (0, 8 - ids.shape[1])))
     views.batch |= {"text": text, "text_mask": jnp.ones(text.shape, bool)}
     again = Views(a_model, views.batch, None)
-    logits = again.decode(source=OTHER).at[..., 0].set(-jnp.inf)
+    logits = again.decode(source=OTHER).whole().at[..., 0].set(-jnp.inf)
     return ids, scores, jax.nn.log_softmax(logits)
 
 
@@ -66,7 +66,7 @@ def both_ways(graphdef, params, arrays):
 
     start = begin(a_model, len(arrays["text"]), decoder.length)
     _, logits = jax.lax.scan(one, start, arrays["text"].T)
-    return views.decode(source=OTHER), logits.swapaxes(0, 1)
+    return views.decode(source=OTHER).whole(), logits.swapaxes(0, 1)
 
 
 @pytest.mark.parametrize("inputs", ["words", "text_tower"])
@@ -164,7 +164,7 @@ def test_a_beam_that_holds_every_sequence_finds_the_best(inputs, penalty):
     def likely(image):
         arrays = {"image": jnp.broadcast_to(image, (len(texts), *image.shape))}
         arrays |= {"text": jnp.asarray(texts), "text_mask": jnp.ones(texts.shape, bool)}
-        logits = Views(nnx.merge(graphdef, params), arrays, None).decode()
+        logits = Views(nnx.merge(graphdef, params), arrays, None).decode().whole()
         return jax.nn.log_softmax(logits.at[..., 0].set(-jnp.inf))
 
     method, real = Beam(width=81, length_penalty=penalty), texts > 0

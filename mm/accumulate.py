@@ -80,7 +80,7 @@ def accumulate(
 ) -> Callable:
     """A function (loss, state, batch, keys of the rows) -> ((value, aux), gradients).
 
-    Of loss(system, views of a system) over the whole batch, as `mm.program.differentiated` does at
+    Of loss(system, views of a system) over the whole batch, as `mm.steps.differentiated` does at
     once. `steps` divides each device's rows; `shardings` are those of the parameters, and of their
     gradients.
     """

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm.config import BadInput
-from mm.models.cache import Cache, empty_cache, read, step
+from mm.generation.cache import Cache, empty_cache, read, step
 from mm.models.encoder import Encoded
 from mm.models.keys import Keys, fold_in
 from mm.models.multimodal import Multimodal
@@ -233,7 +233,7 @@ def predict(
     if decoder.position_embedding is not None:
         x = x + decoder.position_embedding[...][progress.place].astype(x.dtype)
     x, cache = step(decoder.encoder, x, progress.cache, progress.place, *(seen or ()))
-    return decoder.logits(x, model.words), progress._replace(cache=cache)
+    return decoder.logits(x, model.words).whole(), progress._replace(cache=cache)
 
 
 def feed(model: Multimodal, progress: Progress, tokens: Int[Array, "r"]) -> Progress:

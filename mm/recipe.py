@@ -1,0 +1,39 @@
+"""The keys of a config."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mm.config import BadInput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a config says. Each group is checked by what it builds.
+
+    pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it. init:
+    parameters of another run to start from, see `mm.start`. accumulation_steps: in how many
+    micro-batches a step computes its gradients, which are those of the whole batch. teacher: see
+    `mm.objectives.teacher`. alternate: names of objectives, those of each step in turn.
+    """
+
+    seed: int
+    total_steps: int
+    global_batch_size: int
+    accumulation_steps: int = 1
+    model: Mapping
+    objectives: Mapping
+    optimizer: Mapping
+    sharding: Mapping
+    input: Mapping
+    evals: Mapping
+    checkpoint: Mapping
+    log: Mapping
+    pod: str | None = None
+    init: Mapping | None = None
+    teacher: Mapping | None = None
+    alternate: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self):
+        for key in ("total_steps", "accumulation_steps"):
+            if (value := getattr(self, key)) < 1:
+                raise BadInput(f"config.{key}={value}: must be at least 1")

@@ -1,0 +1,33 @@
+"""What objectives lose on held-out examples: how many are counted, and what shuffling moves."""
+
+import jax
+import numpy as np
+import pytest
+
+from mm.evals.base import Model
+from mm.evals.losses import Losses, shuffle
+
+
+@pytest.fixture
+def evaluator(monkeypatch):
+    """21 examples in batches of 8 behind data.loader.eval_batches, the last one filled up."""
+
+    def eval_batches(source, preprocess, *, batch_size, sharding):
+        for start in range(0, len(source), batch_size):
+            ids = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
+            yield {"id": jax.device_put(ids.astype(np.float32), sharding)}
+
+    monkeypatch.setattr("data.loader.eval_batches", eval_batches)
+    return Losses(source=range(21), preprocess=None, batch_size=8)
+
+
+def test_whole_batches_are_counted_and_it_is_said_how_many_are_left(evaluator):
+    everywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found = evaluator.run(Model(None, lambda batch: {"c/loss": batch["id"].mean()}, everywhere))
+    assert found == {"c/loss": np.arange(16).mean(), "examples": 16, "left_out": 5}
+
+
+def test_shuffling_moves_texts_and_nothing_else():
+    rows = {name: np.arange(4) for name in ("id", "image", "text", "text_mask", "text_first")}
+    moved = {name for name, x in shuffle(rows).items() if not np.array_equal(x, rows[name])}
+    assert moved == {"text", "text_mask"}
