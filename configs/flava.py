@@ -14,7 +14,7 @@ and texts; masks are not in blocks; codes are of our frozen tokenizer instead of
 them, as there); 150,000 steps.
 
 Six losses see ten encodings of a pair: the pod is one where 64 of them fit a chip. On half of the
-chips they would not, with twice as many the hard negatives, which pass by every chip, take half of
+chips they would not; of twice as many the hard negatives, which pass by every chip, take a third of
 a step.
 """
 

@@ -195,7 +195,7 @@ def read_text(compiled: Any) -> str:
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(
             "libtpu compiles this step, but jaxlib cannot read what it wrote (newer than itself: "
-            f"{str(error).splitlines()[0]}); plan it for v5e or v4, which have no SparseCores"
+            f"{str(error).splitlines()[0]}); plan it for v5e, which has no SparseCore"
         ) from error
 
 
