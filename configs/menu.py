@@ -172,7 +172,7 @@ V5E_16, V5E_32, V5E_64, V5E_128 = (
     pod(name, replica)
     for name, replica in (("v5e:4x4", 2), ("v5e:4x8", 4), ("v5e:8x8", 4), ("v5e:8x16", 8))
 )
-V5P_64, V5P_128 = pod("v5p:4x4x4", 8), pod("v5p:4x4x8", 16)
+V5P_128 = pod("v5p:4x4x8", 16)
 TINY_VARIANT = dict(image=IMAGE_SIZE, patch_size=PATCH_SIZE)
 
 

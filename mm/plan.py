@@ -124,7 +124,7 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
     compiled, found["compile_seconds"], wanted = compile_step(traced)
     if compiled is None:
         return found | {"fits": False, "bytes_per_chip": wanted}, ""
-    text = compiled.as_text()
+    text = read_text(compiled)
     found |= fit(compiled.memory_analysis(), chip)
     found |= estimates(hlo.parse(text, kernel_costs(traced.jaxpr)), chip, model_flops)
     seconds, examples = found["estimated_step_seconds"], program.recipe.global_batch_size
@@ -186,6 +186,17 @@ def compile_step(traced: Any) -> tuple[Any, float, float | None]:
         size = float(wanted[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[wanted[2]]
         return None, time.perf_counter() - begin, size
     return compiled, time.perf_counter() - begin, None
+
+
+def read_text(compiled: Any) -> str:
+    """What the compiler wrote; raises BadInput where jaxlib cannot read it."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise BadInput(
+            "libtpu compiles this step, but jaxlib cannot read what it wrote (newer than itself: "
+            f"{str(error).splitlines()[0]}); plan it for v5e, which has no SparseCore"
+        ) from error
 
 
 def state_bytes(program: Program) -> dict[str, int]:

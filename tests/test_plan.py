@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from mm.config import BadInput
 from mm.plan import plan as planned
-from mm.plan import plan_variants, significant
+from mm.plan import plan_variants, read_text, significant
 from mm.planning.topology import CHIPS, StandIn, Topology
 from mm.program import build_program
 from tests.runs import ROOT
@@ -149,6 +151,15 @@ def test_a_step_that_does_not_fit_says_so_and_fails(tmp_path):
 )
 def test_few_chip_hours_are_not_rounded_to_none(number, text):
     assert significant(number) == text
+
+
+def test_a_text_that_jaxlib_cannot_read_is_refused_in_one_line():
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure (async-update)\nmore")
+
+    with pytest.raises(BadInput, match=r"cannot read .*\(async-update\)\); plan it for v5e"):
+        read_text(Compiled())
 
 
 def test_a_sweep_writes_its_plans_and_prints_the_fastest_first(tmp_path, monkeypatch, capsys):

@@ -82,8 +82,8 @@ def cross_entropy(
     """-log p(target), the mean over what is `scored` in the global batch, and how good it is.
 
     `smoothing`: the target is so much of the uniform distribution, and the rest of the token
-    (Szegedy et al. 2016, section 7). Where nothing is scored the loss is 0. Metrics: accuracy, and
-    perplexity, exp of the loss without smoothing.
+    (Szegedy et al. 2016, section 7). Where nothing is scored the loss is 0. Metrics: accuracy, how
+    often no other logit is larger, and perplexity, exp of the loss without smoothing.
 
     A device makes at most `most` logits at once, some rows of its share of the batch, and with them
     what they add to the gradients: these are known as soon as the logits are, but for the factor
@@ -121,7 +121,7 @@ def _sums_and_slopes(smoothing, most, logits, targets, weights):
             chosen = jnp.where(is_target, y, 0).sum(-1)
             norm = jax.nn.logsumexp(y, -1)
             aim = chosen if not smoothing else (1 - smoothing) * chosen + smoothing * y.mean(-1)
-            hits = y.argmax(-1) == targets
+            hits = chosen >= y.max(-1)  # argmax would read all of y once more
             aims = (1 - smoothing) * is_target + smoothing / vocab_size
             slope = (jnp.exp(y - norm[:, None]) - aims) * weights[:, None]
             narrow = slope.astype(x.dtype)

@@ -17,7 +17,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _BYTES = {"pred": 1}
 # Of a kernel that has no estimate: what share of the chip's peaks it is taken to reach at best.
@@ -72,21 +72,40 @@ def parse(text: str, kernels: Mapping[tuple, tuple[float, float]] | None = None)
     return Module(computations, entry, kernels or {})
 
 
-def executions(module: Module) -> Iterator[tuple[Instruction, str, int]]:
+def executions(module: Module, entry: str | None = None) -> Iterator[tuple[Instruction, str, int]]:
     """(instruction, its computation, how often a step runs it), those inside of fusions included.
 
-    Raises ValueError for a loop whose number of turns the text does not say.
+    Of a conditional the branch that takes longest, as `count_flops`. Begins at `entry`, by default
+    that of the module. Raises ValueError for a loop whose number of turns the text does not say.
     """
-    stack = [(module.entry, 1)]
+    stack = [(entry or module.entry, 1)]
     while stack:
         name, times = stack.pop()
         for instruction in module.computations[name]:
             yield instruction, name, times
             turns = trip_count(instruction, module) if instruction.opcode == "while" else 1
             called = _CALLED.findall(instruction.text)
-            for branches in _BRANCHES.findall(instruction.text):
-                called += [branch.strip(" %") for branch in branches.split(",")]
+            if branches := _branches(instruction):
+                called.append(max(branches, key=lambda name: _cycles(module, name)))
             stack += [(inner, times * turns) for inner in called]
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    """The computations of which a conditional runs one."""
+    if instruction.opcode != "conditional":
+        return []
+    listed = re.findall(r"branch_computations=\{([^}]*)\}", instruction.text)
+    pair = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.text)
+    return pair + [name.strip(" %") for names in listed for name in names.split(",")]
+
+
+def _cycles(module: Module, entry: str) -> int:
+    """The compiler's estimate of a computation, kernels apart."""
+    return sum(
+        times * int(match[1])
+        for instruction, _, times in executions(module, entry)
+        if (match := _CYCLES.search(instruction.text))
+    )
 
 
 def trip_count(loop: Instruction, module: Module) -> int:
@@ -245,7 +264,7 @@ def _seconds(instruction: Instruction, module: Module, chip: Chip) -> tuple[floa
         compute = flops / (KERNEL_FLOPS * chip.flops)
         memory = size / (KERNEL_BANDWIDTH * chip.bytes_per_second)
         return max(compute, memory), True
-    cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+    cycles = _CYCLES.search(instruction.text)
     return (int(cycles[1]) / chip.compiler_hertz if cycles else 0.0), False
 
 

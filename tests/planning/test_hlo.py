@@ -71,6 +71,24 @@ def test_a_computation_that_is_called_twice_takes_twice_the_time():
     assert fusion.times == 13 and fusion.seconds == pytest.approx(13 * 1500 / 1.5e9)
 
 
+@pytest.mark.parametrize(
+    "branches",
+    [
+        "branch_computations={%idle, %body, %sum}",
+        "true_computation=%body, false_computation=%idle",
+    ],
+)
+def test_of_a_conditional_the_branch_that_takes_longest_counts(branches):
+    """Both inside of it: a loop's body, and what sends as much but takes less time."""
+    body = TEXT[TEXT.index("%body (") : TEXT.index("%condition (")]
+    idle = body.replace("%body (", "%idle (").replace('"1500"', '"1400"').replace(".1 =", ".8 =")
+    either = f"  %either = (s32[]) conditional(%p, %start, %start), {branches}\n"
+    module = hlo.parse(idle + TEXT.replace("  %kernel.1", either + "  %kernel.1"))
+    found = {operation.name: operation for operation in hlo.operations(module, V5E)}
+    assert found["fusion.1"].times == 13 and "fusion.8" not in found
+    assert hlo.collectives(module)["all-gather"]["count"] == 13
+
+
 def test_the_costliest_operation_is_first():
     seconds = [operation.seconds for operation in hlo.operations(hlo.parse(TEXT), V5E)]
     assert seconds == sorted(seconds, reverse=True)
