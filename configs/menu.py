@@ -4,8 +4,9 @@
     --config=configs/menu.py:fusion=cross,objectives=contrastive+matching+masked_text_fused
 
 `fusion` is one of FUSIONS, `objectives` some of OBJECTIVES, joined by +; each brings what it needs
-of the model and of the data. One Transformer block a tower, one in the fusion. Nothing was tuned:
-it compares, it does not win. `shrink` makes the same of a recipe: `configs/albef.py:variant=tiny`.
+of the model and of the data. One Transformer block a tower, one or two in the fusion. Nothing was
+tuned: it compares, it does not win. `shrink` makes the same of a recipe, as
+`configs/albef.py:variant=tiny`.
 """
 
 import re
@@ -21,6 +22,7 @@ from mm.config import BadInput, parse_arg
 
 IMAGE_SIZE, PATCH_SIZE, LENGTH = 48, 12, 16
 STACK = dict(width=128, depth=1, num_heads=4, mlp_dim=256)
+DEEPER = STACK | dict(depth=2)  # of fusions whose first block does not reach all tokens
 FUSIONS: dict[str, Mapping | None] = {
     "none": None,
     "early": dict(name="early", **STACK),
@@ -34,8 +36,8 @@ FUSIONS: dict[str, Mapping | None] = {
     "cross_image": dict(name="cross", queries="image", **STACK),
     "coattention": dict(name="coattention", **STACK),
     "guided": dict(name="guided", **STACK),
-    "bottleneck": dict(name="bottleneck", **STACK),
-    "resampler": dict(name="resampler", queries=8, **STACK),
+    "bottleneck": dict(name="bottleneck", **DEEPER),
+    "resampler": dict(name="resampler", queries=8, **DEEPER),
     "multiway": dict(name="multiway", **STACK),
 }
 MAE_DECODER = dict(width=64, depth=1, num_heads=4)
