@@ -176,7 +176,7 @@ def test_bert():
         views = Views(model, batch, None)
         loss = objective(views, jax.random.key(0)).value
         tokens = views.encode(objective.mask.view(views)).tokens
-        logits = objective.head(tokens, model.text.embedding[...])
+        logits = objective.head(tokens, model.text.embedding[...]).whole()
         return dict(tokens=tokens, logits=logits, loss=loss)
 
     objective = dict(name="masked_text", ratio=ratio, mask_id=0, norm_epsilon=1e-3)
