@@ -13,9 +13,9 @@ warm-up, decay 0.1, 70M pairs. Other than theirs: pairs alone, without the steps
 and texts; masks are not in blocks; codes are of our frozen tokenizer instead of DALL-E's (8,192 of
 them, as there); 150,000 steps.
 
-Six losses see ten encodings of a pair: the pod is one where 64 of them fit a chip. On half of the
-chips they would not; of twice as many the hard negatives, which pass by every chip, take a third of
-a step.
+Six losses see ten encodings of a pair: the pod is one where 64 of them fit a chip. On half of its
+chips they would not; on twice as many the hard negatives, which pass by every chip, take a third of
+a step (22% MFU instead of 28%).
 """
 
 from ml_collections import ConfigDict

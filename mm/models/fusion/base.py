@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from mm.config import BadInput
-from mm.models.encoder import Encoded, EncoderSpec, Stack, flat
+from mm.models.encoder import Encoded, EncoderSpec, Stack, align, flat
 from mm.models.keys import Keys, split
 from mm.models.layers import Dtype, Linear
 from mm.models.pool import POOLS
@@ -95,7 +95,7 @@ class StreamFusion(Fusion):
         self.adapters = adapters(spec, widths, self.fuses, rngs)
         pre = spec.norm_placement == "pre"
         self.final_norms = each(lambda: spec.make_norm(rngs), self.names) if pre else None
-        self.pool, self.dtype = pool, jnp.dtype(spec.dtype)
+        self.pool, self.dtype, self.kernel = pool, jnp.dtype(spec.dtype), spec.attention
         self.width, self.pooled_width = spec.width, len(self.names) * spec.width
 
     def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> nnx.Module:
@@ -106,6 +106,12 @@ class StreamFusion(Fusion):
         """What enters the first layer: the streams of `names`, and others of the layers' own."""
         streams = {name: self.adapters[name](x.tokens) for name, x in by_side(image, text)}
         return streams, Context({"image": image.mask, "text": text.mask}, len(text.tokens))
+
+    def fill(self, streams: Streams, context: Context) -> tuple[Streams, Context]:
+        """Streams with as many tokens as the kernel of attention takes; `start` may end so."""
+        filled = {name: align(self.kernel, x, context.masks[name]) for name, x in streams.items()}
+        masks = {name: mask for name, (_, mask) in filled.items()}
+        return {name: x for name, (x, _) in filled.items()}, context._replace(masks=masks)
 
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         keys = split(rng)
@@ -122,7 +128,8 @@ class StreamFusion(Fusion):
             found = {name: self.final_norms[name](x) for name, x in found.items()}
         found = {name: x.reshape(context.batch, -1, self.width) for name, x in found.items()}
         pooled = pool_streams(self.pool, *((x, context.masks[n]) for n, x in found.items()))
-        return Fused(pooled, **{name: found[name] for name in self.fuses})
+        lengths = {name: x.tokens.shape[1] for name, x in by_side(image, text)}
+        return Fused(pooled, **{name: found[name][:, : lengths[name]] for name in self.fuses})
 
 
 def read_spec(encoder: Mapping[str, Any], least: int = 1) -> EncoderSpec:

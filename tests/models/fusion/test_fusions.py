@@ -36,6 +36,7 @@ VARIANTS = [
 ]
 CASES = [dict(name=n, **POOLED.get(n, STACK)) for n in registry.names("fusion")] + VARIANTS
 STACKED = [name for name in registry.names("fusion") if name not in POOLED]
+FILLED = "early", "cross", "coattention", "multiway"
 every = pytest.mark.parametrize(
     "case", range(len(CASES)), ids=[" ".join(map(str, c.values())) for c in CASES]
 )
@@ -102,6 +103,24 @@ def where(which, other, one):
         return jnp.where(which.reshape(shape), b, a)
 
     return jax.tree.map(choose, other, one)
+
+
+@every
+@pytest.mark.parametrize("masked", [True, False])
+def test_tokens_that_fill_up_for_a_kernel_change_nothing(case, masked, monkeypatch):
+    _, params, run = made(case)
+    pair = [x if masked else x._replace(mask=None) for x in (IMAGE_A, TEXT_A)]
+    want = plain(case) if masked else run(params, *pair)
+    filled = []
+
+    def longer(kernel, batch, length, width, dtype):
+        filled.append(length)
+        return -(-length // 8) * 8
+
+    monkeypatch.setattr("mm.models.encoder.aligned_length", longer)
+    found = run(params, *pair)
+    assert filled or CASES[case]["name"] not in FILLED
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, want)
 
 
 @every
