@@ -43,6 +43,16 @@ COLUMNS = {
     "reranked unseen R@1": "unseen/reranked/text_to_image/recall@1",
 }
 RERANK = 16
+# What tells whether an objective was learned, where it is not the loss: on concepts that were not
+# in training, a contrastive loss grows with its certainty, while it finds ever more pairs.
+METRIC = dict.fromkeys(("contrastive", "sigmoid", "momentum"), "text_to_image_accuracy") | {
+    "cycle": "image_to_text_explained", "adversarial": "modality_gap",
+}  # fmt: skip
+# Objectives whose metric needs each text beside its own picture.
+PAIRED = (
+    "contrastive", "sigmoid", "momentum", "matching", "masked_text_fused", "mae_fused",
+    "beit_fused", "captioning", "prefix", "parallel", "response", "cycle", "next_text",
+)  # fmt: skip
 
 
 def arms() -> list[str]:
@@ -123,8 +133,7 @@ def table(workdir: Path, seeds: range) -> str:
         "|---|---|---|" + "---|" * len(COLUMNS),
     ]
     for arm in arms():
-        found = [path(workdir, arm, seed) for seed in seeds]
-        results = [json.loads(file.read_text()) for file in found if file.exists()]
+        results = finished(workdir, arm, seeds)
         if not results:
             continue
         cells = []
@@ -136,6 +145,55 @@ def table(workdir: Path, seeds: range) -> str:
         steps = f"{statistics.mean(result['steps'] for result in results):.0f}"
         lines.append("| " + " | ".join([fusion, mix.replace("+", " + "), steps, *cells]) + " |")
     return "\n".join(lines)
+
+
+def better(name: str, found: float, control: float) -> bool:
+    """Whether the objective's metric beats that of a control."""
+    higher = METRIC.get(name, "loss").endswith(("accuracy", "explained"))
+    return found > control if higher else found < control
+
+
+def controls(results: list[dict], name: str) -> tuple[list[float], list[float], list[float]]:
+    """The metric of an objective before training, after it, and with the texts of others."""
+    key = f"{name}/{METRIC.get(name, 'loss')}"
+    kinds = "untrained/losses", "losses", "shuffled"
+    return tuple([result[f"{kind}/{key}"] for result in results] for kind in kinds)
+
+
+def control_table(workdir: Path, seeds: range) -> str:
+    """Markdown: each objective, where it was trained first, beside its controls; means."""
+    lines = [
+        "| objective | trained in | metric | untrained | trained | shuffled | seeds ahead |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    done = set()
+    for arm in arms():
+        results = finished(workdir, arm, seeds)
+        fusion, mix = (part.split("=")[1] for part in arm.split(","))
+        for name in mix.split("+"):
+            if name in done or not results:
+                continue
+            done.add(name)
+            found = controls(results, name)
+            rows = list(zip(*found, strict=True))
+            won = sum(
+                better(name, own, before) and (name not in PAIRED or better(name, own, other))
+                for before, own, other in rows
+            )
+            cells = [f"{statistics.mean(values):.4g}" for values in found]
+            cells[2] = cells[2] if name in PAIRED else ""
+            metric = METRIC.get(name, "loss")
+            where = f"{fusion}: {mix.replace('+', ' + ')}"
+            lines.append(
+                f"| {name} | {where} | {metric} | {' | '.join(cells)} | {won} of {len(rows)} |"
+            )
+    return "\n".join(lines)
+
+
+def finished(workdir: Path, arm: str, seeds: range) -> list[dict]:
+    """What is there of an arm's runs."""
+    files = [path(workdir, arm, seed) for seed in seeds]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def main() -> None:
@@ -155,7 +213,7 @@ def main() -> None:
         workers = [subprocess.Popen([*command, f"--core={core}"]) for core in cores]
         if any([worker.wait() for worker in workers]):
             raise SystemExit("error: a worker failed; the same command goes on with what is left")
-        text = table(flags.workdir, seeds)
+        text = f"{table(flags.workdir, seeds)}\n\n{control_table(flags.workdir, seeds)}"
         flags.out.write_text(text + "\n") if flags.out else print(text)
         return
     os.sched_setaffinity(0, {flags.core})  # before JAX counts the cores

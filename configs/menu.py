@@ -53,7 +53,7 @@ OBJECTIVES: dict[str, dict] = {
     "mae_fused": dict(name="mae", context="fused", decoder=MAE_DECODER),
     "beit": dict(name="beit", num_codes=256),
     "beit_learned": dict(name="beit", targets="learned", num_codes=256),
-    "beit_fused": dict(name="beit", context="fused", num_codes=256),
+    "beit_fused": dict(name="beit", context="fused", num_codes=256, ratio=0.75),
     "captioning": dict(name="captioning"),
     "prefix": dict(name="captioning", prefix=True),
     "parallel": dict(name="captioning", parallel=0.75),

@@ -64,7 +64,7 @@ class SelfDistillation(Objective):
         if min(temperature, teacher_temperature) <= 0:
             raise BadInput(f"temperature={temperature}, {teacher_temperature}: expected above 0")
         self.names, self.replace = views, replace
-        self.reads = images(view_size, *(f"image_{name}" for name in views))
+        self.reads = images(view_size, *(f"image_{name}" for name in views)) if views else ()
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.center_decay, self.prefix = center_decay, model.image.prefix
 
