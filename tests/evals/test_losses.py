@@ -23,7 +23,9 @@ def evaluator(monkeypatch):
 
 def test_whole_batches_are_counted_and_it_is_said_how_many_are_left(evaluator):
     everywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found = evaluator.run(Model(None, lambda batch: {"c/loss": batch["id"].mean()}, everywhere))
+    found = evaluator.run(
+        Model(None, lambda batch: {"c/loss": batch["id"].mean()}, None, everywhere)
+    )
     assert found == {"c/loss": np.arange(16).mean(), "examples": 16, "left_out": 5}
 
 
