@@ -42,7 +42,6 @@ COLUMNS = {
     "unseen R@10": "unseen/text_to_image/recall@10",
     "reranked unseen R@1": "unseen/reranked/text_to_image/recall@1",
 }
-RERANK = 16
 # What tells whether an objective was learned, where it is not the loss: on concepts that were not
 # in training, a contrastive loss grows with its certainty, while it finds ever more pairs.
 METRIC = dict.fromkeys(("contrastive", "sigmoid", "momentum"), "text_to_image_accuracy") | {
@@ -51,7 +50,7 @@ METRIC = dict.fromkeys(("contrastive", "sigmoid", "momentum"), "text_to_image_ac
 # Objectives whose metric needs each text beside its own picture.
 PAIRED = (
     "contrastive", "sigmoid", "momentum", "matching", "masked_text_fused", "mae_fused",
-    "beit_fused", "captioning", "prefix", "parallel", "response", "cycle", "next_text",
+    "beit_fused", "captioning", "prefix", "parallel", "cycle", "next_text",
 )  # fmt: skip
 
 
@@ -75,8 +74,6 @@ def run(arm: str, seconds: float, seeds: range, workdir: Path) -> None:
         return
     config = get_config(arm)
     config.sharding.mesh.replica = 1
-    for split in ("seen", "unseen"):
-        config.evals[split].rerank = RERANK if split == "unseen" and "matching" in arm else 0
     config.optimizer.schedule = dict(name="constant", warmup_steps=20)
     program = build_program(config)
     for seed in missing:

@@ -147,6 +147,13 @@ def preprocess(names: list[str], image: str, caption: str) -> str:
     return "|".join([*ops, caption, f'tokenize("emoji", {LENGTH}{words})', 'group("concept")'])
 
 
+def rerank(config: ConfigDict, first: int, name: str) -> None:
+    """Ranks the first so many of a retrieval by the matching head as well, if there is one."""
+    matches = any(objective.name == "matching" for objective in config.objectives.values())
+    if matches and config.evals[name].name == "retrieval":
+        config.evals[name].rerank = first
+
+
 def add_evals(config: ConfigDict, ops: str, batch_size: int = 256) -> None:
     """Retrieval of both splits, if there are embeddings, and the losses of unseen pairs.
 
@@ -161,6 +168,8 @@ def add_evals(config: ConfigDict, ops: str, batch_size: int = 256) -> None:
     for name, evaluation in config.evals.items():
         split = name if name in parts else "unseen"
         evaluation.update(source=dict(split=split, **EMOJI), preprocess=ops)
+    if parts:
+        rerank(config, 16, "unseen")
 
 
 def pod(name: str, replica: int) -> dict:
@@ -202,6 +211,7 @@ def assemble(
     config.optimizer = dict(name="adamw", **optimizer)
     config.sharding = dict(mesh=variant["mesh"], rules=variant["rules"])
     add_pairs(config, given, length, batch_size=512, **data)
+    rerank(config, 128, "held_out")  # as many as ALBEF on Flickr30K
     return shrink(config) if given["variant"] == "tiny" else config
 
 

@@ -40,7 +40,7 @@ class Retrieval:
     """
 
     needs = ("image", "text", "embed_dim")  # of the model
-    reads = ("image", "text", "text_mask")  # of a batch
+    reads = ("image", "text", "text_mask")  # of a batch, where the model reads them
 
     def __init__(self, *, source: Any, preprocess: Any, batch_size: int, rerank: int = 0):
         if len(source) < 1:
@@ -52,7 +52,7 @@ class Retrieval:
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.rerank = rerank
         if rerank:
-            self.needs, self.reads = (*self.needs, "match"), None
+            self.needs, self.reads = (*self.needs, "match"), (*self.reads, "entities")
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "text_to_image/recall@1" and so on, as fractions; the same on every process.
