@@ -1,7 +1,6 @@
 """Retrieval by the matching head: what embeddings find first, put in order by the fusion."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -10,21 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 
-def pool_arrays(
-    batches: Iterator[Mapping[str, Array]], sharding: NamedSharding
-) -> dict[str, np.ndarray]:
-    """All that is of an image or a text, of all valid rows, on every host."""
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
-    replicate = jax.jit(lambda batch: batch, out_shardings=whole)
-    parts: dict[str, list[np.ndarray]] = {}
-    with contextlib.closing(batches):
-        for batch in batches:
-            found = jax.device_get(replicate(dict(batch)))
-            keep = found["valid"]
-            for name, rows in found.items():
-                if name.startswith(("image", "text", "entities")):
-                    parts.setdefault(name, []).append(rows[keep])
-    return {name: np.concatenate(rows) for name, rows in parts.items()}
+def of_pairs(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """What of a batch is of an image or of a text."""
+    return {name: x for name, x in batch.items() if name.startswith(("image", "text", "entities"))}
 
 
 def reranked(

@@ -21,7 +21,7 @@ from PIL import Image
 from mm import registry
 from mm.config import BadInput
 from mm.evals.base import Model
-from mm.evals.rerank import place, pool_arrays, reranked
+from mm.evals.rerank import of_pairs, place, reranked
 from mm.report import retrieval as report
 from mm.runtime.workdir import write_atomic
 
@@ -65,7 +65,7 @@ class Retrieval:
         given = dict(batch_size=self.batch_size, sharding=sharding)
         batches = eval_batches(self.source, self.preprocess, **given)
         with contextlib.closing(batches):
-            zimg, ztxt = embed_pool(model.embed, batches, sharding.mesh)
+            zimg, ztxt, pool = embed_pool(model.embed, batches, sharding.mesh, bool(self.rerank))
         if picture is not None and jax.process_index() == 0:
             self._draw(zimg, ztxt, picture)
         found = {
@@ -73,7 +73,6 @@ class Retrieval:
         }
         results = metrics(found)
         if self.rerank:
-            pool = pool_arrays(eval_batches(self.source, self.preprocess, **given), sharding)
             order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
             found = {
                 name: order(*sides, found[name], of_texts=name == "text_to_image")
@@ -107,25 +106,31 @@ def _pil(picture: bytes | np.ndarray) -> Image.Image:
 
 
 def embed_pool(
-    embed: Callable, batches: Iterator[Mapping[str, Array]], mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns float32 (zimg, ztxt), both [n d], of all valid rows, on every host."""
-    replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    images, texts = [], []
+    embed: Callable, batches: Iterator[Mapping[str, Array]], mesh: Mesh, keep: bool = False
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Returns float32 (zimg, ztxt), both [n d], of all valid rows, on every host.
 
-    def fetch(zimg: Array, ztxt: Array, valid: Array) -> None:
-        keep = np.asarray(valid)
-        images.append(np.asarray(zimg, np.float32)[keep])
-        texts.append(np.asarray(ztxt, np.float32)[keep])
+    And, to `keep`, what they were made of.
+    """
+    replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    parts = []
+
+    def fetch(arrays: Mapping[str, Array]) -> None:
+        found = jax.device_get(dict(arrays))
+        valid = found.pop("valid")
+        parts.append({name: rows[valid] for name, rows in found.items()})
 
     waiting = None
     for batch in batches:
-        running = replicate((*embed(batch), batch["valid"]))
+        zimg, ztxt = embed(batch)
+        found = {"zimg": zimg, "ztxt": ztxt, "valid": batch["valid"]}
+        running = replicate(found | (of_pairs(batch) if keep else {}))
         if waiting is not None:  # one behind, so that the devices always have work
-            fetch(*waiting)
+            fetch(waiting)
         waiting = running
-    fetch(*waiting)
-    return np.concatenate(images), np.concatenate(texts)
+    fetch(waiting)
+    pool = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return *(pool.pop(name).astype(np.float32) for name in ("zimg", "ztxt")), pool
 
 
 def directions(zimg: np.ndarray, ztxt: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -88,6 +88,7 @@ class StreamFusion(Fusion):
 
     fuses = names = SIDES
     least_depth = 1
+    filled = False  # whether each layer attends to whole streams, so that their length matters
 
     def __init__(self, *, pool: Pool = "mean", widths: Widths, rngs: nnx.Rngs, **encoder: Spec):
         spec = read_spec(encoder, self.least_depth)
@@ -107,8 +108,8 @@ class StreamFusion(Fusion):
         streams = {name: self.adapters[name](x.tokens) for name, x in by_side(image, text)}
         return streams, Context({"image": image.mask, "text": text.mask}, len(text.tokens))
 
-    def fill(self, streams: Streams, context: Context) -> tuple[Streams, Context]:
-        """Streams with as many tokens as the kernel of attention takes; `start` may end so."""
+    def _fill(self, streams: Streams, context: Context) -> tuple[Streams, Context]:
+        """Streams with as many tokens as the kernel of attention takes."""
         filled = {name: align(self.kernel, x, context.masks[name]) for name, x in streams.items()}
         masks = {name: mask for name, (_, mask) in filled.items()}
         return {name: x for name, (x, _) in filled.items()}, context._replace(masks=masks)
@@ -116,6 +117,8 @@ class StreamFusion(Fusion):
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         keys = split(rng)
         streams, context = self.start(image, text, keys[0])
+        if self.filled:
+            streams, context = self._fill(streams, context)
 
         def run(layer: nnx.Module, streams: Flat, *args: Any) -> Flat:
             streams = layer(streams, context._replace(**dict(zip(PER_LAYER, args, strict=True))))

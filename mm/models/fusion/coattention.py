@@ -7,19 +7,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mm import registry
-from mm.models.encoder import Block, Branch, Encoded, EncoderSpec, Reads
-from mm.models.fusion.base import (
-    OTHER,
-    SIDES,
-    Context,
-    Flat,
-    StreamFusion,
-    Streams,
-    Widths,
-    each,
-    of,
-)
-from mm.models.keys import Keys, split
+from mm.models.encoder import Block, Branch, EncoderSpec, Reads
+from mm.models.fusion.base import OTHER, SIDES, Context, Flat, StreamFusion, Widths, each, of
+from mm.models.keys import split
 
 
 class CoLayer(nnx.Module):
@@ -80,9 +70,7 @@ class CoAttention(StreamFusion):
         self.shared_cross, self.cross_mlp = shared_cross, cross_mlp
         super().__init__(**rest)
 
-    def start(self, image: Encoded, text: Encoded, rng: Keys | None) -> tuple[Streams, Context]:
-        """Both streams, filled up."""
-        return self.fill(*super().start(image, text, rng))
+    filled = True
 
     def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> CoLayer:
         """A layer of both streams."""

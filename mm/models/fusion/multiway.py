@@ -7,20 +7,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mm import registry
-from mm.models.encoder import Branch, Encoded, EncoderSpec, flat
-from mm.models.fusion.base import (
-    SIDES,
-    Context,
-    Flat,
-    StreamFusion,
-    Streams,
-    Widths,
-    each,
-    join,
-    of,
-    part,
-)
-from mm.models.keys import Keys, split
+from mm.models.encoder import Branch, EncoderSpec, flat
+from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Widths, each, join, of, part
+from mm.models.keys import split
 
 
 class MultiwayLayer(nnx.Module):
@@ -78,9 +67,7 @@ class Multiway(StreamFusion):
     MLP; its model is these over towers of depth 0. The keys are those of `StreamFusion`.
     """
 
-    def start(self, image: Encoded, text: Encoded, rng: Keys | None) -> tuple[Streams, Context]:
-        """Both streams, filled up."""
-        return self.fill(*super().start(image, text, rng))
+    filled = True
 
     def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> MultiwayLayer:
         """A layer of both streams."""
