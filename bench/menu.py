@@ -73,7 +73,6 @@ def run(arm: str, seconds: float, seeds: range, workdir: Path) -> None:
     if not missing:
         return
     config = get_config(arm)
-    config.sharding.mesh.replica = 1
     config.optimizer.schedule = dict(name="constant", warmup_steps=20)
     program = build_program(config)
     for seed in missing:
@@ -202,21 +201,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the table; the default is to print it")
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)  # this process is a worker
     flags = parser.parse_args()
-    flags.workdir.mkdir(parents=True, exist_ok=True)
+    workdir = flags.workdir / f"{flags.seconds:g}s"  # other times are other results
+    workdir.mkdir(parents=True, exist_ok=True)
     seeds = range(flags.seeds)
     cores = sorted(os.sched_getaffinity(0))
+    chosen = [arm for arm in arms() if flags.arms in arm]
+    if not chosen:
+        parser.error(f"--arms={flags.arms}: no arm has that in its name; have {arms()}")
     if flags.core is None:
         command = [sys.executable, "-m", "bench.menu", *sys.argv[1:]]
         workers = [subprocess.Popen([*command, f"--core={core}"]) for core in cores]
         if any([worker.wait() for worker in workers]):
             raise SystemExit("error: a worker failed; the same command goes on with what is left")
-        text = f"{table(flags.workdir, seeds)}\n\n{control_table(flags.workdir, seeds)}"
+        text = f"{table(workdir, seeds)}\n\n{control_table(workdir, seeds)}"
         flags.out.write_text(text + "\n") if flags.out else print(text)
         return
     os.sched_setaffinity(0, {flags.core})  # before JAX counts the cores
-    chosen = [arm for arm in arms() if flags.arms in arm]
     for arm in chosen[cores.index(flags.core) :: len(cores)]:
-        run(arm, flags.seconds, seeds, flags.workdir)
+        run(arm, flags.seconds, seeds, workdir)
 
 
 if __name__ == "__main__":

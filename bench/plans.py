@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs/plans.md"
 HEAD = """# What each recipe costs on its pod
 
-The compiler's estimates (libtpu 0.0.52), not measurements: `make plan-all` made this table, and
-[scale.md](scale.md) says how to read it. MFU is of the chip's bfloat16 peak, chip-hours are for
-the examples of the recipe.
+The compiler's estimates (libtpu 0.0.52), not measurements. `make plan-all` makes this table,
+`python -m bench.plans RECIPE` some of its rows; [scale.md](scale.md) says how to read it. MFU is of
+the chip's bfloat16 peak, chip-hours are for the examples of the recipe.
 
 | recipe | pod | batch a chip | GiB a chip | step | MFU | wire MiB (least) | chip-hours | compile |
 |---|---|---|---|---|---|---|---|---|
