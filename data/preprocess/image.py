@@ -114,8 +114,9 @@ def random_resized_crop(
     """Resizes a random part to size x size (Szegedy et al., "Going deeper", 2014); bilinear.
 
     scale: least and greatest share of the picture's area, drawn uniformly. ratio: least and
-    greatest width / height relative to the picture's, drawn uniformly in the logarithm. A side that
-    would stick out is cut to the picture, so no draw is ever rejected.
+    greatest width / height of the part in pixels, drawn uniformly in the logarithm. Where the
+    picture is too narrow for a part of that area, the ratio is the nearest that fits; a side that
+    would stick out of a square, too, is cut. So no draw is ever rejected.
     """
     _check_size(size)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -128,7 +129,11 @@ def random_resized_crop(
         image = _expect(columns, Encoded, "after decode, and only once")
         u = draws.uniform(4).astype(np.float64)
         area = scale[0] + u[0] * (scale[1] - scale[0])
-        aspect = np.exp(low + u[1] * (high - low))
+        pictures = [_decoded(picture) for picture in image.pictures]
+        own = np.array([picture.shape[1] / picture.shape[0] for picture in pictures])
+        drawn = np.exp(low + u[1] * (high - low))
+        # Of the sides' shares, and no further from 1 than fits, or than in a square picture.
+        aspect = np.clip(drawn / own, np.minimum(area, drawn), np.maximum(1 / area, drawn))
         height = np.minimum(np.sqrt(area / aspect), 1.0)
         width = np.minimum(np.sqrt(area * aspect), 1.0)
         top, left = u[2] * (1.0 - height), u[3] * (1.0 - width)
@@ -136,9 +141,7 @@ def random_resized_crop(
         margin = np.float32(image.margin)
         boxes = boxes * (1 + 2 * margin) - margin
         return columns | {
-            "image": Planned(
-                image.pictures, boxes, size, margin=image.margin, outside=image.outside
-            )
+            "image": Planned(pictures, boxes, size, margin=image.margin, outside=image.outside)
         }
 
     return Op(apply)
@@ -339,7 +342,7 @@ def _squash(
 
 def _make(image: Planned) -> UInt8[np.ndarray, "b size size 3"]:
     """One affine map and one colour matrix a picture; see `Planned`."""
-    size, pictures = image.size, [_decoded(picture) for picture in image.pictures]
+    size, pictures = image.size, list(image.pictures)
     sides = np.array([picture.shape[:2] for picture in pictures], np.float32)
     first = image.boxes[:, :2] * sides
     step = (image.boxes[:, 2:] * sides - first) / np.float32(size)  # negative if mirrored

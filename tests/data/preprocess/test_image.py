@@ -152,6 +152,29 @@ def test_crops_have_the_area_and_ratio_asked_for():
     assert 0.77 < ratio.min() < 0.86 and 1.17 < ratio.max() < 1.3
 
 
+@pytest.mark.parametrize("height, width", [(40, 80), (90, 60)])
+def test_the_ratio_of_a_crop_is_that_of_its_pixels(height, width):
+    """So that what is square in the picture stays square, whatever the picture's shape."""
+    down, right = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.stack([2 * down, 2 * right, np.zeros((height, width))], axis=-1).astype(np.uint8)
+    ops = "decode|random_resized_crop(32, scale=(0.2, 0.3), ratio=(1, 1))"
+    found = run(ops, [image] * 50).astype(np.float32)
+    tall = found[:, -4, 16, 0] - found[:, 3, 16, 0]
+    wide = found[:, 16, -4, 1] - found[:, 16, 3, 1]
+    assert tall.min() > 20 and np.abs(tall - wide).max() <= 2
+
+
+@pytest.mark.parametrize("height, width", [(60, 60), (60, 90), (120, 40)])
+def test_a_crop_of_a_long_picture_is_as_large_as_that_of_a_square(height, width):
+    down, right = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.stack([2 * down, 2 * right, np.zeros((height, width))], axis=-1).astype(np.uint8)
+    found = run("decode|random_resized_crop(32, scale=(0.9, 1.0))", [image] * 100)
+    found = found.astype(np.float32)
+    tall = (found[:, -4, 16, 0] - found[:, 3, 16, 0]) / (2 * height) * 32 / 25
+    wide = (found[:, 16, -4, 1] - found[:, 16, 3, 1]) / (2 * width) * 32 / 25
+    assert (tall * wide).min() > 0.78 and (tall * wide).mean() > 0.88
+
+
 def test_value_range_maps_black_and_white_to_its_ends():
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     found = run("decode|resize(8)|value_range(-1, 1)", [black, white])
