@@ -171,12 +171,18 @@ def batch(program: Program) -> dict[str, ShapeDtypeStruct]:
 def compile_step(traced: Any) -> tuple[Any, float, float | None]:
     """(the compiled step or None where it does not fit, seconds, the bytes that it wanted then).
 
-    Raises BadInput with the compiler's first line when it refuses for another reason.
+    Raises BadInput where a kernel does not fit the chip's vector memory, and with the compiler's
+    first line when it refuses for another reason.
     """
     begin = time.perf_counter()
     try:
         compiled = traced.lower().compile(COMPILER_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
+        if scoped := re.search(r"Used [\d.]+[KMG] of [\d.]+[KMG] vmem", str(error)):
+            raise BadInput(
+                f"a kernel does not fit the chip's vector memory ({scoped[0]}); use "
+                "attention='einsum' in that stack, which needs none, or fewer tokens"
+            ) from error
         # Two wordings; the second, of programs that are far too large, counts temporaries alone.
         wanted = re.search(
             r"(?:Used |temporaries \()([\d.]+)([KMG])(?: of |\) exceeds )", str(error)

@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from mm.config import BadInput
+from mm.plan import compile_step, plan_variants, read_text, significant
 from mm.plan import plan as planned
-from mm.plan import plan_variants, read_text, significant
 from mm.planning.topology import CHIPS, StandIn, Topology
 from mm.program import build_program
 from tests.runs import ROOT
@@ -151,6 +151,30 @@ def test_a_step_that_does_not_fit_says_so_and_fails(tmp_path):
 )
 def test_few_chip_hours_are_not_rounded_to_none(number, text):
     assert significant(number) == text
+
+
+class Refused:
+    """A step of which the compiler says that."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def lower(self):
+        return self
+
+    def compile(self, options):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {self.text}")
+
+
+def test_the_bytes_that_a_step_wanted_are_the_compilers():
+    text = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert compile_step(Refused(text))[2] == 20.5 * 2**30
+
+
+def test_a_kernel_that_does_not_fit_is_not_taken_for_a_step_that_does_not():
+    text = "Ran out of memory in memory space vmem. Used 71.03M of 63.94M vmem. Exceeded"
+    with pytest.raises(BadInput, match=r"vector memory \(Used 71.03M of 63.94M vmem\); use"):
+        compile_step(Refused(text))
 
 
 def test_a_text_that_jaxlib_cannot_read_is_refused_in_one_line():

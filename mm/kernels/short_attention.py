@@ -21,8 +21,10 @@ from jaxtyping import Bool, Float
 
 # Beyond this the scores of a head and what is derived from them do not fit beside the operands.
 MAX_LENGTH = 1024
-_VMEM_BYTES = 100 << 20  # for a kernel; a v5e has 128 MiB
-_BLOCK_BYTES = 4 << 20  # of one operand, of which a backward pass holds fourteen
+_VMEM_BYTES = 100 << 20  # for a kernel; a v5e has 128 MiB, a v5p 64
+# Of one operand, of which a backward pass holds fourteen, beside 22 MiB that spill from registers
+# where heads of 88 numbers fill whole registers only 16 at a time (BEiT-3's and CoCa's giants).
+_BLOCK_BYTES = 5 << 19
 _ROWS, _LANES = 16, 128  # of a register of bfloat16
 _LOWEST = float(np.finfo(np.float32).min)
 

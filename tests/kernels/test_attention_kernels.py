@@ -107,6 +107,7 @@ def test_the_short_kernel_in_bfloat16_is_close_to_float32():
         (128, 64, 768, 1, 64),
         (64, 729, 1152, 1, 736),  # 16 examples of 729 are too large for a block
         (128, 197, 768, 0, 198),
+        (48, 321, 1408, 0, 328),  # 4 of 324 do not fit a v5p in the backward pass
         (6, 196, 768, 0, 200),  # 6 examples do not divide into blocks of 4
     ],
 )
