@@ -6,7 +6,7 @@ Every arm is `configs/menu.py:fusion=F,objectives=O` with a constant learning ra
 core until the process has used --seconds of CPU time for steps and their input. One process a core
 takes the arms in turn. Finished runs are kept in --workdir and not repeated; the table is written
 from them. The seeds of an arm share a compiled program: initial values and the order of the data
-differ, the masks of a step do not.
+differ, the masks of a step do not. What --out has before a table stays.
 """
 
 import argparse
@@ -43,15 +43,19 @@ COLUMNS = {
     "reranked unseen R@1": "unseen/reranked/text_to_image/recall@1",
 }
 # What tells whether an objective was learned, where it is not the loss: on concepts that were not
-# in training, a contrastive loss grows with its certainty, while it finds ever more pairs.
+# in training, a contrastive loss grows with its certainty, while it finds ever more pairs; so does
+# that of what follows.
 METRIC = dict.fromkeys(("contrastive", "sigmoid", "momentum"), "text_to_image_accuracy") | {
     "cycle": "image_to_text_explained", "adversarial": "modality_gap",
+    "next_text": "balanced_accuracy",
 }  # fmt: skip
 # Objectives whose metric needs each text beside its own picture.
 PAIRED = (
     "contrastive", "sigmoid", "momentum", "matching", "masked_text_fused", "mae_fused",
     "beit_fused", "captioning", "prefix", "parallel", "cycle", "next_text",
 )  # fmt: skip
+# It has nothing to learn from an average of the same towers: its loss begins at 0.
+APART = ("response",)
 
 
 def arms() -> list[str]:
@@ -167,7 +171,7 @@ def control_table(workdir: Path, seeds: range) -> str:
         results = finished(workdir, arm, seeds)
         fusion, mix = (part.split("=")[1] for part in arm.split(","))
         for name in mix.split("+"):
-            if name in done or not results:
+            if name in done or name in APART or not results:
                 continue
             done.add(name)
             found = controls(results, name)
@@ -213,8 +217,12 @@ def main() -> None:
         workers = [subprocess.Popen([*command, f"--core={core}"]) for core in cores]
         if any([worker.wait() for worker in workers]):
             raise SystemExit("error: a worker failed; the same command goes on with what is left")
-        text = f"{table(workdir, seeds)}\n\n{control_table(workdir, seeds)}"
-        flags.out.write_text(text + "\n") if flags.out else print(text)
+        tables = f"{table(workdir, seeds)}\n\n{control_table(workdir, seeds)}\n"
+        if flags.out is None:
+            print(tables)
+            return
+        written = flags.out.read_text() if flags.out.exists() else ""
+        flags.out.write_text(written.partition("| fusion |")[0] + tables)
         return
     os.sched_setaffinity(0, {flags.core})  # before JAX counts the cores
     for arm in chosen[cores.index(flags.core) :: len(cores)]:

@@ -1,4 +1,4 @@
-"""Plans every recipe for its pod and writes the table in docs/plans.md: `make plan-all`.
+"""Plans every recipe for its pod and writes its row in docs/plans.md: `make plan-all`.
 
   python -m bench.plans siglip clip      # only recipes whose name begins so; others keep their row
 
@@ -17,22 +17,22 @@ from tests.resolved import cases
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs/plans.md"
-HEAD = """# What each recipe costs on its pod
-
-The compiler's estimates (libtpu 0.0.52), not measurements. `make plan-all` makes this table,
-`python -m bench.plans RECIPE` some of its rows; [scale.md](scale.md) says how to read it. MFU is of
-the chip's bfloat16 peak, chip-hours are for the examples of the recipe.
-
-| recipe | pod | batch a chip | GiB a chip | step | MFU | wire MiB (least) | chip-hours | compile |
-|---|---|---|---|---|---|---|---|---|
-"""
+COLUMNS = (
+    "recipe", "pod", "batch a chip", "GiB a chip", "step", "MFU", "wire MiB (least)",
+    "chip-hours", "compile",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plans")
     parser.add_argument("only", nargs="*", help="beginnings of names, as siglip or clip-B-16")
     only = tuple(parser.parse_args().only)
-    written = TABLE.read_text() if TABLE.exists() else ""
+    text, head, written = TABLE.read_text().partition(HEAD)
+    if not head:
+        sys.exit(
+            f"error: {TABLE} has no table that begins with {HEAD.splitlines()[0]!r}; put it back"
+        )
     rows = {match[1]: match[0] for match in re.finditer(r"^\| `([^`]+)`.*\|$", written, re.M)}
     failed = []
     for name, config in cases().items():
@@ -46,7 +46,9 @@ def main() -> None:
             failed.append(name)
             continue
         rows[name] = row(name, json.loads((workdir / "plan.json").read_text()))
-        TABLE.write_text(HEAD + "\n".join(rows[key] for key in cases() if key in rows) + "\n")
+        TABLE.write_text(
+            text + HEAD + "\n".join(rows[key] for key in cases() if key in rows) + "\n"
+        )
     print(f"table: {TABLE}")
     if failed:
         sys.exit(f"not planned: {', '.join(failed)}")

@@ -12,11 +12,13 @@ masked text that sees the image. ViT-B/16 at 256 pixels, 6 blocks of text, 6 of 
 image; 256 dimensions, batch 512, 30 epochs of 14M pairs, AdamW with 1e-4 and decay 0.02, 1,000
 steps of warm-up. Other than theirs: nothing starts from ImageNet or BERT, norms come first, no
 RandAugment, masked words are learned from the words alone (theirs also from what the average says),
-and a text has 32 tokens.
+texts and fused texts are pooled by their mean ([CLS] there), negatives are drawn at temperature
+0.07 from the global batch (at the learned one from a device's), and a text has 32 tokens.
 """
 
 from ml_collections import ConfigDict
 
+from configs.clip import DECAY
 from configs.menu import TINY_VARIANT, V5E_16, assemble, parse
 
 EPOCH = 14_000_000
@@ -47,10 +49,13 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             fusion=dict(name="cross", depth=6, **STACK),
             embed_dim=256,
+            image_projection="affine",
+            text_projection="affine",
         ),
         objectives=dict(
             contrastive=dict(
-                name="momentum", queue_size=65_536, alpha=0.4, alpha_warmup_steps=EPOCH // 512
+                name="momentum", queue_size=65_536, alpha=0.4, alpha_warmup_steps=EPOCH // 512,
+                max_scale=1000.0,
             ),
             matching=dict(name="matching"),
             masked_text=dict(name="masked_text", context="fused", ratio=0.15),
@@ -59,6 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
         optimizer=dict(
             learning_rate=1e-4,
             weight_decay=0.02,
+            weight_decay_factors=DECAY,
+            clip_norm=None,
             schedule=dict(name="cosine", warmup_steps=1000, final=0.1),
         ),
         augment="random_resized_crop({image}, scale=(0.2, 1.0))|flip",

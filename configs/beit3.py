@@ -11,21 +11,23 @@ each (multiway, over towers of depth 0); 40% of patches and half of a pair's wor
 predicted; the giant has 40 blocks, 1,408 wide; 14 by 14 patches of 224 pixels, batch 6,144, 1M
 steps, 1e-3 with 10k of warm-up, betas 0.9 and 0.98, decay 0.05, stochastic depth 0.1. Other than
 theirs: pairs alone, without lone pictures and texts; codes of our tokenizer for BEiT v2's; masks
-are not in blocks; no third expert in the last blocks.
+are not in blocks; no third expert in the last blocks; no norms within attention and MLP (Sub-LN),
+but one before the first block.
 """
 
 from ml_collections import ConfigDict
 
-from configs.menu import TINY_VARIANT, V5E_64, V5E_128, V5P_128, assemble, parse
+from configs.menu import TINY_VARIANT, V5E_64, V5E_128, assemble, parse
+from configs.siglip import V5E
 
 BATCH_SIZE, TOTAL_STEPS = 6144, 1_000_000
 B = dict(width=768, num_heads=12, remat="cheap")
 L = dict(width=1024, num_heads=16, remat="cheap")
-G = dict(width=1408, num_heads=16, mlp_dim=6144, remat="cheap")
+G = dict(width=1408, num_heads=16, mlp_dim=6144, remat="hidden")
 VARIANTS = {
     "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E_64),
     "L/16": dict(stack=L, depth=24, image=224, patch_size=16, **V5E_128),
-    "g/14": dict(stack=G, depth=40, image=224, patch_size=14, **V5P_128),
+    "g/14": dict(stack=G, depth=40, image=224, patch_size=14, **V5E),
     "tiny": dict(stack=B, depth=12, **V5E_64, **TINY_VARIANT),
 }
 
@@ -58,10 +60,11 @@ def get_config(arg: str = "") -> ConfigDict:
         optimizer=dict(
             learning_rate=1e-3,
             b2=0.98,
+            epsilon=1e-6,
             weight_decay=0.05,
             clip_norm=3.0,
             schedule=dict(name="cosine", warmup_steps=10_000),
         ),
-        augment="random_resized_crop({image}, scale=(0.5, 1.0))|flip",
+        augment="random_resized_crop({image}, scale=(0.5, 1.0))|flip|color_jitter(0.4, 0.4, 0.4)",
         words=True,
     )  # fmt: skip

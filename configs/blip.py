@@ -12,7 +12,8 @@ of 57,600 and an average of decay 0.995, matching with hard negatives, captions 
 2e-4 (L), decay 0.05. Other than theirs: the encoder that reads the image is 6 blocks over 6 of text
 and not the text encoder with cross-attention, the decoder shares words and nothing else with it,
 batches are 2,880 for L as well, the rate falls by a cosine, and nothing starts from ImageNet or
-BERT.
+BERT; no RandAugment, norms come first, without dropout; texts and fused texts are pooled by their
+mean ([CLS] there) and have 32 tokens (30 there).
 """
 
 from ml_collections import ConfigDict
@@ -53,10 +54,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 **TEXT,
             ),
             embed_dim=256,
+            image_projection="affine",
+            text_projection="affine",
         ),
         objectives=dict(
             contrastive=dict(
-                name="momentum", queue_size=57_600, alpha=0.4, alpha_warmup_steps=2 * EPOCH // 2880
+                name="momentum", queue_size=57_600, alpha=0.4, alpha_warmup_steps=2 * EPOCH // 2880,
+                max_scale=1000.0,
             ),
             matching=dict(name="matching"),
             captioning=dict(name="captioning", label_smoothing=0.1),
@@ -65,6 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
         optimizer=dict(
             learning_rate=variant["learning_rate"],
             weight_decay=0.05,
+            weight_decay_factors=((".*", 1.0),),
+            clip_norm=None,
             schedule=dict(name="cosine", warmup_steps=3000),
         ),
         augment="random_resized_crop({image}, scale=(0.2, 1.0))|flip",

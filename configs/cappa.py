@@ -9,8 +9,9 @@ says what they are and how to make them (with --vocab_size=32000).
 From the paper (section 3 and 4.1): no text tower, a decoder of half the encoder's depth and its
 width, three in four captions predicted all at once from mask tokens, 224 pixels, 64 tokens, 32k
 words, batch 8,192, 9 billion pairs, 1e-3 with 10,000 steps of warm-up, decay 1e-4 not multiplied by
-the rate (0.1 here). Other than theirs: AdamW instead of Adafactor. Cap, which predicts nothing in
-parallel, is --config.objectives.captioning.parallel=0.0.
+the rate (0.1 here). Other than theirs: AdamW instead of Adafactor (whose second moment decays at
+most by 0.999, as here); layers of the decoder have biases. Cap, which predicts nothing in parallel,
+is --config.objectives.captioning.parallel=0.0.
 """
 
 from ml_collections import ConfigDict
@@ -50,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
         objectives=dict(captioning=dict(name="captioning", parallel=0.75)),
         optimizer=dict(
             learning_rate=1e-3,
-            b2=0.95,
+            b2=0.999,
             weight_decay=0.1,
             moment_dtype="bfloat16",
             schedule=dict(name="cosine", warmup_steps=10_000),

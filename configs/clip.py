@@ -14,11 +14,11 @@ the recipe is meant for:
 
 From the paper (section 2.5, tables 18 and 20): batch, steps, loss, first and greatest scale, towers
 and their joint space, learning rates, warm-up, betas, epsilon, weight decay on everything but gains
-and biases, 77 tokens read causally. From its released models: quick GELU and a norm before the
-first block of the image tower. Other than theirs: the crop is that of open_clip, at least 90% of
-the area (theirs: a random square of a resized picture); the first layer has a bias, and the class
-token no position of its own (it is learned itself). Gradients are not clipped: the paper names
-none.
+and biases, 77 tokens read causally. From its released models: quick GELU, epsilon 1e-5 of norms and
+one before the first block of the image tower. Other than theirs: the crop is that of open_clip, at
+least 90% of the area (theirs: a random square of a resized picture); the first layer has a bias,
+and the class token no position of its own (it is learned itself). Gradients are not clipped: the
+paper names none.
 
 Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.replica=1.
 """
@@ -65,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
             pool="cls",
             pre_norm=True,
             activation="quick_gelu",
+            norm_epsilon=1e-5,
             **image,
         ),
         text=dict(
@@ -74,6 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
             causal=True,
             pool="last",
             activation="quick_gelu",
+            norm_epsilon=1e-5,
             **text,
         ),
         embed_dim=variant["embed_dim"],

@@ -12,10 +12,13 @@ out, and config.teacher=dict(name="checkpoint", workdir=..., model=its config.mo
 
 From CLIP-KD (section 4.1): ViT-T/16 and S/16 with their text towers, taught by a ViT-B/16 of 512
 dimensions; batch 1,024, 32 epochs of CC3M and CC12M, 1e-3, decay 0.1, 10,000 steps of warm-up;
-contrast, similarities and features at once, features with a large weight (2,000 for squared errors
-of unit vectors; here cosines, 10). The tiny variant has no such data: the average of its own towers
-is its teacher. T/16 is planned at 13% MFU: 192 numbers a token fill a TPU's matrix units badly, and
-a larger batch a chip would not change it.
+contrast, similarities and features at once, features with weight 2,000 for the mean of 512 squared
+errors of unit vectors, of images and of texts, which is 4 x 2,000 / 512 for the mean of both
+cosines. Other than theirs: no loss between students and teachers (interactive contrast);
+similarities have the first scale, 1 / 0.07, and not the learned ones; features pass a linear layer,
+also where they are as wide. The tiny variant has no such data: the average of its own towers is its
+teacher. T/16 is planned at 13% MFU: 192 numbers a token fill a TPU's matrix units badly, and a
+larger batch a chip would not change it.
 """
 
 from ml_collections import ConfigDict
@@ -27,9 +30,9 @@ TEACHER_DIM = 512
 T = dict(width=192, depth=12, num_heads=3), dict(width=384, depth=12, num_heads=6)
 S = dict(width=384, depth=12, num_heads=6), dict(width=384, depth=12, num_heads=6)
 VARIANTS = {
-    "T/16": dict(towers=T, image=224, patch_size=16, **V5E_16),
-    "S/16": dict(towers=S, image=224, patch_size=16, **V5E_16),
-    "tiny": dict(towers=S, **V5E_16, **TINY_VARIANT),
+    "T/16": dict(towers=T, embed_dim=512, image=224, patch_size=16, **V5E_16),
+    "S/16": dict(towers=S, embed_dim=384, image=224, patch_size=16, **V5E_16),
+    "tiny": dict(towers=S, embed_dim=384, **V5E_16, **TINY_VARIANT),
 }
 
 
@@ -48,23 +51,25 @@ def get_config(arg: str = "") -> ConfigDict:
         model=dict(
             image=dict(
                 name="vit", image_size=given["image"], patch_size=variant["patch_size"],
-                pool="mean", **image,
+                pool="cls", **image,
             ),
             text=dict(
                 name="transformer", vocab_size=49_408, length=77, causal=True, pool="last", **text
             ),
-            embed_dim=TEACHER_DIM,
+            embed_dim=variant["embed_dim"],
         ),
         objectives=dict(
             contrastive=dict(name="contrastive", kind="softmax"),
             response=dict(name="response_distillation", **source),
-            feature=dict(name="feature_distillation", weight=10.0, **source),
+            feature=dict(name="feature_distillation", weight=4 * 2000 / 512, **source),
         ),
         teacher=None if stored else dict(name="average", decay=0.99),
         optimizer=dict(
             learning_rate=1e-3,
             b2=0.98,
+            epsilon=1e-6,
             weight_decay=0.1,
+            clip_norm=None,
             schedule=dict(name="cosine", warmup_steps=10_000),
         ),
         augment="random_resized_crop({image}, scale=(0.9, 1.0))",

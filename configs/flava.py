@@ -8,10 +8,12 @@ says what they are and how to make them (with --vocab_size=30522).
 
 From the paper (section 3, tables in its appendix): ViT-B/16 towers of 12 blocks and a multimodal
 encoder of 6 with a class token; losses of equal weight: global contrast, matching, masked image and
-masked text each alone and both fused; 224 pixels, 77 tokens, batch 8,192, 1e-3 with 10,000 steps of
-warm-up, decay 0.1, 70M pairs. Other than theirs: pairs alone, without the steps of lone pictures
-and texts; masks are not in blocks; codes are of our frozen tokenizer instead of DALL-E's (8,192 of
-them, as there); 150,000 steps.
+masked text each alone and both fused; 224 pixels, 77 tokens, batch 8,192, 150,000 steps, 1e-3 with
+10,000 of warm-up, decay 0.1, 70M pairs; 768 dimensions are those of the released code (512 in the
+paper). Other than theirs: pairs alone, without the steps of lone pictures and texts; masks are not
+in blocks; codes are of our frozen tokenizer instead of DALL-E's (8,192 of them, as there); texts
+are pooled by their mean; matching reads pairs that are not masked, of which two in three are
+negatives, and the pooled vector as it is.
 
 Six losses see ten encodings of a pair: the pod is one where 64 of them fit a chip. On half of its
 chips they would not; on twice as many the hard negatives, which pass by every chip, take a third of

@@ -9,9 +9,10 @@ says what they are and how to make them (with --vocab_size=30522).
 From the paper (sections 3 and 4.1): one encoder over the patches that are kept and the text, as
 large as a ViT (towers of depth 0 and an early fusion); three quarters of patches and of words are
 hidden; a decoder of 8 blocks of 512 with normalized pixels as targets, 224 pixels, 64 tokens, batch
-4,096, 1.5e-4 for each 256 of the batch, decay 0.05, 5 epochs of warm-up, 100 epochs of CC12M. Other
-than theirs: hidden words are mask tokens that the encoder reads, and are predicted from it, where
-theirs are left out and predicted by the decoder.
+4,096, 1.5e-4 for each 256 of the batch, decay 0.05, 5 epochs of warm-up, 100 epochs of CC12M; text
+weighs half, as in the released code. Other than theirs: hidden words are mask tokens that the
+encoder reads, and are predicted from it, where theirs are left out and predicted by the decoder,
+which here reads no text; text positions are learned, and a norm comes before the first block.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ BATCH_SIZE = 4096
 EPOCH = 12_000_000
 B = dict(width=768, num_heads=12, remat="cheap")
 L = dict(width=1024, num_heads=16, remat="cheap")
-WORDS = dict(ratio=0.75)
+WORDS = dict(ratio=0.75, random=0.0, stay=0.0)
 VARIANTS = {
     "B/16": dict(stack=B, depth=12, image=224, patch_size=16, **V5E_64),
     "L/16": dict(stack=L, depth=24, image=224, patch_size=16, **V5E_64),
@@ -56,12 +57,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 name="mae", ratio=0.75, context="fused", text_mask=WORDS,
                 decoder=dict(width=512, depth=8, num_heads=16, remat="cheap"),
             ),
-            text=dict(name="masked_text", context="fused", image_keep=0.25, **WORDS),
+            text=dict(name="masked_text", context="fused", image_keep=0.25, weight=0.5, **WORDS),
         ),
         optimizer=dict(
             learning_rate=1.5e-4 * BATCH_SIZE / 256,
             b2=0.95,
             weight_decay=0.05,
+            clip_norm=None,
             schedule=dict(name="cosine", warmup_steps=5 * EPOCH // BATCH_SIZE),
         ),
         augment="random_resized_crop({image}, scale=(0.2, 1.0))|flip",

@@ -9,7 +9,8 @@ is. Captions are not read, but a tokenizer.json has to be there.
 From the paper (section 4, table 8): three quarters of the patches hidden, a decoder of 8 blocks of
 512, normalized pixels, crops of 0.2 to 1 of the area and flips alone, batch 4,096, 1.5e-4 for each
 256 of the batch, betas 0.9 and 0.95, decay 0.05, 40 epochs of warm-up, 1,600 epochs of ImageNet.
-Other than theirs: nothing that is known.
+Other than theirs: crops are bilinear, not bicubic, and pixels are -1 to 1, not over ImageNet's
+deviation of each colour, which a patch's own normalization leaves in the targets.
 """
 
 from ml_collections import ConfigDict

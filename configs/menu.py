@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.pairs import add_pairs
+from configs.pairs import SQUASH, add_pairs
 from configs.quickstart import EMOJI
 from configs.siglip import find_variant
 from mm.config import BadInput, parse_arg
@@ -212,7 +212,8 @@ def assemble(
     config.sharding = dict(mesh=variant["mesh"], rules=variant["rules"])
     add_pairs(config, given, length, batch_size=512, **data)
     rerank(config, 128, "held_out")  # as many as ALBEF on Flickr30K
-    return shrink(config) if given["variant"] == "tiny" else config
+    augment = data.get("augment", SQUASH).format(image=given["image"])
+    return shrink(config, augment) if given["variant"] == "tiny" else config
 
 
 def parse(arg: str, variants: Mapping) -> tuple[dict, dict]:
@@ -229,14 +230,17 @@ TINY = dict(
     width=128, depth=2, num_heads=4, mlp_dim=256, vocab_size=4096, length=LENGTH, embed_dim=128,
     image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, queue_size=2048, num_codes=256, prototypes=256,
     hidden=256, bottleneck=64, out=64, queries=8, view_size=32, global_batch_size=256,
-    total_steps=300, warmup_steps=30, every_steps=300, from_step=100, alpha_warmup_steps=30,
-    unroll=1,
+    total_steps=300, warmup_steps=30, cooldown_steps=270, every_steps=300, from_step=100,
+    alpha_warmup_steps=30, unroll=1,
 )  # fmt: skip
 PLAIN = dict(remat="none", dtype="float32", moment_dtype="float32", learning_rate=1e-3)
 
 
-def shrink(config: ConfigDict) -> ConfigDict:
-    """A recipe at the size of the menu, on the emoji data set, otherwise as it is."""
+def shrink(config: ConfigDict, augment: str) -> ConfigDict:
+    """A recipe at the size of the menu, on the emoji data set, otherwise as it is.
+
+    It is evaluated on whole pictures, without the ops `augment`.
+    """
     with config.unlocked():
         config.pod = None
         resize(config, TINY, PLAIN)
@@ -249,7 +253,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.input = dict(
             source=dict(split="train", **EMOJI), preprocess=ops.replace(caption, TAGS)
         )
-        add_evals(config, ops.replace(caption, LABEL))
+        whole = ops.replace(augment, SQUASH.format(image=IMAGE_SIZE))
+        add_evals(config, whole.replace(caption, LABEL))
         config.checkpoint = dict(every_steps=300, keep_last=1)
         config.log = dict(every_steps=10)
     return config

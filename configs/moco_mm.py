@@ -53,7 +53,10 @@ def get_config(arg: str = "") -> ConfigDict:
         optimizer=dict(
             learning_rate=1e-4,
             weight_decay=0.05,
+            clip_norm=None,
+            frozen=("objectives/contrastive/log_scale",),
             schedule=dict(name="cosine", warmup_steps=2000),
         ),
-        augment="random_resized_crop({image}, scale=(0.2, 1.0))|flip|color_jitter(0.4)",
+        augment="random_resized_crop({image}, scale=(0.2, 1.0))|flip"
+        "|color_jitter(0.4, 0.4, 0.4, 0.4)|grayscale(0.2)",
     )  # fmt: skip

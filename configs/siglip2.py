@@ -7,11 +7,12 @@ It reads pairs.jsonl and tokenizer.json, or `path` and `tokenizer` of the argume
 says what they are and how to make them (with --vocab_size=256000).
 
 From the paper (section 2): towers, loss and schedule of SigLIP, 256 pixels, 64 tokens, 256k words,
-batch 32,768, 40 billion pairs; beside it a decoder that writes captions (LocCa's, of half the text
-tower's blocks), and over the last 20% of the steps self-distillation of a whole picture into 8
-views, weight 1, and of an average into hidden patches, weight 2.5, both times a quarter for B and a
-half for L. Other than theirs: the average has decay 0.996, prototypes and temperatures are DINO's;
-the last two losses share one weight; captions alone, without boxes; AdamW instead of Adafactor.
+batch 32,768, 40 billion pairs, both towers pooled by attention; beside it a decoder that writes
+captions (LocCa's, of half the text tower's blocks), and over the last 20% of the steps
+self-distillation of a whole picture into 8 views, weight 1, and of an average into hidden patches,
+weight 0.25, both times a quarter for B and a half for L. Other than theirs: the average has decay
+0.996, temperatures are DINO's, prototypes 4,096; the picture that the average sees and that with
+hidden patches are whole; captions alone, without boxes.
 """
 
 from ml_collections import ConfigDict
@@ -51,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 pool="map", activation="gelu_tanh", mask_token=True, **tower,
             ),
             text=dict(
-                name="transformer", vocab_size=256_000, length=64, pool="last",
+                name="transformer", vocab_size=256_000, length=64, pool="map",
                 activation="gelu_tanh", **tower,
             ),
             decoder=dict(
@@ -65,6 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
             captioning=dict(name="captioning", parallel=0.5),
             self_distillation=dict(
                 name="self_distillation", views=LOCAL, view_size=size, replace=0.5,
+                patch_weight=0.25, prototypes=4096, hidden=2048, bottleneck=256,
                 weight=variant["weight"], from_step=int(0.8 * PAIRS_SEEN / BATCH_SIZE),
             ),
         ),

@@ -10,12 +10,14 @@ From the paper (section 3): a text stream of BERT-base, of which the last 6 bloc
 co-attention each; losses: masked text and masked image that see each other, and whether the pair
 belongs together; batch 512, 10 epochs of 3.1M pairs, 1e-4 with warm-up. Other than theirs: patches
 of a ViT, trained with the rest, instead of regions of a frozen detector, with codes of our
-tokenizer for its classes; both streams are 768 wide (theirs: 1,024 for regions); the negative of a
-pair is any other; norms come first.
+tokenizer for its classes; both streams are 768 wide with 12 heads (theirs: 1,024 with 8 for regions
+and for co-attention); a pair is told by both means side by side (theirs: the product of both first
+tokens) among two others (one); norms come first; no dropout.
 """
 
 from ml_collections import ConfigDict
 
+from configs.clip import DECAY
 from configs.menu import TINY_VARIANT, V5E_16, assemble, parse
 
 PAIRS_SEEN = 10 * 3_100_000
@@ -56,7 +58,10 @@ def get_config(arg: str = "") -> ConfigDict:
         optimizer=dict(
             learning_rate=1e-4,
             weight_decay=0.01,
-            schedule=dict(name="cosine", warmup_steps=6000),
+            weight_decay_factors=DECAY,
+            schedule=dict(
+                name="constant", warmup_steps=6000, cooldown_steps=PAIRS_SEEN // 512 - 6000
+            ),
         ),
         augment="random_resized_crop({image}, scale=(0.5, 1.0))|flip",
         words=True,

@@ -17,7 +17,6 @@ from jax import Array
 
 from mm.config import BadInput
 from mm.models.encoder import Encoded
-from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, example_keys
 from mm.models.multimodal import Embedding
 from mm.objectives.views import View, Views
@@ -36,13 +35,9 @@ class EmbeddingViews(Views):
         super().__init__(*args, **kwargs)
         self.embeddings |= embeddings
 
-    def encode(self, view: View) -> Encoded:
+    def encode_all(self, views: Sequence[View]) -> list[Encoded]:
         """Refuses."""
-        raise _TokensAsked(f"views.{view.tower}")
-
-    def fuse(self, *args: Any, **kwargs: Any) -> Fused:
-        """Refuses."""
-        raise _TokensAsked("views.fuse")
+        raise _TokensAsked(f"views.{views[0].tower}")
 
 
 class _TokensAsked(Exception):

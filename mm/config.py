@@ -9,15 +9,32 @@ import difflib
 import importlib.util
 import inspect
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 
 class BadInput(Exception):
     """A mistake of the user: one line that says what was given, what was expected, what to do."""
+
+
+class Range(NamedTuple):
+    """Of a hint Annotated[int, Range(...)]: which numbers a key takes."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Range("at least 0", lambda n: n >= 0)]
+Positive = Annotated[int, Range("at least 1", lambda n: n >= 1)]
+Factor = Annotated[float, Range("at least 0", lambda x: x >= 0)]
+Scale = Annotated[float, Range("above 0", lambda x: x > 0)]
+Rate = Annotated[float, Range("at least 0 and less than 1", lambda x: 0 <= x < 1)]
+Share = Annotated[float, Range("0 to 1", lambda x: 0 <= x <= 1)]
+Keep = Annotated[float, Range("more than 0, at most 1", lambda x: 0 < x <= 1)]
+Part = Annotated[float, Range("more than 0 and less than 1", lambda x: 0 < x < 1)]
 
 
 def load(path_and_arg: str) -> ConfigDict:

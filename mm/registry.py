@@ -11,7 +11,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from mm.config import BadInput, suggest
 
@@ -145,6 +145,12 @@ def _checked(where: str, value: Any, hint: Any) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _checked_union(where, value, args)
+    if origin is Annotated:
+        value = _checked(where, value, args[0])
+        for limit in hint.__metadata__:
+            if not limit.holds(value):
+                raise BadInput(f"{where}={value!r}: expected {limit.expected}")
+        return value
     if origin is Literal:
         if value not in args:
             near = suggest(str(value), map(str, args))

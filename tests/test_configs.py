@@ -37,8 +37,8 @@ BATCH, LENGTH = 16, 12
 SMALL = dict(
     width=16, mlp_dim=32, pool_dim=32, embed_dim=16, cell_width=8, hidden=16,
     num_heads=2, depth=1, vocab_size=64, global_batch_size=BATCH, batch_size=BATCH,
-    total_steps=3, warmup_steps=1, every_steps=3, length=LENGTH, from_step=1, queue_size=64,
-    num_codes=16, prototypes=16, out=16, bottleneck=8, base_width=8, groups=4,
+    total_steps=3, warmup_steps=1, cooldown_steps=2, every_steps=3, length=LENGTH, from_step=1,
+    queue_size=64, num_codes=16, prototypes=16, out=16, bottleneck=8, base_width=8, groups=4,
 )  # fmt: skip
 
 
@@ -126,6 +126,15 @@ def test_a_config_is_split_over_its_pod(name):
         assert split == 0
     else:
         assert split > 0.99 * sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("-tiny")])
+def test_a_tiny_variant_is_evaluated_on_whole_pictures(name):
+    """Augmentation would make the figures of an ablation noise; views are an objective's own."""
+    config = load(CASES[name])
+    for evaluation in config.evals.values():
+        plain = re.sub(r'view\("\w+", "[^"]+"\)\|', "", evaluation.preprocess)
+        assert re.match(r"decode\|resize\(\d+\)\|caption\(", plain), plain
 
 
 @pytest.mark.parametrize("name", TRAINED)

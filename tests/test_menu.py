@@ -76,6 +76,11 @@ def test_what_reads_a_fusion_is_refused_without_one(name):
         build("none", [name])
 
 
+def test_a_fusion_that_no_objective_reads_is_refused():
+    with pytest.raises(BadInput, match="config.model.fusion: no objective reads it"):
+        build("cross", ["contrastive", "captioning"])
+
+
 def batch(a_program, seed=0):
     """Random arrays of the shapes that a step reads; some rows have few words."""
     rng = np.random.default_rng(seed)

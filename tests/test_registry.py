@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Count, Positive, Rate, Scale, Share
 
 
 @registry.register("test", "thing")
@@ -28,6 +28,48 @@ class Thing:
 
 def build(**spec):
     return registry.build("test", {"name": "thing", **spec}, "config.x", given=7).values
+
+
+@dataclasses.dataclass(kw_only=True)
+class Limits:
+    depth: Count = 0
+
+
+@registry.register("test", "limited")
+class Limited:
+    def __init__(
+        self,
+        *,
+        share: Share = 0.5,
+        rate: Rate = 0.0,
+        scale: Scale = 1.0,
+        window: Positive | None = None,
+        **limits: Annotated[Any, Limits],
+    ):
+        self.values = (share, rate, scale, window, limits)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (dict(share=1.5), "config.x.share=1.5: expected 0 to 1"),
+        (dict(share=True), "config.x.share=True: expected float"),
+        (dict(rate=1), "config.x.rate=1.0: expected at least 0 and less than 1"),
+        (dict(scale=0), "config.x.scale=0.0: expected above 0"),
+        (dict(scale=float("nan")), "config.x.scale=nan: expected above 0"),
+        (dict(window=0), "config.x.window=0: expected"),
+        (dict(depth=-1), "config.x.depth=-1: expected at least 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(spec, message):
+    with pytest.raises(BadInput, match=message):
+        registry.build("test", {"name": "limited", **spec}, "config.x")
+
+
+def test_numbers_in_their_ranges_are_taken():
+    spec = dict(name="limited", share=1, rate=0.0, scale=0.1, window=1, depth=0)
+    found = registry.build("test", spec, "config.x").values
+    assert found == (1.0, 0.0, 0.1, 1, {"depth": 0}) and type(found[0]) is float
 
 
 def test_builds_with_config_and_given_values():
@@ -86,7 +128,7 @@ def test_bad_specs_are_refused_with_their_place(spec, message):
 
 
 def test_an_unknown_name_lists_what_there_is():
-    message = r"no test 'thign'; did you mean 'thing'\? \(have \['open', 'thing'"
+    message = r"no test 'thign'; did you mean 'thing'\? \(have \['limited', 'open', 'thing'"
     with pytest.raises(BadInput, match=message):
         registry.build("test", {"name": "thign"}, "config.x")
 

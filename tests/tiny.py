@@ -16,10 +16,18 @@ IMAGE = dict(name="vit", image_size=16, patch_size=8, **TOWER)
 TEXT = dict(name="transformer", vocab_size=64, length=8, **TOWER)
 
 
-def model(**changes) -> Multimodal:
+class Sizes(nnx.Module):
+    """Has what it is given: a fusion reads no more of a model than the widths of its towers."""
+
+    def __init__(self, **sizes):
+        for name, size in sizes.items():
+            setattr(self, name, size)
+
+
+def model(seed: int = 0, **changes) -> Multimodal:
     """One block a tower."""
     spec = dict(image=IMAGE, text=TEXT, embed_dim=16) | changes
-    return Multimodal(**spec, rngs=nnx.Rngs(0))
+    return Multimodal(**spec, rngs=nnx.Rngs(seed))
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -8,8 +8,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from mm.models.attention import Attention, attend
-from mm.models.encoder import Block, Encoded, Encoder, flat
+from mm.models.attention import attend
+from mm.models.block import Attention, Block, Draw
+from mm.models.encoder import Encoded, Encoder, flat
 from mm.sharding.rules import constrain
 
 
@@ -34,7 +35,7 @@ def read(encoder: Encoder, memory: Encoded) -> Cache:
 
     def project(_: None, params: nnx.State) -> tuple[None, Cache]:
         cross = nnx.merge(graphdef, params).cross
-        found = cross.project_keys(x, batch), cross.value(x)
+        found = cross.project("key", x, batch), cross.value(x)
         return None, Cache(*(y.reshape(batch, -1, y.shape[1]) for y in found))
 
     return jax.lax.scan(project, None, params)[1]
@@ -54,7 +55,7 @@ def step(
     """
     graphdef, params = nnx.split(encoder.blocks)
     rows, length = cache.keys.shape[1:3]
-    past = jnp.broadcast_to(jnp.arange(length) <= place, (rows, length))
+    past, draw = jnp.broadcast_to(jnp.arange(length) <= place, (rows, length)), Draw(rows)
 
     def run(carry: tuple[Array, Cache], layer: tuple) -> tuple[tuple[Array, Cache], None]:
         x, cache = carry
@@ -63,16 +64,17 @@ def step(
 
         def attend_to_past(y: Array) -> Array:
             nonlocal cache
-            new = block.attention.project_keys(y, rows), block.attention.value(y)
+            new = block.attention.project("key", y, rows), block.attention.value(y)
             cache = Cache(*(c.at[number, :, place].set(n) for c, n in zip(cache, new, strict=True)))
             return look(block.attention, y, Cache(*(c[number] for c in cache)), past)
 
-        x = block.attention_branch(x, attend_to_past, batch=rows)
+        def attend_to_memory(y: Array) -> Array:
+            return look(block.cross, y, memory, memory_mask)
+
+        x = block.attention_branch(x, attend_to_past, draw)
         if block.cross is not None:
-            x = block.cross_branch(
-                x, lambda y: look(block.cross, y, memory, memory_mask), batch=rows
-            )
-        return (block.mlp_branch(x, block.mlp, batch=rows), cache), None
+            x = block.cross_branch(x, attend_to_memory, draw)
+        return (block.mlp_branch(x, block.mlp, draw), cache), None
 
     layers = params, jnp.arange(encoder.depth), memory
     (x, cache), _ = jax.lax.scan(run, (x, cache), layers)
@@ -85,7 +87,7 @@ def look(
     """Attention to keys and values [b, m, d] of one layer."""
     batch = len(seen.keys)
     out = attend(
-        attention.project_queries(y, batch), flat(seen.keys), flat(seen.values), mask,
+        attention.project("query", y, batch), flat(seen.keys), flat(seen.values), mask,
         batch=batch, num_heads=attention.num_heads, kernel="einsum",
     )  # fmt: skip
     return attention.out(out)

@@ -2,15 +2,12 @@
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
@@ -18,15 +15,8 @@ from jaxtyping import Bool, Float
 from mm.config import BadInput
 from mm.kernels.short_attention import MAX_LENGTH, padded_length, short_attention
 from mm.kernels.splash_attention import splash_attention
-from mm.models.layers import Dtype, Linear
 from mm.models.remat import counting
-from mm.sharding.rules import (
-    ShardingRules,
-    active_mesh,
-    active_rules,
-    axis_size,
-    platform,
-)
+from mm.sharding.rules import active_mesh, active_rules, axis_size, platform
 
 Kernel = Literal["auto", "einsum", "short", "splash", "cudnn"]
 # True where a token may be seen: by every query of an example, or by each of its own.
@@ -34,78 +24,6 @@ Mask = Bool[Array, "b m"] | Bool[Array, "#b n m"]
 Rotary = Float[Array, "n k"] | Float[Array, "b n k"]  # angles
 _log = logging.getLogger("mm.attention")
 _LANES = 128  # of a TPU's vector registers
-
-
-class Attention(nnx.Module):
-    """Multi-head attention of `queries` over `memory` (self-attention when they are the same).
-
-    softmax(Q K^T / sqrt(d_head)) V (Vaswani et al. 2017, eq. 1). `kernel` says how it is computed;
-    "auto" is `choose`. `memory_width` is that of the memory, by default `width`. `head_norm` makes
-    a norm of queries and keys, head by head (Dehghani et al. 2023, section 2.1).
-    """
-
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        *,
-        memory_width: int | None = None,
-        kernel: Kernel = "auto",
-        head_norm: Callable[[int, nnx.Rngs], nnx.Module] | None = None,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        head, axes = width // num_heads, ("embed", "heads", "kv")
-        sizes, memory_width = (num_heads, head), memory_width or width
-        self.query = Linear((width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.key = Linear((memory_width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.value = Linear((memory_width,), sizes, axes, dtype=dtype, rngs=rngs)
-        self.out = Linear(sizes, (width,), ("heads", "kv", "embed"), dtype=dtype, rngs=rngs)
-        self.query_norm = head_norm(head, rngs) if head_norm else None
-        self.key_norm = head_norm(head, rngs) if head_norm else None
-        self.num_heads, self.kernel = num_heads, kernel
-
-    def __call__(
-        self,
-        queries: Float[Array, "bn d"],
-        memory: Float[Array, "bm d2"],
-        mask: Mask | None = None,
-        *,
-        batch: int,
-        causal: bool = False,
-        rotary: Rotary | None = None,
-        guide: Float[Array, "b m"] | None = None,
-    ) -> Float[Array, "bn d"]:
-        """Of `batch` examples, their tokens one below the other.
-
-        `mask` and `guide` are those of `attend`. causal: query i sees tokens 0 .. i. rotary: angles
-        to turn queries and keys by, see `rotate`.
-        """
-        q = checkpoint_name(self.project_queries(queries, batch, rotary), "query")
-        k = checkpoint_name(self.project_keys(memory, batch, rotary), "key")
-        v = checkpoint_name(self.value(memory), "value")
-        out = attend(
-            q, k, v, mask, guide,
-            batch=batch, num_heads=self.num_heads, causal=causal, kernel=self.kernel,
-        )  # fmt: skip
-        return self.out(out)
-
-    def project_queries(
-        self, x: Float[Array, "bn d"], batch: int, rotary: Rotary | None = None
-    ) -> Float[Array, "bn e"]:
-        """Queries, normed and turned."""
-        return self._turned(self.query(x), self.query_norm, batch, rotary)
-
-    def project_keys(
-        self, x: Float[Array, "bm d2"], batch: int, rotary: Rotary | None = None
-    ) -> Float[Array, "bm e"]:
-        """Keys, normed and turned."""
-        return self._turned(self.key(x), self.key_norm, batch, rotary)
-
-    def _turned(self, x: Array, norm: nnx.Module | None, batch: int, rotary: Rotary | None):
-        if norm is not None:
-            x = norm(x.reshape(len(x), self.num_heads, -1)).reshape(x.shape)
-        return x if rotary is None else rotate(x, rotary, batch, self.num_heads)
 
 
 def rotate(
@@ -148,10 +66,8 @@ def attend(
         kernel = "einsum"
     elif kernel == "auto" or queries == 1:  # a pooling probe is too small for any kernel
         kernel = choose(platform(), queries, keys, q.shape[1], q.dtype)
-        lengths = {
-            n: aligned_length(kernel, batch, n, q.shape[1], q.dtype) for n in (queries, keys)
-        }
-        if any(n != aligned for n, aligned in lengths.items()):
+        sizes = q.shape[1], q.dtype
+        if any(aligned_length(kernel, batch, n, *sizes) != n for n in (queries, keys)):
             kernel = "einsum"  # whoever called did not `align`
         _tell(kernel, platform(), queries, keys, head)
     if kernel == "splash":
@@ -253,26 +169,15 @@ def _on_tpus(kernel, function, q, k, v, mask, batch, num_heads, causal):
         raise BadInput(f"attention='short' takes at most {MAX_LENGTH} tokens; use auto or splash")
     mesh, rules = active_mesh(), active_rules()
     arrays = (q, k, v) if mask is None else (q, k, v, mask)
+    run = functools.partial(function, causal=causal)
     if mesh is None:
-        return function(*arrays, batch=batch, num_heads=num_heads, causal=causal)
-    rows, heads = rules.activations.get("batch"), _heads_axes(mesh, rules, num_heads)
-    spec = P(rows, heads)
-    run = functools.partial(
-        function,
-        batch=batch // axis_size(mesh, rows),
-        num_heads=num_heads // axis_size(mesh, heads),
-        causal=causal,
+        return run(*arrays, batch=batch, num_heads=num_heads)
+    rows, heads = rules.activations.get("batch"), rules.parameters.get("heads")
+    if num_heads % axis_size(mesh, heads):
+        heads = None  # they cannot be split over these axes
+    sizes = dict(
+        batch=batch // axis_size(mesh, rows), num_heads=num_heads // axis_size(mesh, heads)
     )
-    return jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(spec, spec, spec, P(rows))[: len(arrays)],
-        out_specs=spec,
-        check_vma=False,
-    )(*arrays)
-
-
-def _heads_axes(mesh: Mesh, rules: ShardingRules, num_heads: int) -> Any:
-    """The mesh axes that heads are split over, if they can be."""
-    heads = rules.parameters.get("heads")
-    return None if num_heads % axis_size(mesh, heads) else heads
+    spec, run = P(rows, heads), functools.partial(run, **sizes)
+    specs = dict(in_specs=(spec, spec, spec, P(rows))[: len(arrays)], out_specs=spec)
+    return jax.shard_map(run, mesh=mesh, check_vma=False, **specs)(*arrays)

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 from mm import registry
 from mm.config import BadInput
-from mm.models.encoder import Encoded, Encoder, EncoderSpec
-from mm.models.fusion.base import Adapter, Fused
+from mm.models.block import EncoderSpec
+from mm.models.encoder import Encoded, Encoder
+from mm.models.fusion.base import Adapter, Fused, join
 from mm.models.keys import Keys, split
 from mm.models.layers import Linear, add_table, dropout, lookup, vectors
 from mm.models.logits import Logits
@@ -61,7 +62,7 @@ class Decoder(nnx.Module):
             if (value is None) == (text is None):
                 raise BadInput(f"{name}={value}: give it where there is no text tower, only there")
         if inputs == "text_tower":
-            if not (text.causal and text.encoder):
+            if not (text.causal and text.encoder.depth):
                 raise BadInput("inputs='text_tower' needs a tower of causal blocks: causal=True")
             if mask_token:
                 raise BadInput("mask_token=True stands for words; inputs='text_tower' reads none")
@@ -140,9 +141,6 @@ class Decoder(nnx.Module):
 
 def fused_memory(fused: Fused, image: Encoded, text: Encoded) -> Encoded:
     """All tokens that a fusion returned, of the image before those of the text."""
-    tokens, masks = [], []
-    for x, side in ((fused.image, image), (fused.text, text)):
-        if x is not None:
-            tokens.append(x)
-            masks.append(jnp.ones(x.shape[:2], bool) if side.mask is None else side.mask)
-    return Encoded(jnp.concatenate(tokens, 1), fused.pooled, jnp.concatenate(masks, 1))
+    both = (fused.image, image.mask), (fused.text, text.mask)
+    tokens, mask = join([(x, mask) for x, mask in both if x is not None], len(fused.pooled))
+    return Encoded(tokens, fused.pooled, mask)

@@ -18,7 +18,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from mm.config import BadInput
 from mm.models.keys import Keys, bernoulli
 from mm.sharding.parameters import gather, sum_rows
 
@@ -36,9 +35,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple) -> nnx.Param:
-    """A float32 parameter whose dimensions carry the logical names `axes`."""
+def param(rngs: nnx.Rngs, init: Callable | float, shape: tuple[int, ...], axes: tuple) -> nnx.Param:
+    """A float32 parameter whose dimensions have the logical names `axes`; `init`: or a number."""
     assert len(shape) == len(axes), (shape, axes)
+    init = init if callable(init) else jax.nn.initializers.constant(init)
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
@@ -84,9 +84,7 @@ class Linear(nnx.Module):
             out_axis=tuple(range(len(inputs), ndim)),
         )
         self.kernel = param(rngs, init, inputs + outputs, axes)
-        self.bias = (
-            param(rngs, jax.nn.initializers.zeros, outputs, axes[len(inputs) :]) if bias else None
-        )
+        self.bias = param(rngs, 0.0, outputs, axes[len(inputs) :]) if bias else None
         self.inputs, self.outputs, self.axes = math.prod(inputs), math.prod(outputs), axes
         self.dtype = jnp.dtype(dtype)
 
@@ -188,8 +186,8 @@ class LayerNorm(nnx.Module):
     """Layer norm (Ba et al. 2016) in float32, the result in the dtype of x."""
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
-        self.scale = param(rngs, jax.nn.initializers.ones, (width,), ("embed",))
-        self.bias = param(rngs, jax.nn.initializers.zeros, (width,), ("embed",))
+        self.scale = param(rngs, 1.0, (width,), ("embed",))
+        self.bias = param(rngs, 0.0, (width,), ("embed",))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -244,7 +242,7 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019, eq. 4) in float32."""
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
-        self.scale = param(rngs, jax.nn.initializers.ones, (width,), ("embed",))
+        self.scale = param(rngs, 1.0, (width,), ("embed",))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -253,30 +251,7 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...]).astype(x.dtype)
 
 
-def norm(kind: Norm, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
-    """The norm layer of that name."""
-    return {"layer_norm": LayerNorm, "rms_norm": RMSNorm}[kind](width, epsilon=epsilon, rngs=rngs)
-
-
-class Mlp(nnx.Module):
-    """Two linear layers with an activation between them."""
-
-    def __init__(
-        self, width: int, mlp_dim: int, *, activation: Activation, dtype: Dtype, rngs: nnx.Rngs
-    ):
-        self.up = Linear((width,), (mlp_dim,), ("embed", "mlp"), dtype=dtype, rngs=rngs)
-        self.down = Linear((mlp_dim,), (width,), ("mlp", "embed"), dtype=dtype, rngs=rngs)
-        self.activation = activation
-
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        hidden = checkpoint_name(self.up(x), "hidden")
-        return self.down(ACTIVATIONS[self.activation](hidden))
-
-
-def check_rate(name: str, rate: float) -> None:
-    """Raises BadInput unless 0 <= rate < 1."""
-    if not 0 <= rate < 1:
-        raise BadInput(f"{name}={rate}: expected at least 0 and less than 1")
+NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 
 
 def dropout(x: Array, rate: float, keys: Keys | None) -> Array:

@@ -14,8 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, UInt32
 
-from mm.config import BadInput
+from mm.config import BadInput, Positive
 from mm.models.encoder import Encoded
+from mm.models.fusion.base import join
 from mm.models.layers import Buffer, Dtype, Linear, lookup, vectors
 from mm.sharding.ring import over_batch
 
@@ -33,35 +34,33 @@ class Memory(nnx.Module):
     computed for `chunk` entries at a time.
     """
 
+    needs = ("embed_dim",)
+
     def __init__(
         self,
         *,
         path: str,
         ids: str | None,
         query: Literal["image", "text"] = "image",
-        neighbours: int = 4,
-        chunk: int = 4096,
-        widths: Mapping[str, int],
-        embed_dim: int,
+        neighbours: Positive = 4,
+        chunk: Positive = 4096,
+        model: nnx.Module,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
         self.embeddings = read("path", path, jnp.float32)
         size, *rest = self.embeddings.shape
-        if rest != [embed_dim]:
+        if rest != [model.embed_dim]:
             raise BadInput(
-                f"path={path!r}: has shape {[size, *rest]}, expected [n, {embed_dim}], "
+                f"path={path!r}: has shape {[size, *rest]}, expected [n, {model.embed_dim}], "
                 "as config.model.embed_dim"
             )
         self.ids = None if ids is None else read("ids", ids, jnp.uint32)
         if self.ids is not None and self.ids.shape != (size,):
             raise BadInput(f"ids={ids!r}: has shape {list(self.ids.shape)}, expected [{size}]")
-        if not 1 <= neighbours <= size or chunk < 1:
-            raise BadInput(
-                f"neighbours={neighbours}, chunk={chunk}: expected at least 1, and neighbours at "
-                f"most the {size} entries of the memory"
-            )
-        sizes = (embed_dim,), (widths[query],)
+        if neighbours > size:
+            raise BadInput(f"neighbours={neighbours}: expected at most the {size} entries")
+        sizes = (model.embed_dim,), (getattr(model, query).width,)
         self.project = Linear(*sizes, ("projection", "embed"), dtype=dtype, rngs=rngs)
         self.tower, self.added, self.chunk = query, neighbours, chunk
 
@@ -83,14 +82,12 @@ class Entities(nnx.Module):
     `entities` writes them. Their vectors follow the text's tokens.
     """
 
-    tower = "text"
+    tower, needs = "text", ()
 
     def __init__(
-        self, *, count: int, max: int, widths: Mapping[str, int], dtype: Dtype, rngs: nnx.Rngs
+        self, *, count: Positive, max: Positive, model: nnx.Module, dtype: Dtype, rngs: nnx.Rngs
     ):
-        if count < 1 or max < 1:
-            raise BadInput(f"count={count}, max={max}: expected at least 1")
-        self.table = vectors(rngs, count, widths[self.tower], axis="vocab")
+        self.table = vectors(rngs, count, model.text.width, axis="vocab")
         self.added, self.dtype = max, jnp.dtype(dtype)
 
     def __call__(self, query: Callable[[], Array], batch: Mapping[str, Array]) -> Extra:
@@ -164,14 +161,6 @@ def nearest(
 
 def append(encoded: Encoded, tokens: Float[Array, "b k d"], mask: Bool[Array, "b k"]) -> Encoded:
     """The encoding with more tokens at the end, those of each level too."""
-
-    def joined(x: Array) -> Array:
-        return jnp.concatenate([x, tokens.astype(x.dtype)], axis=1)
-
-    own = encoded.mask
-    own = jnp.ones(encoded.tokens.shape[:2], bool) if own is None else own
-    return encoded._replace(
-        tokens=joined(encoded.tokens),
-        mask=jnp.concatenate([own, mask], axis=1),
-        levels=tuple(map(joined, encoded.levels)),
-    )
+    own, extra = encoded.mask, (tokens.astype(encoded.tokens.dtype), mask)
+    whole, *levels = (join([(x, own), extra], len(x)) for x in (encoded.tokens, *encoded.levels))
+    return encoded._replace(tokens=whole[0], mask=whole[1], levels=tuple(x for x, _ in levels))

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from mm import registry
 from mm.config import BadInput
 from mm.models import decoder as _decoder  # noqa: F401  (registers the decoder)
 from mm.models import fusion as _fusion  # noqa: F401  (registers the fusions)
 from mm.models.encoder import Encoded
-from mm.models.fusion.base import Fused, Widths
+from mm.models.fusion.base import OTHER, Fused
 from mm.models.inputs import Read, images, texts
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear, at_least_float32
@@ -87,13 +87,9 @@ class Multimodal(nnx.Module):
         self.embed_dim = embed_dim
         self.image_projection = projection(self.image, image_projection)
         self.text_projection = projection(self.text, text_projection)
-        widths = None
         if fusion is not None:
             self.need("config.model.fusion", "image", "text")
-            tokens = {"image": self.image.width, "text": self.text.width}
-            pooled = {"image": self.image.pooled_width, "text": self.text.pooled_width}
-            widths = Widths(tokens, pooled)
-        self.fusion = build("fusion", fusion, "fusion", widths=widths)
+        self.fusion = build("fusion", fusion, "fusion", model=self)
         for part in ("image", "text"):
             depth = getattr(getattr(getattr(self, part), "encoder", None), "depth", 0)
             if depth % self.levels:
@@ -102,8 +98,8 @@ class Multimodal(nnx.Module):
                     f"it must divide config.model.{part}.depth={depth}"
                 )
         self.decoder = build("decoder", decoder, "decoder", model=self)
-        self.memory = self._extra(Memory, memory, dtype, rngs, "memory", "embed_dim")
-        self.entities = self._extra(Entities, entities, dtype, rngs, "entities")
+        self.memory = self._extra(Memory, memory, "memory", dtype, rngs)
+        self.entities = self._extra(Entities, entities, "entities", dtype, rngs)
         self.reads = images(self.image.image_size, "image") if self.image else ()
         if (words := self.text or self.decoder) is not None:
             self.reads += texts(words.length, "text")
@@ -111,15 +107,13 @@ class Multimodal(nnx.Module):
             self.reads += (Read("entities", (self.entities.added,), "int32"),)
 
     def _extra(
-        self, kind: type, spec: Mapping | None, dtype: Dtype, rngs: nnx.Rngs, part: str, *needs: str
+        self, kind: type, spec: Mapping | None, part: str, dtype: Dtype, rngs: nnx.Rngs
     ) -> nnx.Module | None:
         if spec is None:
             return None
         where = f"config.model.{part}"
-        self.need(where, "fusion", *needs)
-        given = {name: getattr(self, name) for name in needs}
-        given["widths"] = {"image": self.image.width, "text": self.text.width}
-        extra = registry.call(kind, {"dtype": dtype, **spec}, where, rngs=rngs, **given)
+        self.need(where, "fusion", *kind.needs)
+        extra = registry.call(kind, {"dtype": dtype, **spec}, where, rngs=rngs, model=self)
         if not self.fusion.fuses:
             raise BadInput(f"{where}: needs a fusion of tokens; config.model.fusion reads vectors")
         last = getattr(self.fusion, "causal", False) or getattr(self.fusion, "pool", "") == "last"
@@ -141,10 +135,9 @@ class Multimodal(nnx.Module):
             if getattr(self, name) is None:
                 raise BadInput(f"{what}: needs config.model.{name}, which the config does not have")
             if tokens and tokens not in self.fusion.fuses:
-                other = "image" if tokens == "text" else "text"
                 raise BadInput(
-                    f"{what}: needs {tokens} tokens that have seen the {other}; config.model."
-                    f"fusion fuses {' and '.join(self.fusion.fuses) or 'vectors alone'}"
+                    f"{what}: needs {tokens} tokens that have seen the {OTHER[tokens]}; config."
+                    f"model.fusion fuses {' and '.join(self.fusion.fuses) or 'vectors alone'}"
                 )
 
     @property
@@ -153,31 +146,17 @@ class Multimodal(nnx.Module):
         return 1 if self.fusion is None else self.fusion.levels
 
     def encode_image(
-        self,
-        image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
-        *,
-        keep: float = 1.0,
-        replace: float = 0.0,
-        draw: Keys | None = None,
-        rng: Keys | None = None,
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], **how: Any
     ) -> Encoded:
         """The image tower. Of patches a share `keep` is read and a share `replace` hidden.
 
         Of uint8, 0 .. 255 becomes -1 .. 1: so they come from the input, at a quarter of the bytes.
         """
-        how = dict(keep=keep, replace=replace, levels=self.levels, draw=draw, rng=rng)
-        return self.image(pixels(image), **how)
+        return self.image(pixels(image), levels=self.levels, **how)
 
-    def encode_text(
-        self,
-        text: Int[Array, "b l"],
-        *,
-        mask: Bool[Array, "b l"],
-        segments: Int[Array, "b l"] | None = None,
-        rng: Keys | None = None,
-    ) -> Encoded:
+    def encode_text(self, text: Int[Array, "b l"], **how: Any) -> Encoded:
         """The text tower; `mask` is True where a token is real."""
-        return self.text(text, mask, segments=segments, levels=self.levels, rng=rng)
+        return self.text(text, levels=self.levels, **how)
 
     @property
     def extras(self) -> list[Memory | Entities]:
@@ -260,7 +239,7 @@ def embed(encoded: Encoded, projection: Linear | None) -> Embedding:
     return Embedding(normalize(z), norm)
 
 
-def normalize(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
+def normalize(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
     """x / ||x||, in float32 at least; a zero vector stays zero."""
     x = at_least_float32(x)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))

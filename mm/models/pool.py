@@ -6,9 +6,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from mm.models.encoder import EncoderSpec
+from mm.models.block import Attention, EncoderSpec, Mlp
 from mm.models.keys import Keys
-from mm.models.layers import ACTIVATIONS, Linear, check_rate, dropout, param
+from mm.models.layers import ACTIVATIONS, Linear, dropout, param
 
 
 class AttentionPool(nnx.Module):
@@ -17,9 +17,9 @@ class AttentionPool(nnx.Module):
     def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
         xavier = jax.nn.initializers.xavier_uniform()
         self.probe = param(rngs, xavier, (1, spec.width), (None, "embed"))
-        self.attention = spec.make_attention(rngs)
+        self.attention = Attention(spec, rngs=rngs)
         self.norm = spec.make_norm(rngs)
-        self.mlp = spec.make_mlp(rngs)
+        self.mlp = Mlp(spec, rngs=rngs)
 
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
@@ -34,18 +34,11 @@ class FlattenPool(nnx.Module):
     """All tokens side by side through one hidden layer: [b, n, width] to [b, hidden]."""
 
     def __init__(
-        self,
-        spec: EncoderSpec,
-        num_tokens: int,
-        hidden: int,
-        dropout_rate: float,
-        *,
-        rngs: nnx.Rngs,
+        self, spec: EncoderSpec, num_tokens: int, hidden: int, rate: float, *, rngs: nnx.Rngs
     ):
-        check_rate("pool_dropout", dropout_rate)
         axes = ("tokens", "embed", "mlp")
         self.hidden = Linear((num_tokens, spec.width), (hidden,), axes, dtype=spec.dtype, rngs=rngs)
-        self.activation, self.dropout_rate = spec.activation, dropout_rate
+        self.activation, self.dropout_rate = spec.activation, rate
 
     def __call__(
         self, tokens: Float[Array, "b n d"], keys: Keys | None = None

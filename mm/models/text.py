@@ -10,7 +10,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm import registry
-from mm.models.encoder import Encoded, Encoder, EncoderSpec
+from mm.config import Count, Positive
+from mm.models.block import EncoderSpec
+from mm.models.encoder import Encoded, Encoder
 from mm.models.keys import Keys, split
 from mm.models.layers import add_table, dropout, lookup, vectors
 from mm.models.pool import POOLS, AttentionPool
@@ -35,12 +37,12 @@ class TextTransformer(nnx.Module):
     def __init__(
         self,
         *,
-        vocab_size: int,
-        length: int,
+        vocab_size: Positive,
+        length: Positive,
         causal: bool = False,
         pool: Literal["last", "first", "mean", "map"] = "last",
         position: Literal["learned", "none"] = "learned",
-        segments: int = 0,
+        segments: Count = 0,
         pre_norm: bool = False,
         mask_token: bool = False,
         embedding_std: float = 0.02,
@@ -58,7 +60,7 @@ class TextTransformer(nnx.Module):
         self.segment_embedding = table(segments) if segments else None
         self.mask_token = table(1, deviation=embedding_std) if mask_token else None
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
-        self.encoder = Encoder(spec, causal=causal, rngs=rngs) if spec.depth else None
+        self.encoder = Encoder(spec, causal=causal, rngs=rngs)
         if pool == "map":
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
@@ -75,9 +77,7 @@ class TextTransformer(nnx.Module):
         keys = split(rng)
         x = self.embed(text, segments)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
-        found = [x] * levels
-        if self.encoder is not None:
-            found = self.encoder.at_levels(levels, x, mask, keys[1])
+        found = self.encoder.at_levels(levels, x, mask, keys[1])
         tokens = found[-1]
         pool = self.attention_pool if self.pool == "map" else POOLS[self.pool]
         pooled = pool(tokens, mask)

@@ -12,9 +12,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Count, Positive, Rate
 from mm.models import stem as _stem  # noqa: F401  (registers the stems)
-from mm.models.encoder import Encoded, Encoder, EncoderSpec
+from mm.models.block import EncoderSpec
+from mm.models.encoder import Encoded, Encoder
 from mm.models.keys import Keys, split, uniform
 from mm.models.layers import add_table, dropout, param, vectors
 from mm.models.pool import AttentionPool, FlattenPool, mean_pool
@@ -40,17 +41,17 @@ class ViT(nnx.Module):
     def __init__(
         self,
         *,
-        image_size: int,
-        patch_size: int,
+        image_size: Positive,
+        patch_size: Positive,
         stem: Mapping | None = None,
         pool: Literal["cls", "mean", "map", "flatten"] = "map",
         pool_dim: int | None = None,
-        pool_dropout: float = 0.0,
+        pool_dropout: Rate = 0.0,
         position: Literal["learned", "sincos2d", "rotary"] = "learned",
         position_size: int | None = None,
         pre_norm: bool = False,
-        registers: int = 0,
-        window: int | None = None,
+        registers: Count = 0,
+        window: Positive | None = None,
         mask_token: bool = False,
         rngs: nnx.Rngs,
         **encoder: Annotated[Any, EncoderSpec],
@@ -72,30 +73,20 @@ class ViT(nnx.Module):
             raise BadInput(f"heads are {head} wide; position='rotary' needs a multiple of 4")
         if position != "learned" and position_size is not None:
             raise BadInput(f"position_size={position_size} goes with position='learned'")
-        if registers < 0 or (window is not None and window < 1):
-            raise BadInput(f"registers={registers} must be at least 0, window={window} at least 1")
         self.image_size, self.patch_size, self.width = image_size, patch_size, spec.width
         self.pool, self.position, self.window = pool, position, window
         self.rotary_width = head
         self.dropout_rate, self.dtype = spec.dropout, jnp.dtype(spec.dtype)
         self.pooled_width, self.prefix = pool_dim or spec.width, int(pool == "cls")
         num_tokens = (image_size // patch_size) ** 2
-        self.stem = registry.build(
-            "stem",
-            stem or {"name": "linear"},
-            "stem",
-            patch_size=patch_size,
-            width=spec.width,
-            dtype=spec.dtype,
-            rngs=rngs,
-        )
+        given = dict(patch_size=patch_size, width=spec.width, dtype=spec.dtype, rngs=rngs)
+        self.stem = registry.build("stem", stem or {"name": "linear"}, "stem", **given)
         if position == "learned":
             places, deviation = ((position_size or image_size) // patch_size) ** 2, spec.width**-0.5
             table = vectors(rngs, places, spec.width, axis="tokens", deviation=deviation)
             self.position_embedding = table
         if pool == "cls":
-            zeros = jax.nn.initializers.zeros
-            self.cls = param(rngs, zeros, (1, spec.width), (None, "embed"))
+            self.cls = param(rngs, 0.0, (1, spec.width), (None, "embed"))
         self.registers = vectors(rngs, registers, spec.width) if registers else None
         self.mask_token = vectors(rngs, 1, spec.width) if mask_token else None
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
@@ -143,13 +134,8 @@ class ViT(nnx.Module):
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
-        found = self.encoder.at_levels(
-            levels,
-            x,
-            self._near(grid, others, kept),
-            keys[1],
-            rotary=self._angles(grid, others, kept),
-        )
+        near, angles = self._near(grid, others, kept), self._angles(grid, others, kept)
+        found = self.encoder.at_levels(levels, x, near, keys[1], rotary=angles)
         if self.registers is not None:
             found = [jnp.concatenate([x[:, : self.prefix], x[:, others:]], axis=1) for x in found]
         tokens = found[-1]

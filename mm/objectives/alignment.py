@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import Factor, Positive
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
 from mm.objectives.heads import Projector
@@ -29,15 +29,13 @@ class Adversarial(Objective):
     def __init__(
         self,
         *,
-        reversal: float = 1.0,
-        hidden: int = 256,
-        layers: int = 3,
+        reversal: Factor = 1.0,
+        hidden: Positive = 256,
+        layers: Positive = 3,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         model.need("adversarial", "image", "text", "embed_dim")
-        if reversal < 0:
-            raise BadInput(f"reversal={reversal}: expected at least 0")
         self.discriminator = Projector(model.embed_dim, hidden, 1, layers=layers, rngs=rngs)
         self.reversal = reversal
 
@@ -52,21 +50,10 @@ class Adversarial(Objective):
         return Loss(loss, jax.lax.stop_gradient(metrics))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def reverse(strength: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x, whose gradient is multiplied by -strength (the gradient reversal layer)."""
-    return x
-
-
-def _reverse_forward(strength, x):
-    return x, None
-
-
-def _reverse_backward(strength, _, gradient):
-    return (-strength * gradient,)
-
-
-reverse.defvjp(_reverse_forward, _reverse_backward)
+    still = jax.lax.stop_gradient(x)
+    return still - strength * (x - still)
 
 
 @registry.register("objective", "cycle")
@@ -87,15 +74,13 @@ class Cycle(Objective):
     def __init__(
         self,
         *,
-        cycle_weight: float = 1.0,
-        hidden: int = 512,
-        layers: int = 2,
+        cycle_weight: Factor = 1.0,
+        hidden: Positive = 512,
+        layers: Positive = 2,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         model.need("cycle", "image", "text", "embed_dim")
-        if cycle_weight < 0:
-            raise BadInput(f"cycle_weight={cycle_weight}: expected at least 0")
         make = partial(Projector, model.embed_dim, hidden, model.embed_dim, layers=layers)
         self.to_text, self.to_image = make(rngs=rngs), make(rngs=rngs)
         self.cycle_weight = cycle_weight

@@ -25,9 +25,11 @@ class Objective(nnx.Module):
 
     A constructor is given the `model`, for its widths and to refuse one that lacks what it needs.
     `key` is its name in config.objectives, `reads` what it reads of a batch beside image and text,
-    `needs_teacher` whether it asks for config.teacher.
+    `uses` what of the model beside the towers, "fusion" or "decoder", and `needs_teacher` whether
+    it asks for config.teacher.
     """
 
     key: str = ""
     needs_teacher: bool = False
+    uses: tuple[str, ...] = ()
     reads: tuple[Read, ...] = ()

@@ -5,10 +5,9 @@ from flax import nnx
 from jax import Array
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Keep, Rate, Share
 from mm.models.inputs import texts
 from mm.models.keys import bernoulli, uniform
-from mm.models.layers import check_rate
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.tokens import cross_entropy
@@ -33,23 +32,22 @@ class Captioning(Objective):
     tells with shuffled=True.
     """
 
+    uses = ("decoder",)
+
     def __init__(
         self,
         *,
         prefix: bool = False,
-        parallel: float = 0.0,
+        parallel: Share = 0.0,
         text: str = "clean",
         source: str | None = None,
-        image_keep: float = 1.0,
-        label_smoothing: float = 0.0,
+        image_keep: Keep = 1.0,
+        label_smoothing: Rate = 0.0,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         model.need("captioning", "decoder")
         memory, length = model.decoder.memory, model.decoder.length
-        if not 0 <= parallel <= 1:
-            raise BadInput(f"parallel={parallel} must lie in [0, 1]")
-        check_rate("label_smoothing", label_smoothing)
         if parallel and model.decoder.mask_token is None:
             raise BadInput(f"parallel={parallel}: set config.model.decoder.mask_token=True")
         if image_keep < 1 and memory not in ("image", "fused"):

@@ -35,14 +35,14 @@ class System(nnx.Module):
             built = registry.build("objective", own, where, model=self.model, rngs=rngs)
             built.key = name
             self.objectives[name] = built
-        zeros = jax.nn.initializers.zeros
-        self.log_variances = nnx.Dict(
-            {
-                name: param(rngs, zeros, (), ())
-                for name, spec in objectives.items()
-                if spec.get("weight") == "learned"
-            }
-        )
+        used = {part for objective in self.objectives.values() for part in objective.uses}
+        if "decoder" in used and self.model.decoder.memory == "fused":
+            used.add("fusion")
+        for part in ("fusion", "decoder"):
+            if getattr(self.model, part) is not None and part not in used:
+                raise BadInput(f"config.model.{part}: no objective reads it; leave it out")
+        learned = [name for name, spec in objectives.items() if spec.get("weight") == "learned"]
+        self.log_variances = nnx.Dict({name: param(rngs, 0.0, (), ()) for name in learned})
 
     @property
     def matcher(self) -> Objective | None:
@@ -219,8 +219,7 @@ def compare_gradients(gradients: Mapping[str, Any]) -> dict[str, Array]:
     norms = {name: optax.global_norm(tree) for name, tree in gradients.items()}
     found = {f"gradients/{name}/norm": norm for name, norm in norms.items()}
     for one, other in itertools.combinations(gradients, 2):
-        products = jax.tree.map(lambda a, b: jnp.vdot(a, b), gradients[one], gradients[other])
-        product = sum(jax.tree.leaves(products))
+        product = optax.tree.vdot(gradients[one], gradients[other])
         both = jnp.maximum(norms[one] * norms[other], 1e-30)
         found[f"gradients/{one}/{other}/cosine"] = product / both
     return found

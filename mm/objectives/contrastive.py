@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Keep
 from mm.models.inputs import GROUP
 from mm.models.layers import param
 from mm.models.multimodal import Multimodal
@@ -29,8 +29,9 @@ class Contrastive(Objective):
     Rows of one group (the same concept, or the same picture twice) are positives of each other,
     never negatives. `kind` "softmax" is InfoNCE both ways (Radford et al. 2021), "sigmoid" is eq. 1
     of SigLIP (Zhai et al. 2023). The scale is learned as its logarithm, starts at `init_scale` and
-    is clamped to `max_scale`; the bias exists for "sigmoid". Defaults are the papers': 1/0.07 for
-    softmax, 10 and -10 for sigmoid. `image_keep` < 1 drops image tokens (FLIP).
+    is clamped to `max_scale`; the bias exists for "sigmoid". Defaults are the papers': 1/0.07 and
+    at most 100 for softmax, 10, without a limit, and -10 for sigmoid. `image_keep` < 1 drops image
+    tokens (FLIP).
     """
 
     reads = (GROUP,)
@@ -41,18 +42,18 @@ class Contrastive(Objective):
         kind: Literal["softmax", "sigmoid"],
         init_scale: float | None = None,
         init_bias: float = -10.0,
-        max_scale: float = 100.0,
-        image_keep: float = 1.0,
+        max_scale: float | None = None,
+        image_keep: Keep = 1.0,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         model.need("contrastive", "image", "text", "embed_dim")
-        default = {"softmax": 1 / 0.07, "sigmoid": 10.0}[kind]
-        start = default if init_scale is None else init_scale
-        self.log_scale = learned_scale(rngs, start, max_scale)
-        bias = jax.nn.initializers.constant(init_bias)
-        self.bias = param(rngs, bias, (), ()) if kind == "sigmoid" else None
-        self.max_scale, self.image = max_scale, image_view(image_keep)
+        start, most = {"softmax": (1 / 0.07, 100.0), "sigmoid": (10.0, math.inf)}[kind]
+        start = start if init_scale is None else init_scale
+        most = most if max_scale is None else max_scale
+        self.log_scale = learned_scale(rngs, start, most)
+        self.bias = param(rngs, init_bias, (), ()) if kind == "sigmoid" else None
+        self.max_scale, self.image = most, image_view(image_keep)
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         image, text = views.embed(self.image), views.text_embedding()
@@ -77,7 +78,7 @@ def learned_scale(rngs: nnx.Rngs, start: float, most: float) -> nnx.Param:
     """The logarithm of a scale; `read_scale` gives the scale, of which `most` is the limit."""
     if not 0 < start <= most:
         raise BadInput(f"init_scale={start} must lie in (0, max_scale={most}]")
-    return param(rngs, jax.nn.initializers.constant(math.log(start)), (), ())
+    return param(rngs, math.log(start), (), ())
 
 
 def read_scale(logarithm: nnx.Param, most: float) -> Float[Array, ""]:
@@ -116,7 +117,7 @@ def softmax_loss(
     With several positives a row's target is uniform over them (UniCL, Yang et al. 2022, eq. 2, 3):
     L = -1/(2B) sum_i 1/|P(i)| sum_{p in P(i)} [log softmax_p(s x_i Y) + log softmax_p(s y_i X)].
     """
-    return _loss("softmax", zimg, ztxt, group, scale, jnp.zeros_like(scale))
+    return _loss("softmax", scale * zimg, ztxt, group, jnp.zeros_like(scale))
 
 
 def sigmoid_loss(
@@ -130,7 +131,7 @@ def sigmoid_loss(
 
     B is the global batch, whatever the number of devices. Returns the accuracies, too.
     """
-    return _loss("sigmoid", zimg, ztxt, group, scale, bias)
+    return _loss("sigmoid", scale * zimg, ztxt, group, bias)
 
 
 def nt_xent(
@@ -141,29 +142,28 @@ def nt_xent(
     A row's positives are the others of its group, at least one; with several the target is uniform
     over them (SupCon, Khosla et al. 2020, eq. 2). No row is a candidate for itself.
     """
-    loss, accuracies = _loss("others", z, z, group, scale, jnp.zeros_like(scale))
+    loss, accuracies = _loss("others", scale * z, z, group, jnp.zeros_like(scale))
     return loss, accuracies[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(kind: str, zimg: Array, ztxt: Array, group: Array, scale: Array, bias: Array):
-    return _forward(kind, zimg, ztxt, group, scale, bias)[0]
+def _loss(kind: str, zimg: Array, ztxt: Array, group: Array, bias: Array):
+    return _forward(kind, zimg, ztxt, group, bias)[0]
 
 
-def _forward(kind, zimg, ztxt, group, scale, bias):
+def _forward(kind, zimg, ztxt, group, bias):
     """(loss, accuracies), and what the backward pass needs: at most three numbers a pair."""
     size, labels = len(zimg), {"group": group}
     if kind == "others":
         labels["row"] = jnp.arange(size)
 
-    def local(arrays, scalars):
+    def local(arrays, bias):
         zimg, ztxt, labels = arrays
-        scale, bias = scalars
         zero = jnp.zeros(len(zimg), zimg.dtype)
         low = zero - jnp.inf
 
         def tile(rows, row_sums, columns, column_sums):
-            _, logits, same = _pairs(rows, columns, scale, bias)
+            logits, same = _pairs(rows, columns, bias)
             hits, misses = jnp.where(same, logits, -jnp.inf), jnp.where(same, -jnp.inf, logits)
             row_sums = dict(row_sums)
             if kind != "sigmoid":
@@ -187,13 +187,9 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
         sums = {"hit": low, "miss": low}
         if kind != "sigmoid":
             sums["exponentials"] = nothing(zimg)
-        row_sums, column_sums = ring(
-            tile,
-            {"z": zimg, **labels},
-            sums | {"loss": zero, "count": zero},
-            {"z": ztxt, **labels},
-            sums,
-        )
+        rows, columns = {"z": zimg, **labels}, {"z": ztxt, **labels}
+        start = sums | {"loss": zero, "count": zero}
+        row_sums, column_sums = ring(tile, rows, start, columns, sums)
         loss, saved = row_sums["loss"], ()
         if kind != "sigmoid":
             row, column = (log_sum(side["exponentials"]) for side in (row_sums, column_sums))
@@ -203,62 +199,52 @@ def _forward(kind, zimg, ztxt, group, scale, bias):
         scalars = (loss, *(hit.astype(loss.dtype) for hit in hits))
         return saved, [total(x) / size for x in scalars]
 
-    saved, (loss, *accuracies) = over_batch(local, (zimg, ztxt, labels), (scale, bias))
-    return (loss, jnp.stack(accuracies)), (zimg, ztxt, labels, scale, bias, saved)
+    saved, (loss, *accuracies) = over_batch(local, (zimg, ztxt, labels), bias)
+    return (loss, jnp.stack(accuracies)), (zimg, ztxt, labels, bias, saved)
 
 
 def _backward(kind, residuals, cotangents):
     """Makes each tile again, instead of keeping any."""
-    zimg, ztxt, labels, scale, bias, saved = residuals
+    zimg, ztxt, labels, bias, saved = residuals
     size = len(zimg)
 
     def local(arrays, scalars):
         zimg, ztxt, labels, saved = arrays
         rows, columns = saved or ({}, {})
-        scale, bias, gradient = scalars
+        bias, gradient = scalars
 
         def tile(rows, row_sums, columns, column_sums):
-            cosines, logits, same = _pairs(rows, columns, scale, bias)
+            logits, same = _pairs(rows, columns, bias)
             if kind != "sigmoid":
                 shares = jnp.exp(logits - rows["log"][:, None]) + jnp.exp(logits - columns["log"])
                 slope = shares / 2 - jnp.where(same, 1 / rows["count"][:, None], 0)
             else:
                 slope = jnp.where(same, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
             slope = slope * (gradient / size)
-            row_sums = {
-                "z": row_sums["z"] + scale * products(slope, columns["z"]),
-                "scale": row_sums["scale"] + (slope * cosines).sum(1),
-                "bias": row_sums["bias"] + slope.sum(1),
-            }
-            return row_sums, column_sums + scale * products(slope.T, rows["z"])
+            dz, dbias = row_sums
+            row_sums = dz + products(slope, columns["z"]), dbias + slope.sum(1)
+            return row_sums, column_sums + products(slope.T, rows["z"])
 
-        zero = jnp.zeros(len(zimg), zimg.dtype)
-        sums, dtxt = ring(
-            tile,
-            {"z": zimg, **labels, **rows},
-            {"z": jnp.zeros_like(zimg), "scale": zero, "bias": zero},
-            {"z": ztxt, **labels, **columns},
-            jnp.zeros_like(ztxt),
-        )
-        return (sums["z"], dtxt), (total(sums["scale"]), total(sums["bias"]))
+        rows, columns = {"z": zimg, **labels, **rows}, {"z": ztxt, **labels, **columns}
+        start = jnp.zeros_like(zimg), jnp.zeros(len(zimg), zimg.dtype)
+        (dimg, dbias), dtxt = ring(tile, rows, start, columns, jnp.zeros_like(ztxt))
+        return (dimg, dtxt), total(dbias)
 
-    (dimg, dtxt), (dscale, dbias) = over_batch(
-        local, (zimg, ztxt, labels, saved), (scale, bias, cotangents[0])
-    )
+    arrays, scalars = (zimg, ztxt, labels, saved), (bias, cotangents[0])
+    (dimg, dtxt), dbias = over_batch(local, arrays, scalars)
     no_gradient = np.zeros(labels["group"].shape, jax.dtypes.float0)
-    return dimg, dtxt, no_gradient, dscale, dbias
+    return dimg, dtxt, no_gradient, dbias
 
 
 _loss.defvjp(_forward, _backward)
 
 
-def _pairs(rows: dict, columns: dict, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-    """The cosines of a tile, its logits, and which pairs are positives."""
-    cosines = products(rows["z"], columns["z"].T)
-    logits = scale * cosines + bias
+def _pairs(rows: dict, columns: dict, bias: Array) -> tuple[Array, Array]:
+    """The logits of a tile, and which pairs are positives."""
+    logits = products(rows["z"], columns["z"].T) + bias
     same = rows["group"][:, None] == columns["group"][None]
     if "row" in rows:
         itself = rows["row"][:, None] == columns["row"][None]
         logits = jnp.where(itself, jnp.finfo(logits.dtype).min, logits)
         same = same & ~itself
-    return cosines, logits, same
+    return logits, same

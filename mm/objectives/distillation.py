@@ -1,7 +1,7 @@
 """Distillation: learn what a teacher says of the batch, or the features that it has."""
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Scale
 from mm.models.inputs import Read
 from mm.models.layers import Linear
 from mm.models.multimodal import Multimodal, normalize
@@ -18,8 +18,6 @@ from mm.objectives.base import Loss, Objective
 from mm.objectives.tiles import grow, log_sum, nothing, products
 from mm.objectives.views import Views
 from mm.sharding.ring import over_batch, ring, total
-
-Source = Literal["teacher", "batch"]
 
 
 class Distillation(Objective):
@@ -30,7 +28,14 @@ class Distillation(Objective):
     section 4). With source="teacher" `width` may be left out where it does not matter.
     """
 
-    def __init__(self, source: Source, width: int | None, model: Multimodal):
+    def __init__(
+        self,
+        *,
+        source: Literal["teacher", "batch"] = "teacher",
+        width: int | None = None,
+        model: Multimodal,
+        rngs: nnx.Rngs,
+    ):
         model.need("distillation", "image", "text", "embed_dim")
         if source == "batch" and width is None:
             raise BadInput("source='batch': set width to that of the teacher's embeddings")
@@ -60,16 +65,11 @@ class ResponseDistillation(Distillation):
     def __init__(
         self,
         *,
-        source: Source = "teacher",
-        width: int | None = None,
-        scale: float = 1 / 0.07,
-        teacher_scale: float = 1 / 0.07,
-        model: Multimodal,
-        rngs: nnx.Rngs,
+        scale: Scale = 1 / 0.07,
+        teacher_scale: Scale = 1 / 0.07,
+        **rest: Annotated[Any, Distillation],
     ):
-        super().__init__(source, width, model)
-        if scale <= 0 or teacher_scale <= 0:
-            raise BadInput(f"scale={scale} and teacher_scale={teacher_scale} must be above 0")
+        super().__init__(**rest)
         self.scale, self.teacher_scale = scale, teacher_scale
 
     def __call__(self, views: Views, rng: Array) -> Loss:
@@ -87,16 +87,9 @@ class ResponseDistillation(Distillation):
 class FeatureDistillation(Distillation):
     """1 - cosine of the teacher's embeddings and a linear map of one's own (CLIP-KD, eq. 4)."""
 
-    def __init__(
-        self,
-        *,
-        source: Source = "teacher",
-        width: int | None = None,
-        model: Multimodal,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(source, width, model)
-        self.width = width or model.embed_dim
+    def __init__(self, *, model: Multimodal, rngs: nnx.Rngs, **rest: Annotated[Any, Distillation]):
+        super().__init__(model=model, rngs=rngs, **rest)
+        self.width = self.width or model.embed_dim
         sizes, axes = ((model.embed_dim,), (self.width,)), ("embed", "projection")
         make = partial(Linear, *sizes, axes, bias=False, rngs=rngs)
         self.image, self.text = make(), make()

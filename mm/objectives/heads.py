@@ -6,7 +6,6 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from mm.config import BadInput
 from mm.models.layers import ACTIVATIONS, Activation, Dtype, LayerNorm, Linear
 
 
@@ -29,8 +28,6 @@ class Projector(nnx.Module):
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
-        if layers < 1 or hidden < 1 or out < 1:
-            raise BadInput(f"layers={layers}, hidden={hidden}, out={out}: expected at least 1")
         sizes = [width, *[hidden] * (layers - 1), out]
         # In turns, so that two dimensions of a layer never fall on one axis of the mesh.
         axes = [("embed", "mlp"), ("mlp", "embed")]

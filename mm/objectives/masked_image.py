@@ -1,7 +1,8 @@
 """Masked images: tell pixels (MAE) or codes (BEiT) of patches from those that are left."""
 
 from collections.abc import Mapping
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mm import registry
-from mm.config import BadInput
-from mm.models.encoder import Encoded, Encoder, EncoderSpec
+from mm.config import BadInput, Part, Range
+from mm.models.block import EncoderSpec
+from mm.models.encoder import Encoded, Encoder
 from mm.models.keys import Keys
 from mm.models.layers import Linear, vectors
 from mm.models.multimodal import Multimodal, pixels
@@ -40,14 +42,12 @@ class MaskedImage(Objective):
         model.need(what, "fusion.image" if context == "fused" else "image")
         if not hasattr(model.image, "patch_size"):
             raise BadInput(f"{what}: needs an image tower of patches, such as vit")
-        if not 0 < ratio < 1:
-            raise BadInput(f"ratio={ratio}: expected more than 0 and less than 1")
         if text_mask is not None and context == "none":
             raise BadInput("text_mask: no text is read; set context='fused' or leave it away")
+        self.uses = ("fusion",) if context == "fused" else ()
         self.text_mask = None
         if text_mask is not None:
             self.text_mask = registry.call(TextMask, text_mask, "text_mask")
-            self.text_mask.check(model)
             self.reads = self.text_mask.reads(model)
         self.ratio, self.context, self.patch_size = ratio, context, model.image.patch_size
         patches = (model.image.image_size // self.patch_size) ** 2
@@ -84,7 +84,7 @@ class MAE(MaskedImage):
         self,
         *,
         decoder: Mapping,
-        ratio: float = 0.75,
+        ratio: Part = 0.75,
         normalize: bool = True,
         context: Literal["none", "fused"] = "none",
         text_mask: Mapping | None = None,
@@ -162,9 +162,9 @@ class BEiT(MaskedImage):
     def __init__(
         self,
         *,
-        ratio: float = 0.4,
+        ratio: Part = 0.4,
         targets: Literal["frozen", "learned"] = "frozen",
-        num_codes: int = 8192,
+        num_codes: Annotated[int, Range("at least 2", lambda n: n > 1)] = 8192,
         context: Literal["none", "fused"] = "none",
         text_mask: Mapping | None = None,
         model: Multimodal,
@@ -173,14 +173,9 @@ class BEiT(MaskedImage):
         super().__init__("beit", ratio, context, text_mask, model)
         if model.image.mask_token is None:
             raise BadInput("config.model.image: has no mask token; set mask_token=True")
-        if num_codes < 2:
-            raise BadInput(f"num_codes={num_codes}: expected at least 2")
         features = 3 * self.patch_size**2 + 4
-        self.codes = (
-            RandomProjection(features, num_codes, rngs=rngs)
-            if targets == "frozen"
-            else KMeans(features, num_codes)
-        )
+        kinds = {"frozen": partial(RandomProjection, rngs=rngs), "learned": KMeans}
+        self.codes = kinds[targets](features, num_codes)
         dtype = model.image.dtype.name
         self.head = TokenHead(self.width, num_codes, dtype=dtype, rngs=rngs)
         self.prefix, self.num_codes = model.image.prefix, num_codes

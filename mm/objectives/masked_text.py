@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Int, Key
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Keep, Part, Rate, Share
 from mm.models.inputs import Read
 from mm.models.keys import Keys
 from mm.models.layers import Activation
@@ -29,20 +29,26 @@ class TextMask:
     """Which words are masked, and how (Devlin et al. 2019, section 3.1).
 
     Of an example's n tokens that are neither padding nor marks, round(ratio * n) are chosen, at
-    least one; what tells them is `text_words` of `tokenize(..., words=True)`. Of the chosen 80%
-    become the mask, 10% a random id, 10% stay. `whole_word`: all tokens of a word or none, words in
-    random order as long as they fit that number, and the first in any case. `mask_id`: the id of
-    the mask in the vocabulary; None: the text tower's own mask token.
+    least one; what tells them is `text_words` of `tokenize(..., words=True)`. Of the chosen a share
+    `random` become a random id, a share `stay` stay, and the others become the mask. `whole_word`:
+    all tokens of a word or none, words in random order as long as they fit that number, and the
+    first in any case. `mask_id`: the id of the mask in the vocabulary; None: the text tower's own
+    mask token.
     """
 
-    ratio: float = 0.15
+    ratio: Part = 0.15
     whole_word: bool = False
     mask_id: int | None = None
+    random: Share = 0.1
+    stay: Share = 0.1
 
-    def check(self, model: Multimodal) -> None:
-        """Raises BadInput for what cannot be done with the model's text tower."""
-        if not 0 < self.ratio < 1:
-            raise BadInput(f"ratio={self.ratio}: expected more than 0 and less than 1")
+    def reads(self, model: Multimodal) -> tuple[Read, ...]:
+        """Which word of the text each token is of, -1 for padding and marks.
+
+        Raises BadInput for what cannot be done with the model's text tower.
+        """
+        if self.random + self.stay > 1:
+            raise BadInput(f"random={self.random}, stay={self.stay}: expected 1 together at most")
         if self.mask_id is None and model.text.mask_token is None:
             raise BadInput(
                 "mask_id=None: config.model.text has no mask token; set its mask_token=True, or "
@@ -54,8 +60,6 @@ class TextMask:
                 f"{model.text.vocab_size}"
             )
 
-    def reads(self, model: Multimodal) -> tuple[Read, ...]:
-        """Which word of the text each token is of, -1 for padding and marks."""
         return (Read("text_words", (model.text.length,), "int32"),)
 
     def counts(self, length: int) -> Int[np.ndarray, "n"]:
@@ -68,26 +72,25 @@ class TextMask:
         most = int(self.counts(length)[-1])
         return max(most, min(length, _LONGEST_WORD)) if self.whole_word else most
 
+    @property
+    def name(self) -> str:
+        """The view's: masks of the same keys are the same."""
+        return "_".join(map(str, ("masked", *dataclasses.astuple(self))))
+
     def view(self, views: Views) -> View:
         """The masked text; its array `..._chosen` is True where a word is to be predicted."""
-        kind = "words" if self.whole_word else "tokens"
-        masked = view("text", f"masked_{self.ratio}_{kind}_{self.mask_id}")
+        masked = view("text", self.name)
         name = batch_key(masked)
         batch, vocab_size = views.batch, views.model.text.vocab_size
 
         def make(keys: Keys) -> dict[str, Array]:
             mask_id = vocab_size if self.mask_id is None else self.mask_id
             choose = partial(_choose, self.counts(batch["text"].shape[1]), self.whole_word)
-            replace = partial(_replace, vocab_size, mask_id)
+            replace = partial(_replace, vocab_size, mask_id, self.random, self.stay)
             split = jax.vmap(jax.random.split)(keys)
             chosen = jax.vmap(choose)(split[:, 0], batch["text_words"])
             text = jax.vmap(replace)(split[:, 1], batch["text"], chosen)
-            same = {
-                name + part: batch[f"text{part}"]
-                for part in ("_mask", "_segments")
-                if f"text{part}" in batch
-            }
-            return {name: text, f"{name}_chosen": chosen, **same}
+            return {name: text, f"{name}_mask": batch["text_mask"], f"{name}_chosen": chosen}
 
         views.derive(name, make)
         return masked
@@ -109,15 +112,18 @@ def _choose(
 def _replace(
     vocab_size: int,
     mask_id: int,
+    share_random: float,
+    share_stay: float,
     key: Key[Array, ""],
     text: Int[Array, "l"],
     chosen: Bool[Array, "l"],
 ) -> Int[Array, "l"]:
-    """80% the mask, 10% a random id, 10% as it was."""
+    """The chosen become the mask, but for the shares that become a random id or stay."""
     how, random = jax.random.split(key)
     u = jax.random.uniform(how, text.shape)
     words = jax.random.randint(random, text.shape, 0, vocab_size, text.dtype)
-    new = jnp.where(u < 0.8, mask_id, jnp.where(u < 0.9, words, text))
+    unmasked = jnp.where(u < 1 - share_stay, words, text)
+    new = jnp.where(u < 1 - share_stay - share_random, mask_id, unmasked)
     return jnp.where(chosen, new, text)
 
 
@@ -135,8 +141,8 @@ class MaskedText(Objective):
         self,
         *,
         context: Literal["none", "fused"] = "none",
-        image_keep: float = 1.0,
-        image_replace: float = 0.0,
+        image_keep: Keep = 1.0,
+        image_replace: Rate = 0.0,
         activation: Activation = "gelu",
         norm_epsilon: float = 1e-6,
         model: Multimodal,
@@ -144,8 +150,8 @@ class MaskedText(Objective):
         **mask: Annotated[Any, TextMask],
     ):
         model.need("masked_text", *["fusion.text"] if context == "fused" else ["text"])
+        self.uses = ("fusion",) if context == "fused" else ()
         self.mask, self.context, self.length = TextMask(**mask), context, model.text.length
-        self.mask.check(model)
         self.image, self.reads = image_view(image_keep, image_replace), self.mask.reads(model)
         if self.image != IMAGE and context == "none":
             given = f"image_keep={image_keep}, image_replace={image_replace}"
@@ -161,7 +167,6 @@ class MaskedText(Objective):
             tokens.width,
             model.text.vocab_size,
             table_width=model.text.width,
-            tied=True,
             activation=activation,
             norm_epsilon=norm_epsilon,
             dtype=model.text.dtype.name,

@@ -7,7 +7,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, UInt32
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Factor
 from mm.models.inputs import GROUP, texts
 from mm.models.keys import Keys
 from mm.models.layers import Linear
@@ -27,14 +27,12 @@ class Matching(Objective):
     rows without any negative the true pairs alone count.
     """
 
-    reads = (GROUP,)
+    reads, uses = (GROUP,), ("fusion",)
 
-    def __init__(self, *, temperature: float | None = 0.07, model: Multimodal, rngs: nnx.Rngs):
+    def __init__(self, *, temperature: Factor | None = 0.07, model: Multimodal, rngs: nnx.Rngs):
         model.need("matching", "fusion")
         if temperature is not None:
             model.need(f"matching with temperature={temperature}", "embed_dim")
-            if temperature < 0:
-                raise BadInput(f"temperature={temperature}: expected at least 0, or None")
         self.temperature = temperature
         self.head = matching_head(model.fusion.pooled_width, rngs)
 
@@ -46,14 +44,7 @@ class Matching(Objective):
             sides = views.image_embedding().z, views.text_embedding().z
             scale = 1 / max(self.temperature, 1e-4)  # at 0 the noise decides nothing
         text_rows, image_rows, found = hard_negatives(*sides, group, scale, keys)
-        logits = [
-            self.head(fused.pooled)
-            for fused in (
-                views.fuse(),
-                views.fuse(text_rows=text_rows),
-                views.fuse(image_rows=image_rows),
-            )
-        ]
+        logits = [self.head(fused.pooled) for fused in views.fuse_others(text_rows, image_rows)]
         return match_loss(logits, [jnp.ones_like(found[0]), *found])
 
     def match(self, views: Views) -> Float[Array, "b"]:
@@ -93,7 +84,8 @@ class NextText(Objective):
                 + jnp.zeros_like(group)[:, None],
             }
             views.derive(f"text_{name}", lambda keys, pair=pair: pair)
-        logits = [self.head(views.encode(view("text", x)).pooled) for x in ("next", "other")]
+        encoded = views.encode_all([view("text", name) for name in ("next", "other")])
+        logits = [self.head(x.pooled) for x in encoded]
         return match_loss(logits, [jnp.ones_like(found), found])
 
 
@@ -154,10 +146,8 @@ def hard_negatives(
                 value, row = best
                 return jnp.maximum(top, value), jnp.where(top > value, at, row)
 
-            return (
-                better(row_best, 0, columns["number"]),
-                better(column_best, 1, rows["number"]),
-            )
+            row_best = better(row_best, 0, columns["number"])
+            return row_best, better(column_best, 1, rows["number"])
 
         none = jnp.full(len(group), -jnp.inf), jnp.zeros(len(group), jnp.int32)
         both = {"group": group, "bits": bits, "number": number}

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Count, Positive, Share
 from mm.models.inputs import GROUP
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Buffer, Loss, Objective
@@ -36,20 +36,15 @@ class Momentum(Objective):
     def __init__(
         self,
         *,
-        queue_size: int,
-        alpha: float = 0.4,
-        alpha_warmup_steps: int = 0,
+        queue_size: Positive,
+        alpha: Share = 0.4,
+        alpha_warmup_steps: Count = 0,
         init_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         model.need("momentum", "image", "text", "embed_dim")
-        if not 0 <= alpha <= 1 or alpha_warmup_steps < 0:
-            raise BadInput(
-                f"alpha={alpha} must lie in [0, 1], alpha_warmup_steps={alpha_warmup_steps} be at "
-                "least 0"
-            )
         self.log_scale = learned_scale(rngs, init_scale, max_scale)
         self.alpha, self.warmup, self.max_scale = alpha, alpha_warmup_steps, max_scale
         shape = (queue_size, model.embed_dim)
@@ -73,13 +68,11 @@ class Momentum(Objective):
         self.step[...] = self.step[...] + 1
         scale = read_scale(self.log_scale, self.max_scale)
         queues, alpha = (self.texts[...], self.images[...]), self.alpha * ramp
-        losses, accuracies, agreements = zip(
-            *(
-                queue_loss(z, t, queue, group, self.groups[...], scale, alpha)
-                for z, t, queue in zip(sides, slow, queues, strict=True)
-            ),
-            strict=True,
-        )
+        found = [
+            queue_loss(z, t, queue, group, self.groups[...], scale, alpha)
+            for z, t, queue in zip(sides, slow, queues, strict=True)
+        ]
+        losses, accuracies, agreements = zip(*found, strict=True)
         metrics = {
             "logit_scale": scale,
             "alpha": jnp.asarray(alpha, jnp.float32),

@@ -7,13 +7,13 @@ from jax import Array
 from jaxtyping import Float
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Positive, Rate, Scale
 from mm.models.inputs import images
 from mm.models.layers import Dtype, Linear
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Buffer, Loss, Objective
 from mm.objectives.heads import Projector
-from mm.objectives.views import Views
+from mm.objectives.views import Views, view
 
 
 @registry.register("objective", "self_distillation")
@@ -23,9 +23,10 @@ class SelfDistillation(Objective):
     The averaged tower (config.teacher) sees the clean picture, the trained one `views` of it, of
     `view_size` pixels (batch["image_<name>"]; SILC, Naeem et al. 2023), and, with `replace` > 0,
     the clean picture of which that share of patches is hidden (TIPS, Maninis et al. 2024; SigLIP 2,
-    section 2.2). Both pass a head to `prototypes`: -sum_k p_k log q_k, q = softmax(student /
-    temperature), p = softmax((teacher - center) / teacher_temperature), and the center is a running
-    mean of what the teacher says (Caron et al. 2021, eq. 1, 4), so that no prototype takes all.
+    section 2.2); the loss of these counts `patch_weight`. Both pass a head to `prototypes`: -sum_k
+    p_k log q_k, q = softmax(student / temperature), p = softmax((teacher - center) /
+    teacher_temperature), and the center is a running mean of what the teacher says (Caron et al.
+    2021, eq. 1, 4), so that no prototype takes all.
     """
 
     needs_teacher = True
@@ -35,13 +36,14 @@ class SelfDistillation(Objective):
         *,
         views: tuple[str, ...] = (),
         view_size: int | None = None,
-        replace: float = 0.0,
-        prototypes: int = 4096,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        center_decay: float = 0.9,
+        replace: Rate = 0.0,
+        patch_weight: Scale = 1.0,
+        prototypes: Positive = 4096,
+        hidden: Positive = 2048,
+        bottleneck: Positive = 256,
+        temperature: Scale = 0.1,
+        teacher_temperature: Scale = 0.04,
+        center_decay: Rate = 0.9,
         dtype: Dtype = "float32",
         model: Multimodal,
         rngs: nnx.Rngs,
@@ -52,8 +54,6 @@ class SelfDistillation(Objective):
                 f"views={views}, view_size={view_size}, replace={replace}: expected views with "
                 "their size, or a share of patches to replace, or both"
             )
-        if not 0 <= replace < 1 or not 0 <= center_decay < 1:
-            raise BadInput(f"replace={replace}, center_decay={center_decay}: expected 0 .. 1")
         if "clean" in views:
             raise BadInput("views: 'clean' is what the teacher sees; name others")
         patch = getattr(model.image, "patch_size", 1)
@@ -61,15 +61,14 @@ class SelfDistillation(Objective):
             raise BadInput(f"view_size={view_size}: expected a multiple of patch_size={patch}")
         if replace and getattr(model.image, "mask_token", None) is None:
             raise BadInput(f"replace={replace}: set config.model.image.mask_token=True")
-        if min(temperature, teacher_temperature) <= 0:
-            raise BadInput(f"temperature={temperature}, {teacher_temperature}: expected above 0")
-        self.names, self.replace = views, replace
+        self.names, self.replace, self.patch_weight = views, replace, patch_weight
         self.reads = images(view_size, *(f"image_{name}" for name in views)) if views else ()
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.center_decay, self.prefix = center_decay, model.image.prefix
 
         def head(width: int) -> PrototypeHead:
-            return PrototypeHead(width, hidden, bottleneck, prototypes, dtype=dtype, rngs=rngs)
+            kwargs = dict(layers=3, activation="gelu", dtype=dtype, rngs=rngs)
+            return PrototypeHead(Projector(width, hidden, bottleneck, **kwargs), prototypes, rngs)
 
         self.head = head(model.image.pooled_width) if views else None
         self.patch_head = head(model.image.width) if replace else None
@@ -81,8 +80,9 @@ class SelfDistillation(Objective):
         total, metrics = jnp.zeros(()), {}
         if self.names:
             target = self._target(average.head(taught.pooled), self.center)
-            said = [self.head(views.image(name).pooled) for name in self.names]
-            loss, entropy = self._compare([target] * len(said), said)
+            seen = views.encode_all([view("image", name) for name in self.names])
+            said = self.head(jnp.stack([x.pooled for x in seen], axis=1))
+            loss, entropy = self._compare(target[:, None], said)
             total, metrics = total + loss, {"view_loss": loss, "view_entropy": entropy}
         if self.replace:
             masked = views.image(replace=self.replace)
@@ -90,8 +90,9 @@ class SelfDistillation(Objective):
             places = jnp.argsort(~masked.replaced, axis=1)[:, :count, None] + self.prefix
             tokens = [jnp.take_along_axis(x.tokens, places, axis=1) for x in (taught, masked)]
             target = self._target(average.patch_head(tokens[0]), self.patch_center)
-            loss, entropy = self._compare([target], [self.patch_head(tokens[1])])
-            total, metrics = total + loss, metrics | {"patch_loss": loss, "patch_entropy": entropy}
+            loss, entropy = self._compare(target, self.patch_head(tokens[1]))
+            total = total + self.patch_weight * loss
+            metrics |= {"patch_loss": loss, "patch_entropy": entropy}
         return Loss(total, jax.lax.stop_gradient(metrics))
 
     def _target(self, logits: Array, center: Buffer) -> Array:
@@ -101,32 +102,18 @@ class SelfDistillation(Objective):
         center[...] = self.center_decay * before + (1 - self.center_decay) * mean
         return jax.nn.softmax((logits - before) / self.teacher_temperature)
 
-    def _compare(self, targets: list[Array], said: list[Array]) -> tuple[Array, Array]:
+    def _compare(self, p: Array, said: Array) -> tuple[Array, Array]:
         """Mean cross-entropy, and the targets' entropy: 0 or log(prototypes) is collapse."""
-        logs = [jax.nn.log_softmax(x / self.temperature) for x in said]
-        losses = [-(p * q).sum(-1).mean() for p, q in zip(targets, logs, strict=True)]
-        p = targets[0]
-        entropy = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean()
-        return sum(losses) / len(losses), entropy
+        loss = -(p * jax.nn.log_softmax(said / self.temperature)).sum(-1).mean()
+        return loss, jax.scipy.special.entr(p).sum(-1).mean()
 
 
 class PrototypeHead(nnx.Module):
     """A projector, unit vectors, cosines with learned prototypes (Caron et al. 2021, app. C)."""
 
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        bottleneck: int,
-        prototypes: int,
-        *,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        kwargs = dict(layers=3, activation="gelu", dtype=dtype, rngs=rngs)
-        self.projector = Projector(width, hidden, bottleneck, **kwargs)
-        axes = ("embed", "vocab")
-        self.prototypes = Linear((bottleneck,), (prototypes,), axes, bias=False, rngs=rngs)
+    def __init__(self, projector: Projector, prototypes: int, rngs: nnx.Rngs):
+        self.projector, width, axes = projector, projector.layers[-1].outputs, ("embed", "vocab")
+        self.prototypes = Linear((width,), (prototypes,), axes, bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... k"]:
         unit = normalize(self.projector(x).reshape(-1, self.prototypes.inputs))

@@ -12,10 +12,10 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Positive, Rate, Scale
 from mm.models.inputs import GROUP, images, texts
 from mm.models.keys import Keys
-from mm.models.layers import Dtype, check_rate
+from mm.models.layers import Dtype
 from mm.models.multimodal import Multimodal, normalize
 from mm.objectives.base import Loss, Objective
 from mm.objectives.contrastive import nt_xent
@@ -42,25 +42,22 @@ class SimCLR(Objective):
         *,
         tower: Literal["image", "text"] = "image",
         views: tuple[str, ...] = ("one", "two"),
-        spans: float = 0.0,
+        spans: Rate = 0.0,
         special: tuple[int, ...] = (),
         same: Literal["id", "group"] = "id",
-        temperature: float = 0.1,
-        hidden: int = 4096,
-        out: int = 256,
-        layers: int = 3,
+        temperature: Scale = 0.1,
+        hidden: Positive = 4096,
+        out: Positive = 256,
+        layers: Positive = 3,
         dtype: Dtype = "float32",
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
         model.need("simclr", tower)
-        check_rate("spans", spans)
         if len(views) != 2 or views[0] == views[1]:
             raise BadInput(f"views={views}: expected the names of two views, as ('one', 'two')")
         if tower == "image" and (spans or special):
             raise BadInput(f"spans={spans}, special={special}: are of tower='text'")
-        if temperature <= 0:
-            raise BadInput(f"temperature={temperature}: expected above 0")
         read = getattr(model, tower)
         self.projector = Projector(
             read.pooled_width, hidden, out, layers=layers, dtype=dtype, rngs=rngs
@@ -77,9 +74,9 @@ class SimCLR(Objective):
             names = tuple(f"{self.key}_{name}" for name in names)
             for name in names:
                 views.derive(f"text_{name}", partial(self._hide, views.batch, f"text_{name}"))
-        encoded = [getattr(views, self.tower)(name).pooled for name in names]
+        encoded = views.encode_all([view(self.tower, name) for name in names])
         # The two views of a row side by side: no row moves to another device.
-        z = jnp.stack([normalize(self.projector(x)) for x in encoded], axis=1)
+        z = normalize(self.projector(jnp.stack([x.pooled for x in encoded], axis=1)))
         z = z.reshape(-1, z.shape[-1])
         group = views.batch[self.same].astype(jnp.int32).repeat(2)
         loss, accuracy = nt_xent(z, group, jnp.asarray(1 / self.temperature, z.dtype))
@@ -89,10 +86,7 @@ class SimCLR(Objective):
     def _hide(self, batch: Mapping[str, Array], name: str, keys: Keys) -> dict[str, Array]:
         text, mask = batch["text"], batch["text_mask"]
         free = mask & ~jnp.isin(text, jnp.array(self.special, text.dtype))
-        made = {name: text, f"{name}_mask": mask & ~choose_spans(keys, free, self.spans)}
-        if "text_segments" in batch:
-            made[f"{name}_segments"] = batch["text_segments"]
-        return made
+        return {name: text, f"{name}_mask": mask & ~choose_spans(keys, free, self.spans)}
 
 
 def feature_std(z: Float[Array, "b e"]) -> Float[Array, ""]:

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import Rate
 from mm.models.multimodal import Multimodal
 
 
@@ -22,9 +22,7 @@ class Average:
 
     follows = True
 
-    def __init__(self, *, decay: float):
-        if not 0 <= decay < 1:
-            raise BadInput(f"decay={decay}: expected at least 0 and less than 1")
+    def __init__(self, *, decay: Rate):
         self.decay = decay
 
     def update(self, average: Any, params: Any) -> Any:

@@ -20,7 +20,7 @@ MOST_LOGITS = 2**28
 class TokenHead(nnx.Module):
     """Logits from tokens: a layer, an activation and a norm, then one embedding a word, and biases.
 
-    BERT's head (Devlin et al. 2019, as in its released code). `tied`: the embeddings
+    BERT's head (Devlin et al. 2019, as in its released code). With a `table_width` the embeddings
     [vocab_size, table_width] are given with each call, those that the words are read with;
     otherwise they are the head's own.
     """
@@ -31,7 +31,6 @@ class TokenHead(nnx.Module):
         vocab_size: int,
         *,
         table_width: int | None = None,
-        tied: bool = False,
         activation: Activation = "gelu",
         norm_epsilon: float = 1e-6,
         dtype: Dtype,
@@ -40,8 +39,8 @@ class TokenHead(nnx.Module):
         out = table_width or width
         self.transform = Linear((width,), (out,), (None, "embed"), dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(out, epsilon=norm_epsilon, rngs=rngs)
-        self.table = None if tied else vectors(rngs, vocab_size, out, axis="vocab")
-        self.bias = param(rngs, jax.nn.initializers.zeros, (vocab_size,), ("vocab",))
+        self.table = None if table_width else vectors(rngs, vocab_size, out, axis="vocab")
+        self.bias = param(rngs, 0.0, (vocab_size,), ("vocab",))
         self.activation = activation
 
     def __call__(

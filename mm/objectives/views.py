@@ -1,9 +1,11 @@
 """One batch seen through the model: each (tower, view) is computed once, when first asked for."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
 
@@ -12,7 +14,6 @@ from mm.models.decoder import fused_memory
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
 from mm.models.keys import Keys, fold_in
-from mm.models.layers import check_rate
 from mm.models.logits import Logits
 from mm.models.multimodal import Embedding, Multimodal
 from mm.sharding.ring import pick
@@ -81,49 +82,77 @@ class Views:
     def embed(self, view: View) -> Embedding:
         """The embedding of either tower."""
         if view not in self.embeddings:
-            self.embeddings[view] = self.model.project(view.tower, self._encode(view))
+            self.embeddings[view] = self.model.project(view.tower, *self._encode([view]))
         return self.embeddings[view]
 
     def encode(self, view: View) -> Encoded:
         """The encoding of either tower."""
-        return self._encode(view)
+        return self.encode_all([view])[0]
 
-    def _encode(self, view: View) -> Encoded:
-        if view not in self._encoded:
-            key = batch_key(view)
-            arguments = dict(view.how)
-            if view.tower == "text":
-                arguments["mask"] = self.batch[f"{key}_mask"]
-                arguments["segments"] = self.batch.get(f"{key}_segments")
-            elif view.how:
-                arguments["draw"] = self.draws(f"draw {view}")
-            if self.training and self._rng is not None:
-                arguments["rng"] = self.draws(str(view))
-            encode = getattr(self.model, f"encode_{view.tower}")
-            self._encoded[view] = encode(self.batch[key], **arguments)
-        return self._encoded[view]
+    def encode_all(self, views: Sequence[View]) -> list[Encoded]:
+        """Encodings of several views.
 
-    def fuse(
-        self,
-        image: View = IMAGE,
-        text: View = TEXT,
-        *,
-        image_rows: Int[Array, "b"] | None = None,
-        text_rows: Int[Array, "b"] | None = None,
-    ) -> Fused:
-        """The fusion of two views; of rows of the global batch, instead of each with its own."""
-        if image_rows is None and text_rows is None and (image, text) in self._fused:
-            return self._fused[image, text]
-        sides = [self._extend(image), self._extend(text)]
-        name = f"fuse {image} {text}"
-        for i, rows in enumerate((image_rows, text_rows)):
-            if rows is not None:
-                sides[i], name = pick(sides[i], rows), f"{name} {i}"
-        rng = self.draws(name) if self.training and self._rng is not None else None
-        fused = self.model.fuse(*sides, rng=rng)
-        if image_rows is None and text_rows is None:
-            self._fused[image, text] = fused
-        return fused
+        Those that differ in their name alone are made in one pass: weights that are split over
+        devices are gathered once for all.
+        """
+        return self._encode(views)
+
+    def _encode(self, views: Sequence[View]) -> list[Encoded]:
+        """Also for embeddings, where micro-batches refuse `encode_all`."""
+        alike: dict[Any, list[View]] = {}
+        for view in views:
+            if view not in self._encoded:
+                array = self.batch[batch_key(view)]
+                kind = view._replace(name=""), array.shape, array.dtype
+                alike.setdefault(kind, []).append(view)
+        for (kind, *_), group in alike.items():
+            reads = interleave(list(map(self._reads, group)))
+            encoded = getattr(self.model, f"encode_{kind.tower}")(**reads, **dict(kind.how))
+            self._encoded |= zip(group, separate(encoded, len(group)), strict=True)
+        return [self._encoded[view] for view in views]
+
+    def _reads(self, view: View) -> dict[str, Array | None]:
+        """What the tower reads of each example, by argument."""
+        key = batch_key(view)
+        reads = {view.tower: self.batch[key], "rng": self._drops(str(view))}
+        if view.tower == "text":
+            reads["mask"] = self.batch[f"{key}_mask"]
+            reads["segments"] = self.batch.get(f"{key}_segments")
+        elif view.how:
+            reads["draw"] = self.draws(f"draw {view}")
+        return reads
+
+    def fuse(self, image: View = IMAGE, text: View = TEXT) -> Fused:
+        """The fusion of two views, each row with its own."""
+        if (image, text) not in self._fused:
+            sides = self._extend(image), self._extend(text)
+            [self._fused[image, text]] = self._fuse({f"fuse {image} {text}": sides})
+        return self._fused[image, text]
+
+    def fuse_others(self, text_rows: Int[Array, "b"], image_rows: Int[Array, "b"]) -> list[Fused]:
+        """Of the clean views, three fusions that are made in one pass.
+
+        The pairs, each image with a text, and each text with an image: those of the rows, which are
+        numbers of rows of the global batch.
+        """
+        image, text = self._extend(IMAGE), self._extend(TEXT)
+        name = f"fuse {IMAGE} {TEXT}"
+        pairs = {
+            name: (image, text),
+            f"{name} text": (image, pick(text, text_rows)),
+            f"{name} image": (pick(image, image_rows), text),
+        }
+        if known := self._fused.get((IMAGE, TEXT)):
+            del pairs[name]
+            return [known, *self._fuse(pairs)]
+        self._fused[IMAGE, TEXT], *others = self._fuse(pairs)
+        return [self._fused[IMAGE, TEXT], *others]
+
+    def _fuse(self, pairs: Mapping[str, tuple[Encoded, Encoded]]) -> list[Fused]:
+        """In one pass; what drops out is drawn under the names."""
+        sides = (interleave(side) for side in zip(*pairs.values(), strict=True))
+        fused = self.model.fuse(*sides, rng=interleave(list(map(self._drops, pairs))))
+        return separate(fused, len(pairs))
 
     def _extend(self, view: View) -> Encoded:
         if view not in self._extended:
@@ -149,9 +178,8 @@ class Views:
         memory = self.memory(image, source)
         goes_on = self.model.decoder.inputs == "text_tower"
         tokens = self.encode(text).tokens if goes_on else self.batch[batch_key(text)]
-        if self.training and self._rng is not None:
-            how["rng"] = self.draws(f"decode {text} {image} {source}")
-        return self.model.decode(tokens, memory, **how)
+        rng = self._drops(f"decode {text} {image} {source}")
+        return self.model.decode(tokens, memory, rng=rng, **how)
 
     def derive(self, name: str, make: Callable[[Keys], Mapping[str, Array]]) -> None:
         """Adds the arrays of a view to the batch: make(keys of the rows), once for each name."""
@@ -161,6 +189,10 @@ class Views:
     def draws(self, name: str) -> Keys | None:
         """Keys of the rows for what is drawn under that name."""
         return None if self._rng is None else fold_in(self._rng, zlib.crc32(name.encode()))
+
+    def _drops(self, name: str) -> Keys | None:
+        """Keys of what drops out, in training only."""
+        return self.draws(name) if self.training else None
 
     @property
     def teacher(self) -> "Views":
@@ -176,6 +208,24 @@ class Views:
         return self._averaged[objective.key]
 
 
+def interleave(trees: Sequence[Any]) -> Any:
+    """Trees of arrays [b, ...] as one of [n b, ...], for one pass over all.
+
+    What is of one example lies side by side, so that no row moves to another device.
+    """
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *trees)
+
+
+def separate(tree: Any, count: int) -> list[Any]:
+    """The inverse of `interleave`."""
+    if count == 1:
+        return [tree]
+    cut = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), tree)
+    return [jax.tree.map(lambda x, i=i: x[:, i], cut) for i in range(count)]
+
+
 def view(tower: str, name: str = "clean", **how: Any) -> View:
     """The view of a tower in some way."""
     return View(tower, name, tuple(sorted(how.items())))
@@ -184,11 +234,8 @@ def view(tower: str, name: str = "clean", **how: Any) -> View:
 def image_view(keep: float = 1.0, replace: float = 0.0) -> View:
     """The clean image of which a share `keep` of patches is read, or a share `replace` hidden.
 
-    Raises BadInput for shares that cannot be, in the words of `image_keep` and `image_replace`.
+    Raises BadInput for both at once, in the words of `image_keep` and `image_replace`.
     """
-    if not 0 < keep <= 1:
-        raise BadInput(f"image_keep={keep} must lie in (0, 1]")
-    check_rate("image_replace", replace)
     if keep < 1 and replace:
         raise BadInput(f"image_keep={keep}, image_replace={replace}: drop patches or hide them")
     how = {"keep": keep} if keep < 1 else {"replace": replace} if replace else {}

@@ -66,7 +66,7 @@ def tiny(tokenizer, **objectives):
     config = get_config(f"tokenizer={tokenizer}")
     config.evals.held_out.rerank = 3
     config.evals.held_out.preprocess += '|group("concept")'
-    config.model.fusion = dict(name="cross", width=16, depth=1, num_heads=2)
+    config.model.fusion = dict(name="cross", width=16, depth=1, num_heads=2) if objectives else None
     config.objectives.update(objectives)
     return build_program(config)
 

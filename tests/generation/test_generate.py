@@ -265,6 +265,7 @@ def test_a_program_writes_the_same_on_eight_devices_as_on_one(rules, method):
     config = get_config()
     config.model.text.update(causal=True, width=64)
     config.model.decoder = dict(name="transformer", inputs="text_tower", **TOWER | dict(width=64))
+    config.objectives = dict(captioning=dict(name="captioning"))
 
     def run(sharding, devices):
         config.sharding = sharding

@@ -11,14 +11,9 @@ from flax import nnx
 from mm.config import BadInput
 from mm.kernels.short_attention import padded_length
 from mm.models import attention
-from mm.models.attention import (
-    Attention,
-    attend,
-    choose,
-    einsum_attention,
-    library_attention,
-)
-from mm.models.encoder import Encoder, EncoderSpec
+from mm.models.attention import attend, choose, einsum_attention, library_attention
+from mm.models.block import Attention, EncoderSpec
+from mm.models.encoder import Encoder
 from mm.models.remat import RESIDUALS
 from mm.planning.flops import count_flops
 
@@ -139,7 +134,7 @@ def test_a_tpu_kernel_is_refused_on_another_platform(kernel):
 
 
 def test_heads_side_by_side_give_what_separate_heads_give():
-    layer = Attention(8, 2, dtype="float32", rngs=nnx.Rngs(0))
+    layer = Attention(EncoderSpec(width=8, depth=1, num_heads=2), rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((2, 3, 8))
     weights = {name: np.asarray(getattr(layer, name).kernel[...], np.float64)
                for name in ("query", "key", "value", "out")}  # fmt: skip

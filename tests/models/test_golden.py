@@ -18,7 +18,6 @@ from mm import registry
 from mm.config import BadInput
 from mm.models import vit
 from mm.models.encoder import Encoded
-from mm.models.fusion.base import Widths
 from mm.models.keys import example_keys
 from mm.models.multimodal import Multimodal
 from mm.models.resnet import STAGES, ResNet
@@ -28,6 +27,7 @@ from mm.objectives.matching import Matching
 from mm.optim.paths import flatten, map_paths
 from tests.models import foreign
 from tests.models.foreign import Table, linear, norm, same, under
+from tests.tiny import Sizes
 
 FILES = Path(__file__).parents[1] / "golden" / "models"
 TOWER = dict(width=16, depth=2, num_heads=2, mlp_dim=20, norm_epsilon=1e-3)
@@ -164,7 +164,7 @@ def test_bert():
 
     def run(trained, inputs):
         model, objective = trained.model, trained.objective
-        mask, name = inputs["text_mask"], f"text_masked_{ratio}_tokens_0"
+        mask, name = inputs["text_mask"], f"text_{objective.mask.name}"
         batch = {
             "text": inputs["targets"],  # what the words were; -100 where none is masked
             "text_words": jnp.where(mask, jnp.arange(6), -1),
@@ -271,8 +271,9 @@ def test_lxmert():
     def make():
         spec = SHALLOW | dict(norm_epsilon=1e-12, norm_placement="post")
         kind = dict(name="coattention", shared_cross=True, cross_mlp=False)
-        widths = Widths(dict(image=16, text=16), dict(image=16, text=16))
-        return registry.build("fusion", kind | spec, "fusion", widths=widths, rngs=nnx.Rngs(0))
+        tower = Sizes(width=16, pooled_width=16)
+        towers = Sizes(image=tower, text=tower)
+        return registry.build("fusion", kind | spec, "fusion", model=towers, rngs=nnx.Rngs(0))
 
     def run(fusion, inputs):
         masks = dict(image=None, text=inputs["text_mask"])

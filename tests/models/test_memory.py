@@ -149,7 +149,7 @@ def test_rows_that_find_nothing_fuse_as_without_a_memory(memory):
 def test_neighbours_go_with_the_picture_that_is_picked(memory):
     a_model, rows = model(fusion=CROSS, memory=memory, entities=ENTITIES), batch()
     turned = jnp.array([1, 2, 3, 0])
-    got = Views(a_model, rows, None).fuse(image_rows=turned).text
+    got = Views(a_model, rows, None).fuse_others(turned[::-1], turned)[2].text
     text = ("text", "text_mask", "entities")
     rows = {name: x if name in text else x[turned] for name, x in rows.items()}
     np.testing.assert_allclose(got, Views(a_model, rows, None).fuse().text, rtol=1e-5, atol=1e-6)

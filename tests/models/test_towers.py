@@ -8,7 +8,8 @@ from flax import nnx
 
 from mm.config import BadInput
 from mm.models.attention import rotate
-from mm.models.encoder import Encoder, EncoderSpec
+from mm.models.block import EncoderSpec
+from mm.models.encoder import Encoder
 from mm.models.keys import example_keys
 from mm.models.layers import LayerNorm, Linear, RMSNorm, layer_norm
 from mm.models.stem import contrast

@@ -5,6 +5,7 @@ import optax
 import pytest
 from flax import nnx
 
+from mm import registry
 from mm.config import BadInput
 from mm.models.multimodal import Embedding, normalize
 from mm.objectives.alignment import Adversarial, Cycle, explained, reverse
@@ -30,7 +31,8 @@ def embeddings(n=32, seed=0):
 
 
 def build(kind, **options):
-    return kind(**options, hidden=32, model=MODEL, rngs=nnx.Rngs(2))
+    spec = dict(hidden=32) | options
+    return registry.call(kind, spec, "o", model=MODEL, rngs=nnx.Rngs(2))
 
 
 def train(objective, z, steps, rate=1e-2, learn=("heads",)):

@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from mm import registry
 from mm.config import BadInput
 from mm.generation import generate
 from mm.models.keys import example_keys
@@ -36,7 +37,7 @@ def masking():
 
 def objective(a_model=None, key="captioning", **changes):
     a_model = a_model or masking()
-    built = Captioning(model=a_model, rngs=nnx.Rngs(0), **changes)
+    built = registry.call(Captioning, changes, key, model=a_model, rngs=nnx.Rngs(0))
     built.key = key
     return built
 
@@ -161,7 +162,7 @@ def test_a_source_is_another_text_of_the_batch():
 @pytest.mark.parametrize(
     "decoder, changes, message",
     [
-        ({}, dict(parallel=1.5), r"parallel=1.5 must lie in \[0, 1\]"),
+        ({}, dict(parallel=1.5), "parallel=1.5: expected 0 to 1"),
         ({}, dict(parallel=0.5), "mask_token=True"),
         (dict(memory="text"), {}, "must not read 'clean'"),
         (dict(memory="fused"), dict(source="clean"), "must not read 'clean'"),

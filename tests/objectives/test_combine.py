@@ -20,7 +20,9 @@ FUSION = dict(name="cross", width=16, depth=1, num_heads=2)
 
 
 def build(objectives, **changes):
-    changes = {"model__fusion": FUSION, **changes}
+    """With a fusion if an objective reads it: one that nobody reads is refused."""
+    if any(spec["name"] == "matching" for spec in objectives.values()):
+        changes = {"model__fusion": FUSION, **changes}
     return program(devices=jax.devices()[:1], width=16, objectives=objectives, **changes)
 
 
@@ -77,7 +79,8 @@ def test_objectives_take_turns_and_the_others_cost_nothing():
         alone = build(both | {off: both[off] | {"weight": 0.0}})
         want = flatten(first_step(alone, step)[2])
         for name, gradient in flatten(gradients).items():
-            np.testing.assert_allclose(gradient, want[name], rtol=1e-4, atol=1e-6, err_msg=name)
+            # Rows of the table of words are summed up in another order.
+            np.testing.assert_allclose(gradient, want[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_an_objective_may_begin_later():

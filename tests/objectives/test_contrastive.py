@@ -17,6 +17,7 @@ from mm.objectives.contrastive import (
     sigmoid_loss,
     softmax_loss,
 )
+from mm.objectives.views import Views
 from mm.sharding.mesh import BATCH_AXES, make_mesh
 from mm.sharding.rules import find_rules, use_sharding
 from tests.tiny import model
@@ -156,6 +157,22 @@ def test_starts_at_the_scale_and_bias_of_the_paper(kind, scale, bias):
     assert (objective.bias is None) == (bias is None)
     if bias is not None:
         assert objective.bias[...] == bias
+
+
+@pytest.mark.parametrize("kind, most", [("softmax", 100.0), ("sigmoid", None)])
+def test_the_scale_of_softmax_is_clamped_and_that_of_sigmoid_is_not(kind, most):
+    """Released SigLIP models have scales above 100."""
+    a_model = model()
+    objective = Contrastive(kind=kind, model=a_model, rngs=nnx.Rngs(0))
+    objective.log_scale[...] = jnp.log(150.0)
+    rows = {
+        "image": jnp.ones((4, 16, 16, 3)),
+        "text": jnp.ones((4, 8), jnp.int32),
+        "text_mask": jnp.ones((4, 8), bool),
+        "group": jnp.arange(4),
+    }
+    found = objective(Views(a_model, rows, None), jax.random.key(0)).metrics["logit_scale"]
+    np.testing.assert_allclose(found, most or 150.0, rtol=1e-5)
 
 
 def test_a_scale_beyond_its_clamp_is_refused():

@@ -8,6 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mm import registry
 from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.models.stem import contrast, cut
@@ -30,11 +31,12 @@ def model(**changes):
 
 
 def mae(a_model, **changes):
-    return MAE(**(dict(decoder=DECODER, ratio=0.5) | changes), model=a_model, rngs=nnx.Rngs(1))
+    spec = dict(decoder=DECODER, ratio=0.5) | changes
+    return registry.call(MAE, spec, "mae", model=a_model, rngs=nnx.Rngs(1))
 
 
 def beit(a_model, **changes):
-    return BEiT(**(dict(num_codes=8) | changes), model=a_model, rngs=nnx.Rngs(1))
+    return registry.call(BEiT, dict(num_codes=8) | changes, "beit", model=a_model, rngs=nnx.Rngs(1))
 
 
 def batch(n=4, seed=0):

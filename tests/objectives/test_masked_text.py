@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf, logsumexp
 
+from mm import registry
 from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.models.text import TextTransformer
@@ -28,7 +29,7 @@ def model(**changes):
 
 
 def objective(a_model, **changes):
-    return MaskedText(**changes, model=a_model, rngs=nnx.Rngs(1))
+    return registry.call(MaskedText, changes, "text", model=a_model, rngs=nnx.Rngs(1))
 
 
 def texts(words):
@@ -138,6 +139,12 @@ def test_eight_tenths_are_masked_one_random_one_left(mask_id):
     assert random.min() == 0 and random.max() == VOCAB - 1
     counts = np.bincount(random, minlength=VOCAB)
     assert counts.max() < 7 * n * 0.1 / VOCAB  # no id is favoured
+
+
+def test_all_chosen_words_may_become_the_mask():
+    batch = texts([[-1, *range(100), -1]] * 20)
+    text, chosen = masked(batch, ratio=0.75, random=0.0, stay=0.0)
+    assert (text[chosen] == VOCAB).all() and chosen.sum() == 1500
 
 
 def test_every_place_is_as_likely():
@@ -273,7 +280,8 @@ def test_words_that_the_others_or_the_image_tell_are_learned(context):
         (dict(ratio=0.0), "ratio=0.0: expected more than 0"),
         (dict(mask_id=61), "mask_id=61: expected less than config.model.text.vocab_size=61"),
         (dict(image_keep=0.5), "no image is read; set context='fused'"),
-        (dict(context="fused", image_keep=0.0), "image_keep=0.0 must lie in"),
+        (dict(random=0.6, stay=0.5), "random=0.6, stay=0.5: expected 1 together at most"),
+        (dict(context="fused", image_keep=0.0), "image_keep=0.0: expected more than 0, at most 1"),
         (dict(context="fused", image_keep=0.5, image_replace=0.5), "drop patches or hide them"),
         (dict(context="fused"), "fusion.*does not have"),
     ],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mm import registry
 from mm.config import BadInput
 from mm.models.keys import example_keys
 from mm.objectives import Views
@@ -97,7 +98,8 @@ def batch(n=8, seed=0):
 
 
 def objective(a_model=None, **changes):
-    return SimCLR(**SMALL, **changes, model=a_model or model(), rngs=nnx.Rngs(1))
+    given = dict(model=a_model or model(), rngs=nnx.Rngs(1))
+    return registry.call(SimCLR, SMALL | changes, "simclr", **given)
 
 
 def test_the_loss_is_nt_xent_of_the_projected_views():

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from mm.config import BadInput
-from mm.models.encoder import Encoded, EncoderSpec, Stack, align, flat
+from mm.models.block import Draw, EncoderSpec
+from mm.models.encoder import Encoded, Stack, align, flat, real
 from mm.models.keys import Keys, split
 from mm.models.layers import Dtype, Linear
 from mm.models.pool import POOLS
@@ -25,7 +26,6 @@ Spec = Annotated[Any, EncoderSpec]  # of a constructor's **encoder: its keys
 Masks = Mapping[str, Bool[Array, "b _"] | None]  # None: all tokens are real
 Streams = Mapping[str, Float[Array, "b _ _"]]
 Flat = Mapping[str, Float[Array, "_ _"]]  # the tokens of all examples one below the other
-PER_LAYER = "keys", "drop_path", "level"  # of a Context
 
 
 class Fused(NamedTuple):
@@ -39,19 +39,12 @@ class Fused(NamedTuple):
     text: Float[Array, "b l d"] | None = None
 
 
-class Widths(NamedTuple):
-    """Of what the towers return, by "image" and "text": their tokens and their pooled vectors."""
-
-    tokens: Mapping[str, int]
-    pooled: Mapping[str, int]
-
-
 class Fusion(nnx.Module):
     """Called with (image, text, rng), both Encoded, it returns a Fused.
 
     `fuses` are the modalities whose tokens it returns, `width` is that of the tokens,
     `pooled_width` that of the vector, `levels` at how many depths it reads the towers. `rng` are
-    keys of the rows, None without dropout. A constructor is given the towers' `widths`.
+    keys of the rows, None without dropout. A constructor is given the `model`.
     """
 
     fuses: tuple[str, ...]
@@ -71,9 +64,7 @@ class Context(NamedTuple):
     """
 
     masks: Masks
-    batch: int
-    keys: Keys | None = None
-    drop_path: Float[Array, ""] | None = None
+    draw: Draw
     level: Mapping[str, Float[Array, "..."]] | None = None
     memory: Encoded | None = None
 
@@ -81,32 +72,36 @@ class Context(NamedTuple):
 class StreamFusion(Fusion):
     """A stack of layers over streams of tokens, by name; the pooled vectors are side by side.
 
-    A subclass says what a layer is: `layer(spec, widths, rngs)`, called with (flat streams,
-    Context), returns streams. `names` are the streams that come out; at `least_depth` they have
-    seen each other. The other keys are those of `EncoderSpec`.
+    A subclass says what a layer is: `layer` makes its modules, by name, and `step` applies them.
+    `names` are the streams that come out; at `least_depth` they have seen each other. The other
+    keys are those of `EncoderSpec`.
     """
 
     fuses = names = SIDES
     least_depth = 1
     filled = False  # whether each layer attends to whole streams, so that their length matters
 
-    def __init__(self, *, pool: Pool = "mean", widths: Widths, rngs: nnx.Rngs, **encoder: Spec):
+    def __init__(self, *, pool: Pool = "mean", model: nnx.Module, rngs: nnx.Rngs, **encoder: Spec):
         spec = read_spec(encoder, self.least_depth)
-        self.stack = Stack(lambda rngs: self.layer(spec, widths, rngs), spec, rngs=rngs)
-        self.adapters = adapters(spec, widths, self.fuses, rngs)
+        self.stack = Stack(lambda rngs: nnx.Dict(self.layer(spec, model, rngs)), spec, rngs=rngs)
+        self.adapters = adapters(spec, model, self.fuses, rngs)
         pre = spec.norm_placement == "pre"
         self.final_norms = each(lambda: spec.make_norm(rngs), self.names) if pre else None
         self.pool, self.dtype, self.kernel = pool, jnp.dtype(spec.dtype), spec.attention
         self.width, self.pooled_width = spec.width, len(self.names) * spec.width
 
-    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> nnx.Module:
-        """Makes a layer."""
+    def layer(self, spec: EncoderSpec, model: nnx.Module, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """Makes the modules of a layer."""
+        raise NotImplementedError
+
+    def step(self, layer: nnx.Dict, streams: Flat, context: Context) -> Flat:
+        """What a layer makes of the streams."""
         raise NotImplementedError
 
     def start(self, image: Encoded, text: Encoded, rng: Keys | None) -> tuple[Streams, Context]:
         """What enters the first layer: the streams of `names`, and others of the layers' own."""
         streams = {name: self.adapters[name](x.tokens) for name, x in by_side(image, text)}
-        return streams, Context({"image": image.mask, "text": text.mask}, len(text.tokens))
+        return streams, Context({"image": image.mask, "text": text.mask}, Draw(len(text.tokens)))
 
     def _fill(self, streams: Streams, context: Context) -> tuple[Streams, Context]:
         """Streams with as many tokens as the kernel of attention takes."""
@@ -117,19 +112,20 @@ class StreamFusion(Fusion):
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         keys = split(rng)
         streams, context = self.start(image, text, keys[0])
+        draw = context.draw._replace(keys=keys[1])
         if self.filled:
             streams, context = self._fill(streams, context)
 
-        def run(layer: nnx.Module, streams: Flat, *args: Any) -> Flat:
-            streams = layer(streams, context._replace(**dict(zip(PER_LAYER, args, strict=True))))
+        def run(layer: nnx.Dict, streams: Flat, draw: Draw, level: Flat | None) -> Flat:
+            streams = self.step(layer, streams, context._replace(draw=draw, level=level))
             return {name: constrain(x, "batch", "width") for name, x in streams.items()}
 
         start = {name: flat(x) for name, x in streams.items()}
-        [found] = self.stack.scan(run, start, keys[1], inputs=(context.level,))
+        [found] = self.stack.scan(run, start, draw, inputs=(context.level,))
         found = {name: found[name] for name in self.names}
         if self.final_norms is not None:
             found = {name: self.final_norms[name](x) for name, x in found.items()}
-        found = {name: x.reshape(context.batch, -1, self.width) for name, x in found.items()}
+        found = {name: x.reshape(draw.batch, -1, self.width) for name, x in found.items()}
         pooled = pool_streams(self.pool, *((x, context.masks[n]) for n, x in found.items()))
         lengths = {name: x.tokens.shape[1] for name, x in by_side(image, text)}
         return Fused(pooled, **{name: found[name][:, : lengths[name]] for name in self.fuses})
@@ -157,9 +153,11 @@ class Adapter(nnx.Module):
         return x.astype(self.dtype) if self.layer is None else self.layer(x)
 
 
-def adapters(spec: EncoderSpec, widths: Widths, names: Sequence[str], rngs: nnx.Rngs) -> nnx.Dict:
+def adapters(
+    spec: EncoderSpec, model: nnx.Module, names: Sequence[str], rngs: nnx.Rngs
+) -> nnx.Dict:
     """Those of the tokens of these towers."""
-    return nnx.Dict({name: Adapter(spec, widths.tokens[name], rngs=rngs) for name in names})
+    return nnx.Dict({name: Adapter(spec, getattr(model, name).width, rngs=rngs) for name in names})
 
 
 def to_width(
@@ -196,11 +194,6 @@ def join(
 def part(x: Float[Array, "b n d"], lengths: Sequence[int]) -> list[Float[Array, "b _ d"]]:
     """The inverse of `join`."""
     return jnp.split(x, np.cumsum(lengths)[:-1], axis=1)
-
-
-def real(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None) -> Bool[Array, "b n"]:
-    """A mask where there is none, too."""
-    return jnp.ones(x.shape[:2], bool) if mask is None else mask
 
 
 def learned_tokens(tokens: nnx.Param, batch: int, dtype: DTypeLike) -> Float[Array, "b n d"]:

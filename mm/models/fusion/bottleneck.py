@@ -5,30 +5,13 @@ from typing import Annotated, Any
 from flax import nnx
 
 from mm import registry
-from mm.config import BadInput
-from mm.models.encoder import Block, Encoded, EncoderSpec, Reads, flat
+from mm.config import Positive
+from mm.models.block import Block, EncoderSpec, Reads
+from mm.models.encoder import Encoded, flat
 from mm.models.fusion import base
-from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Streams, Widths
-from mm.models.keys import Keys, split
+from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Streams
+from mm.models.keys import Keys
 from mm.models.layers import vectors
-
-
-class BottleneckLayer(nnx.Module):
-    """A block of each stream over its tokens and the bottlenecks, which are then averaged."""
-
-    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
-        self.blocks = base.each(lambda: Block(spec, rngs=rngs), SIDES)
-
-    def __call__(self, streams: Flat, context: Context) -> Flat:
-        found, bottlenecks, batch = {}, [], context.batch
-        for name, keys in zip(SIDES, split(context.keys), strict=True):
-            both = (streams[name], context.masks[name]), (streams["bottleneck"], None)
-            x, mask = base.join(both, batch)
-            y = self.blocks[name](flat(x), Reads(mask), keys, context.drop_path, batch=batch)
-            own, shared = base.part(y.reshape(x.shape), [len(x) // batch for x, _ in both])
-            found[name] = flat(own)
-            bottlenecks.append(flat(shared))
-        return {**found, "bottleneck": sum(bottlenecks) / len(SIDES)}
 
 
 @registry.register("fusion", "bottleneck")
@@ -42,18 +25,28 @@ class Bottleneck(StreamFusion):
 
     least_depth = 2
 
-    def __init__(self, *, bottlenecks: int = 4, **rest: Annotated[Any, StreamFusion]):
+    def __init__(self, *, bottlenecks: Positive = 4, **rest: Annotated[Any, StreamFusion]):
         super().__init__(**rest)
-        if bottlenecks < 1:
-            raise BadInput(f"bottlenecks={bottlenecks}: expected at least 1; the paper has 4")
         self.bottlenecks = vectors(rest["rngs"], bottlenecks, self.width)
 
-    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> BottleneckLayer:
-        """A layer of both streams and the bottlenecks."""
-        return BottleneckLayer(spec, rngs=rngs)
+    def layer(self, spec: EncoderSpec, model: nnx.Module, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """A block of each stream."""
+        return dict(blocks=base.each(lambda: Block(spec, rngs=rngs), SIDES))
+
+    def step(self, layer: nnx.Dict, streams: Flat, context: Context) -> Flat:
+        """Blocks over a stream's tokens and the bottlenecks, which are then averaged."""
+        found, bottlenecks, batch = {}, [], context.draw.batch
+        for name, draw in zip(SIDES, context.draw.split(), strict=True):
+            both = (streams[name], context.masks[name]), (streams["bottleneck"], None)
+            x, mask = base.join(both, batch)
+            y = layer.blocks[name](flat(x), Reads(mask), draw)
+            own, shared = base.part(y.reshape(x.shape), [len(x) // batch for x, _ in both])
+            found[name] = flat(own)
+            bottlenecks.append(flat(shared))
+        return {**found, "bottleneck": sum(bottlenecks) / len(SIDES)}
 
     def start(self, image: Encoded, text: Encoded, rng: Keys | None) -> tuple[Streams, Context]:
         """Both streams and the learned bottlenecks."""
         streams, context = super().start(image, text, rng)
-        tokens = base.learned_tokens(self.bottlenecks, context.batch, self.dtype)
+        tokens = base.learned_tokens(self.bottlenecks, context.draw.batch, self.dtype)
         return {**streams, "bottleneck": tokens}, context

@@ -7,46 +7,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mm import registry
-from mm.models.encoder import Block, Branch, EncoderSpec, Reads
-from mm.models.fusion.base import OTHER, SIDES, Context, Flat, StreamFusion, Widths, each, of
-from mm.models.keys import split
-
-
-class CoLayer(nnx.Module):
-    """Cross-attention both ways, of what the layer is given, then a block of each stream."""
-
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        shared_cross: bool = False,
-        cross_mlp: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        own = partial(each, names=SIDES, shared=shared_cross)
-        self.cross_branches = own(lambda: Branch(spec, rngs=rngs))
-        self.crosses = own(lambda: spec.make_attention(rngs))
-        self.mlp_branches = own(lambda: Branch(spec, rngs=rngs)) if cross_mlp else None
-        self.mlps = own(lambda: spec.make_mlp(rngs)) if cross_mlp else None
-        self.blocks = each(lambda: Block(spec, rngs=rngs), SIDES)
-
-    def __call__(self, streams: Flat, context: Context) -> Flat:
-        masks, drop_path, batch = context.masks, context.drop_path, context.batch
-        read = {name: of(self.cross_branches, name).read(streams[name]) for name in SIDES}
-        found = {}
-        for name, keys in zip(SIDES, split(context.keys), strict=True):
-            other, keys = OTHER[name], split(keys, 3)
-            attend = of(self.crosses, name)
-            attend = partial(attend, memory=read[other], mask=masks[other], batch=batch)
-            branch = of(self.cross_branches, name)
-            x = branch(streams[name], attend, keys[0], drop_path, batch=batch)
-            x = checkpoint_name(x, "middle")
-            if self.mlps is not None:
-                branch, mlp = of(self.mlp_branches, name), of(self.mlps, name)
-                x = checkpoint_name(branch(x, mlp, keys[1], drop_path, batch=batch), "middle")
-            block, reads = self.blocks[name], Reads(masks[name])
-            found[name] = block(x, reads, keys[2], drop_path, batch=batch)
-        return found
+from mm.models.block import Attention, Block, Branch, EncoderSpec, Mlp, Reads
+from mm.models.fusion.base import OTHER, SIDES, Context, Flat, StreamFusion, each, of
 
 
 @registry.register("fusion", "coattention")
@@ -60,6 +22,8 @@ class CoAttention(StreamFusion):
     norm_placement="post". The other keys are those of `StreamFusion`.
     """
 
+    filled = True
+
     def __init__(
         self,
         *,
@@ -70,9 +34,28 @@ class CoAttention(StreamFusion):
         self.shared_cross, self.cross_mlp = shared_cross, cross_mlp
         super().__init__(**rest)
 
-    filled = True
+    def layer(self, spec: EncoderSpec, model: nnx.Module, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """Cross-attention both ways and a block of each stream."""
+        own = partial(each, names=SIDES, shared=self.shared_cross)
+        branch = partial(Branch, spec, rngs=rngs)
+        parts = dict(cross_branches=own(branch), crosses=own(lambda: Attention(spec, rngs=rngs)))
+        if self.cross_mlp:
+            parts |= dict(mlp_branches=own(branch), mlps=own(lambda: Mlp(spec, rngs=rngs)))
+        return parts | dict(blocks=each(lambda: Block(spec, rngs=rngs), SIDES))
 
-    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> CoLayer:
-        """A layer of both streams."""
-        how = dict(shared_cross=self.shared_cross, cross_mlp=self.cross_mlp)
-        return CoLayer(spec, **how, rngs=rngs)
+    def step(self, layer: nnx.Dict, streams: Flat, context: Context) -> Flat:
+        """Cross-attention both ways, of what the layer is given, then a block of each stream."""
+        masks = context.masks
+        read = {name: of(layer.cross_branches, name).read(streams[name]) for name in SIDES}
+        found = {}
+        for name, draw in zip(SIDES, context.draw.split(), strict=True):
+            other, draws = OTHER[name], draw.split(3)
+            attend = of(layer.crosses, name)
+            attend = partial(attend, memory=read[other], mask=masks[other], batch=draw.batch)
+            branch = of(layer.cross_branches, name)
+            x = checkpoint_name(branch(streams[name], attend, draws[0]), "middle")
+            if self.cross_mlp:
+                branch, mlp = of(layer.mlp_branches, name), of(layer.mlps, name)
+                x = checkpoint_name(branch(x, mlp, draws[1]), "middle")
+            found[name] = layer.blocks[name](x, Reads(masks[name]), draws[2])
+        return found

@@ -6,17 +6,8 @@ from flax import nnx
 
 from mm import registry
 from mm.models.encoder import Encoded, Encoder
-from mm.models.fusion.base import (
-    OTHER,
-    Adapter,
-    Fused,
-    Fusion,
-    Pool,
-    Spec,
-    Widths,
-    pool_streams,
-    read_spec,
-)
+from mm.models.fusion import base
+from mm.models.fusion.base import OTHER, Fused, Fusion, Pool, Spec
 from mm.models.keys import Keys
 
 
@@ -35,14 +26,14 @@ class Cross(Fusion):
         queries: Literal["text", "image"] = "text",
         causal: bool = False,
         pool: Pool = "mean",
-        widths: Widths,
+        model: nnx.Module,
         rngs: nnx.Rngs,
         **encoder: Spec,
     ):
-        spec = read_spec(encoder)
+        spec = base.read_spec(encoder)
         self.queries, self.memory = queries, OTHER[queries]
-        self.adapt = Adapter(spec, widths.tokens[queries], rngs=rngs)
-        memory_width = widths.tokens[self.memory]
+        self.adapt = base.Adapter(spec, getattr(model, queries).width, rngs=rngs)
+        memory_width = getattr(model, self.memory).width
         self.encoder = Encoder(spec, causal=causal, memory_width=memory_width, rngs=rngs)
         self.fuses, self.pool, self.causal = (queries,), pool, causal
         self.width = self.pooled_width = spec.width
@@ -51,4 +42,4 @@ class Cross(Fusion):
         sides = {"image": image, "text": text}
         own, other = sides[self.queries], sides[self.memory]
         x = self.encoder(self.adapt(own.tokens), own.mask, rng, memory=other)
-        return Fused(pool_streams(self.pool, (x, own.mask)), **{self.queries: x})
+        return Fused(base.pool_streams(self.pool, (x, own.mask)), **{self.queries: x})

@@ -6,7 +6,7 @@ from flax import nnx
 from mm import registry
 from mm.models.encoder import Encoded, Encoder
 from mm.models.fusion import base
-from mm.models.fusion.base import SIDES, Fused, Fusion, Pool, Spec, Widths
+from mm.models.fusion.base import SIDES, Fused, Fusion, Pool, Spec
 from mm.models.keys import Keys
 from mm.models.layers import lookup, vectors
 
@@ -29,12 +29,12 @@ class Early(Fusion):
         *,
         cls_token: bool = False,
         pool: Pool = "mean",
-        widths: Widths,
+        model: nnx.Module,
         rngs: nnx.Rngs,
         **encoder: Spec,
     ):
         spec = base.read_spec(encoder)
-        self.adapters = base.adapters(spec, widths, SIDES, rngs)
+        self.adapters = base.adapters(spec, model, SIDES, rngs)
         self.types = vectors(rngs, 2, spec.width)
         self.cls = vectors(rngs, 1, spec.width) if cls_token else None
         self.encoder = Encoder(spec, rngs=rngs)

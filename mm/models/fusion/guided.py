@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mm import registry
-from mm.models.encoder import Encoded, Encoder
+from mm.models.encoder import Encoded, Encoder, real
 from mm.models.fusion import base
-from mm.models.fusion.base import OTHER, Fused, Fusion, Pool, Spec, Widths
+from mm.models.fusion.base import OTHER, Fused, Fusion, Pool, Spec
 from mm.models.keys import Keys
 from mm.models.layers import at_least_float32
 
@@ -31,20 +31,20 @@ class Guided(Fusion):
         *,
         guide: Literal["text", "image"] = "text",
         pool: Pool = "mean",
-        widths: Widths,
+        model: nnx.Module,
         rngs: nnx.Rngs,
         **encoder: Spec,
     ):
         spec = base.read_spec(encoder)
         self.guide, self.guided = guide, OTHER[guide]
-        self.adapt = base.Adapter(spec, widths.tokens[self.guided], rngs=rngs)
+        self.adapt = base.Adapter(spec, getattr(model, self.guided).width, rngs=rngs)
         self.query, self.key = (
             base.to_width(n, spec.width, spec.dtype, rngs)
-            for n in (widths.pooled[guide], spec.width)
+            for n in (getattr(model, guide).pooled_width, spec.width)
         )
         self.encoder = Encoder(spec, rngs=rngs)
         self.fuses, self.pool = (self.guided,), pool
-        self.width, self.pooled_width = spec.width, spec.width + widths.pooled[guide]
+        self.width, self.pooled_width = spec.width, spec.width + getattr(model, guide).pooled_width
 
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         sides = {"image": image, "text": text}
@@ -53,7 +53,7 @@ class Guided(Fusion):
         scores = jnp.einsum("bd,bnd->bn", self.query(guide), self.key(x)) * self.width**-0.5
         scores = at_least_float32(scores)
         # The least finite number and not -inf, which has no gradient where nothing is real.
-        scores = jnp.where(base.real(x, mask), scores, jnp.finfo(scores.dtype).min)
+        scores = jnp.where(real(x, mask), scores, jnp.finfo(scores.dtype).min)
         x = self.encoder(x, mask, rng, guide=jax.nn.log_softmax(scores))
         pooled = base.pool_streams(self.pool, (x, mask))
         return Fused(jnp.concatenate([pooled, guide.astype(x.dtype)], -1), **{self.guided: x})

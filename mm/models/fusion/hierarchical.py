@@ -1,30 +1,21 @@
 """Hierarchical fusion: the modalities meet at several depths of their towers (BridgeTower)."""
 
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mm import registry
-from mm.models.encoder import Encoded, EncoderSpec
-from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Streams, Widths, by_side, each
-from mm.models.fusion.coattention import CoLayer
+from mm.models.block import EncoderSpec
+from mm.models.encoder import Encoded
+from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Streams, by_side, each
+from mm.models.fusion.coattention import CoAttention
 from mm.models.keys import Keys
 
 
-class BridgeLayer(nnx.Module):
-    """norm(x + y), y the tokens of a tower's level, of each stream, then co-attention."""
-
-    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
-        self.norms = each(lambda: spec.make_norm(rngs), SIDES)
-        self.layer = CoLayer(spec, rngs=rngs)
-
-    def __call__(self, streams: Flat, context: Context) -> Flat:
-        level = context.level
-        return self.layer({n: self.norms[n](streams[n] + level[n]) for n in SIDES}, context)
-
-
 @registry.register("fusion", "hierarchical")
-class Hierarchical(StreamFusion):
+class Hierarchical(CoAttention):
     """A layer of co-attention for each of `depth` evenly spaced depths of the towers.
 
     Layer k reads norm(z_(k-1) + W x_k) of each stream, where x_k are the tower's tokens at level k
@@ -34,9 +25,20 @@ class Hierarchical(StreamFusion):
     those of `StreamFusion`.
     """
 
-    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> BridgeLayer:
-        """A layer of both streams and what one level adds."""
-        return BridgeLayer(spec, rngs=rngs)
+    filled = False  # the levels are added to the streams
+
+    def __init__(self, **rest: Annotated[Any, StreamFusion]):
+        super().__init__(cross_mlp=False, **rest)
+
+    def layer(self, spec: EncoderSpec, model: nnx.Module, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """A layer of co-attention, and norms of what it reads."""
+        norms = each(lambda: spec.make_norm(rngs), SIDES)
+        return dict(norms=norms) | super().layer(spec, model, rngs)
+
+    def step(self, layer: nnx.Dict, streams: Flat, context: Context) -> Flat:
+        """norm(x + y), y the tokens of a tower's level, of each stream, then co-attention."""
+        read = {n: layer.norms[n](streams[n] + context.level[n]) for n in SIDES}
+        return super().step(layer, read, context)
 
     @property
     def levels(self) -> int:

@@ -9,7 +9,7 @@ from flax import nnx
 from mm import registry
 from mm.config import BadInput
 from mm.models.encoder import Encoded
-from mm.models.fusion.base import SIDES, Fused, Fusion, Widths, to_width
+from mm.models.fusion.base import SIDES, Fused, Fusion, to_width
 from mm.models.keys import Keys
 from mm.models.layers import Dtype, Linear, at_least_float32
 
@@ -35,12 +35,12 @@ class Late(Fusion):
         kind: Literal["concatenate", "sum", "gated", "bilinear", "weighted"],
         width: int | None = None,
         dtype: Dtype = "float32",
-        widths: Widths,
+        model: nnx.Module,
         rngs: nnx.Rngs,
     ):
         if (kind == "concatenate") != (width is None):
             raise BadInput(f"width={width}: kind={kind!r}; all but 'concatenate' need a width")
-        image, text = (widths.pooled[name] for name in SIDES)
+        image, text = (getattr(model, name).pooled_width for name in SIDES)
         self.kind, self.width = kind, width or image + text
         self.pooled_width = self.width
         if width:

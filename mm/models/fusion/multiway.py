@@ -1,62 +1,14 @@
 """Multiway fusion: attention is shared, each modality has its own MLP (VLMo, BEiT-3)."""
 
-from collections.abc import Sequence
 from functools import partial
 
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mm import registry
-from mm.models.encoder import Branch, EncoderSpec, flat
-from mm.models.fusion.base import SIDES, Context, Flat, StreamFusion, Widths, each, join, of, part
-from mm.models.keys import split
-
-
-class MultiwayLayer(nnx.Module):
-    """Self-attention over two streams with the same weights; norms and an MLP of each stream.
-
-    shared: those are the same for both, too. With a `memory_width`, the first stream attends to the
-    context's memory before its MLP.
-    """
-
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        names: Sequence[str] = SIDES,
-        *,
-        shared: bool = False,
-        memory_width: int | None = None,
-        rngs: nnx.Rngs,
-    ):
-        own = partial(each, names=names, shared=shared)
-        self.attention_branches = own(lambda: Branch(spec, rngs=rngs))
-        self.attention, crosses = spec.make_attention(rngs), memory_width is not None
-        self.cross_branch = Branch(spec, rngs=rngs) if crosses else None
-        self.cross = spec.make_attention(rngs, memory_width) if crosses else None
-        self.mlp_branches = own(lambda: Branch(spec, rngs=rngs))
-        self.mlps = own(lambda: spec.make_mlp(rngs))
-        self.names = tuple(names)
-
-    def __call__(self, streams: Flat, context: Context) -> Flat:
-        masks, drop_path, batch = context.masks, context.drop_path, context.batch
-        keys, names, found = split(context.keys, 3), self.names, {}
-        branches = [of(self.attention_branches, name) for name in names]
-        read = [branch.read(streams[n]) for branch, n in zip(branches, names, strict=True)]
-        x, mask = join([(x, masks[n]) for x, n in zip(read, names, strict=True)], batch)
-        y = self.attention(flat(x), flat(x), mask, batch=batch).reshape(x.shape)
-        made = part(y, [len(x) // batch for x in read])
-        for name, branch, y, key in zip(names, branches, made, split(keys[0]), strict=True):
-            x = branch.add(streams[name], flat(y), key, drop_path, batch=batch)
-            found[name] = checkpoint_name(x, "middle")
-        if self.cross is not None:
-            memory = context.memory
-            attend = partial(self.cross, memory=flat(memory.tokens), mask=memory.mask, batch=batch)
-            x = self.cross_branch(found[names[0]], attend, keys[1], drop_path, batch=batch)
-            found[names[0]] = checkpoint_name(x, "middle")
-        for name, key in zip(names, split(keys[2]), strict=True):
-            branch, mlp = of(self.mlp_branches, name), of(self.mlps, name)
-            found[name] = branch(found[name], mlp, key, drop_path, batch=batch)
-        return found
+from mm.models.block import Attention, Branch, EncoderSpec, Mlp
+from mm.models.encoder import flat
+from mm.models.fusion.base import Context, Flat, StreamFusion, each, join, of, part
 
 
 @registry.register("fusion", "multiway")
@@ -68,7 +20,35 @@ class Multiway(StreamFusion):
     """
 
     filled = True
+    shared, crosses = False, False  # one set of norms and MLPs; a memory for the first stream
 
-    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> MultiwayLayer:
-        """A layer of both streams."""
-        return MultiwayLayer(spec, rngs=rngs)
+    def layer(self, spec: EncoderSpec, model: nnx.Module, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """Attention of both streams with the same weights; norms and an MLP of each stream."""
+        own = partial(each, names=self.names, shared=self.shared)
+        branch = partial(Branch, spec, rngs=rngs)
+        parts = dict(attention_branches=own(branch), attention=Attention(spec, rngs=rngs))
+        if self.crosses:
+            width = model.image.width
+            parts |= dict(cross_branch=branch(), cross=Attention(spec, width, rngs=rngs))
+        return parts | dict(mlp_branches=own(branch), mlps=own(lambda: Mlp(spec, rngs=rngs)))
+
+    def step(self, layer: nnx.Dict, streams: Flat, context: Context) -> Flat:
+        """Attention over both; the first stream may attend to the context's memory; MLPs."""
+        masks, batch, draws = context.masks, context.draw.batch, context.draw.split(3)
+        names, found = self.names, {}
+        branches = [of(layer.attention_branches, name) for name in names]
+        read = [branch.read(streams[n]) for branch, n in zip(branches, names, strict=True)]
+        x, mask = join([(x, masks[n]) for x, n in zip(read, names, strict=True)], batch)
+        y = layer.attention(flat(x), flat(x), mask, batch=batch).reshape(x.shape)
+        made = part(y, [len(x) // batch for x in read])
+        for name, branch, y, draw in zip(names, branches, made, draws[0].split(), strict=True):
+            found[name] = checkpoint_name(branch.add(streams[name], flat(y), draw), "middle")
+        if self.crosses:
+            memory, first = context.memory, names[0]
+            attend = partial(layer.cross, memory=flat(memory.tokens), mask=memory.mask, batch=batch)
+            x = layer.cross_branch(found[first], attend, draws[1])
+            found[first] = checkpoint_name(x, "middle")
+        for name, draw in zip(names, draws[2].split(), strict=True):
+            branch, mlp = of(layer.mlp_branches, name), of(layer.mlps, name)
+            found[name] = branch(found[name], mlp, draw)
+        return found

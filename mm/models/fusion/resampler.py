@@ -5,17 +5,18 @@ from functools import partial
 from flax import nnx
 
 from mm import registry
-from mm.config import BadInput
-from mm.models.encoder import Encoded, Encoder, EncoderSpec
+from mm.config import BadInput, Count, Positive
+from mm.models.block import Draw, EncoderSpec
+from mm.models.encoder import Encoded, Encoder
 from mm.models.fusion import base
-from mm.models.fusion.base import Context, Pool, Spec, StreamFusion, Streams, Widths
-from mm.models.fusion.multiway import MultiwayLayer
+from mm.models.fusion.base import Context, Pool, Spec, Streams
+from mm.models.fusion.multiway import Multiway
 from mm.models.keys import Keys
 from mm.models.layers import vectors
 
 
 @registry.register("fusion", "resampler")
-class Resampler(StreamFusion):
+class Resampler(Multiway):
     """Layers of self-attention over [queries; text], cross-attention of queries to image, MLPs.
 
     Q-Former (BLIP-2: Li et al. 2023, section 3.1), with cross-attention in every layer. Queries and
@@ -26,38 +27,29 @@ class Resampler(StreamFusion):
     queries beside that of the text. The other keys are those of `StreamFusion`.
     """
 
-    fuses, names = ("text",), ("queries", "text")
+    fuses, names, filled = ("text",), ("queries", "text"), False
 
     def __init__(
         self,
         *,
-        queries: int = 32,
+        queries: Positive = 32,
         shared: bool = False,
         cross: bool = True,
-        resampler_depth: int = 0,
+        resampler_depth: Count = 0,
         pool: Pool = "mean",
-        widths: Widths,
+        model: nnx.Module,
         rngs: nnx.Rngs,
         **encoder: Spec,
     ):
-        if queries < 1 or resampler_depth < 0:
-            given = f"queries={queries}, resampler_depth={resampler_depth}"
-            raise BadInput(f"{given}: expected at least 1 and at least 0")
         if not cross and not resampler_depth:
             raise BadInput("cross=False: nothing reads the image; set resampler_depth=1 or more")
         self.least_depth = 1 if resampler_depth else 2
-        self.shared, self.cross = shared, cross
-        super().__init__(pool=pool, widths=widths, rngs=rngs, **encoder)
+        self.shared, self.crosses = shared, cross
+        super().__init__(pool=pool, model=model, rngs=rngs, **encoder)
         self.queries = vectors(rngs, queries, self.width)
         spec = EncoderSpec(**encoder | {"depth": resampler_depth})
-        alone = partial(Encoder, spec, memory_width=widths.tokens["image"], rngs=rngs)
+        alone = partial(Encoder, spec, memory_width=model.image.width, rngs=rngs)
         self.resampler = alone() if resampler_depth else None
-
-    def layer(self, spec: EncoderSpec, widths: Widths, rngs: nnx.Rngs) -> MultiwayLayer:
-        """A layer of queries and text."""
-        memory_width = widths.tokens["image"] if self.cross else None
-        how = dict(shared=self.shared, memory_width=memory_width)
-        return MultiwayLayer(spec, self.names, **how, rngs=rngs)
 
     def start(self, image: Encoded, text: Encoded, rng: Keys | None) -> tuple[Streams, Context]:
         """The queries, after their own blocks, and the text."""
@@ -66,4 +58,4 @@ class Resampler(StreamFusion):
             queries = self.resampler(queries, None, rng, memory=image)
         streams = {"queries": queries, "text": self.adapters["text"](text.tokens)}
         masks = {"queries": None, "text": text.mask}
-        return streams, Context(masks, len(text.tokens), memory=image)
+        return streams, Context(masks, Draw(len(text.tokens)), memory=image)

@@ -10,23 +10,26 @@ from flax import nnx
 
 from mm import registry
 from mm.config import BadInput
-from mm.models.encoder import Encoded, EncoderSpec, Reads
-from mm.models.fusion.base import Context, Widths
-from mm.models.fusion.bottleneck import BottleneckLayer
-from tests.tiny import IMAGE, TEXT, model
+from mm.models.block import Draw, EncoderSpec, Reads
+from mm.models.encoder import Encoded
+from mm.models.fusion.base import Context
+from tests.tiny import IMAGE, TEXT, Sizes, model
 
-WIDTHS = Widths({"image": 8, "text": 8}, {"image": 10, "text": 6})
+MODEL = Sizes(  # the widths of its towers
+    image=Sizes(width=8, pooled_width=10), text=Sizes(width=8, pooled_width=6)
+)
 RNG = np.random.default_rng(0)
 STACK = dict(width=8, depth=1, num_heads=2, unroll=2)
 
 
 def build(name, **spec):
     spec = dict(name=name, **spec)
-    return registry.build("fusion", spec, "config.model.fusion", widths=WIDTHS, rngs=nnx.Rngs(0))
+    return registry.build("fusion", spec, "config.model.fusion", model=MODEL, rngs=nnx.Rngs(0))
 
 
 def encoded(side, length):
-    shapes = (3, length, WIDTHS.tokens[side]), (3, WIDTHS.pooled[side])
+    tower = getattr(MODEL, side)
+    shapes = (3, length, tower.width), (3, tower.pooled_width)
     return Encoded(*(jnp.asarray(RNG.standard_normal(s), jnp.float32) for s in shapes), None)
 
 
@@ -115,15 +118,16 @@ def test_guided_attention_weighs_tokens_by_what_the_guide_attends_to():
 
 
 def test_bottlenecks_are_averaged_and_modalities_meet_only_through_them():
-    layer = BottleneckLayer(EncoderSpec(**STACK), rngs=nnx.Rngs(0))
+    fusion = build("bottleneck", **STACK | dict(depth=2))
+    layer = nnx.Dict(fusion.layer(EncoderSpec(**STACK), MODEL, nnx.Rngs(0)))
     bottleneck = jnp.asarray(RNG.standard_normal((3, 2, 8)), jnp.float32)
     tokens = {"image": IMAGE_SIDE.tokens, "text": TEXT_SIDE.tokens}
     streams = {n: x.reshape(-1, 8) for n, x in {**tokens, "bottleneck": bottleneck}.items()}
-    found = layer(streams, Context({"image": None, "text": None}, 3))
+    found = fusion.step(layer, streams, Context({"image": None, "text": None}, Draw(3)))
     seen = []
     for name, x in tokens.items():
         joined = jnp.concatenate([x, bottleneck], 1)
-        alone = layer.blocks[name](joined.reshape(-1, 8), Reads(), batch=3).reshape(joined.shape)
+        alone = layer.blocks[name](joined.reshape(-1, 8), Reads(), Draw(3)).reshape(joined.shape)
         own = alone[:, :-2].reshape(-1, 8)
         np.testing.assert_allclose(found[name], own, rtol=1e-5, atol=1e-5)
         seen.append(np.asarray(alone[:, -2:]).reshape(-1, 8))
@@ -233,7 +237,7 @@ def test_hierarchical_fusion_has_the_towers_read_at_its_depths():
 
 def test_a_plain_resampler_reads_the_image_before_the_joint_stream_alone():
     fusion = build("resampler", queries=2, cross=False, resampler_depth=1, **STACK)
-    assert fusion.stack.blocks.cross is None
+    assert "cross" not in fusion.stack.blocks
     assert changes(fusion, fusion.resampler.blocks.cross.value.kernel) == ["text"]
 
 

@@ -1,5 +1,7 @@
 """What holds for every registered fusion; a new one is covered as soon as it has a name."""
 
+import importlib
+import inspect
 from functools import cache, partial
 
 import jax
@@ -12,12 +14,13 @@ from mm import registry
 from mm.config import BadInput
 from mm.models.encoder import Encoded
 from mm.models.fusion import Fused
-from mm.models.fusion.base import Widths
 from mm.models.keys import example_keys
-from tests.tiny import IMAGE, TEXT, model
+from tests.tiny import IMAGE, TEXT, Sizes, model
 
 BATCH, PATCHES, LENGTH, DEPTH = 4, 6, 6, 2  # as many tokens: the same ops, compiled once
-WIDTHS = Widths({"image": 12, "text": 8}, {"image": 10, "text": 6})
+MODEL = Sizes(  # the widths of its towers
+    image=Sizes(width=12, pooled_width=10), text=Sizes(width=8, pooled_width=6)
+)
 MASK = np.arange(LENGTH) < np.array([[3], [6], [2], [4]])
 SEEN = np.arange(PATCHES) < np.array([[6], [2], [4], [3]])
 STACK = dict(width=8, depth=DEPTH, num_heads=2, dropout=0.3, drop_path=0.3)
@@ -42,8 +45,17 @@ every = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("name", registry.names("fusion"))
+def test_a_fusion_is_one_class_of_its_file(name):
+    """So that a new one is a class and a line of a config."""
+    kind = registry.find("fusion", name, "fusion")
+    module = importlib.import_module(kind.__module__)
+    classes = [x for x in vars(module).values() if inspect.isclass(x)]
+    assert [x for x in classes if x.__module__ == kind.__module__] == [kind]
+
+
 def build(**spec):
-    return registry.build("fusion", spec, "config.model.fusion", widths=WIDTHS, rngs=nnx.Rngs(0))
+    return registry.build("fusion", spec, "config.model.fusion", model=MODEL, rngs=nnx.Rngs(0))
 
 
 @cache
@@ -84,9 +96,11 @@ def encoded(side, seed):
     """A tower's output at random."""
     rng = np.random.default_rng(seed)
     length, mask = (PATCHES, SEEN) if side == "image" else (LENGTH, MASK)
-    shape = BATCH, length, WIDTHS.tokens[side]
+    shape = BATCH, length, getattr(MODEL, side).width
     levels = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(DEPTH)]
-    pooled = jnp.asarray(rng.standard_normal((BATCH, WIDTHS.pooled[side])), jnp.float32)
+    pooled = jnp.asarray(
+        rng.standard_normal((BATCH, getattr(MODEL, side).pooled_width)), jnp.float32
+    )
     return Encoded(levels[-1], pooled, jnp.asarray(mask), levels=tuple(levels))
 
 
