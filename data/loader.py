@@ -21,8 +21,7 @@ from jaxtyping import Int64
 from data.order import example_at
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
-from data.sources import Source
-from data.sources.pictures import BadExample
+from data.sources import BadExample, Source
 from mm.config import BadInput
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.

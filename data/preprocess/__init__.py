@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from data.preprocess.draws import Draws
-from data.sources import Feature
+from data.sources import BadExample, Feature
 from data.tokenizers import Tokenizer
 from mm.config import BadInput, suggest
 
@@ -92,8 +92,11 @@ class Preprocess(NamedTuple):
             try:
                 # Keyed by name and occurrence: adding an op leaves the draws of the others alone.
                 columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
+            except BadExample as error:
+                message = f"{self.where}: {name}: {error}"
+                raise BadExample(message, error.reason) from error
             except BadInput as error:
-                raise type(error)(f"{self.where}: {name}: {error}") from error
+                raise BadInput(f"{self.where}: {name}: {error}") from error
         written = {}
         for key, value in columns.items():
             if raw.get(key) is value:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mm import registry
+from mm.config import BadInput
 
 _MODULES = ("jsonl", "synthetic", "tfds")
 
@@ -23,8 +24,25 @@ class Feature(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
+class BadExample(BadInput):
+    """The data of one example is wrong, not the config: it is counted and another takes its place.
+
+    reason: a few words that are the same for all examples with that fault; they are counted by it.
+    Whoever knows the example's number adds it to the message.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 class Source(Protocol):
-    """Random access to examples 0 .. len - 1. `read` is called from several threads at once."""
+    """Random access to examples 0 .. len - 1. `read` is called from several threads at once.
+
+    It raises BadExample when an example is broken, BadInput or ReadError when more than that is. A
+    source of files that are best read from front to back also has `shards`, int64: how many
+    examples each holds, in the order of their numbers (see `data.order.LaneOrder`).
+    """
 
     features: Mapping[str, Feature]
 

@@ -4,14 +4,10 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
 
-from mm.config import BadInput
+from data.sources import BadExample
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
 tf.config.set_visible_devices([], "GPU")
-
-
-class BadExample(BadInput):
-    """What is wrong is the data: whoever knows its number adds it."""
 
 
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -24,5 +20,6 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     except tf.errors.InvalidArgumentError:
         raise BadExample(
             f"a picture of {len(encoded):,} bytes that begins with {encoded[:8]!r} cannot be "
-            "decoded; expected a whole PNG, JPEG, WebP, GIF or BMP"
+            "decoded; expected a whole PNG, JPEG, WebP, GIF or BMP",
+            "picture cannot be decoded",
         ) from None

@@ -1,0 +1,210 @@
+"""Files here and far away: local paths, and gs://, s3://, memory:// ... through fsspec.
+
+Reads are by position and from any thread. What may pass is tried again; what will not is said in
+one line. Far away, a file is read in blocks that are kept for a while: neighbours come with it.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import glob
+import itertools
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import fsspec
+
+from mm.config import BadInput, suggest
+
+T = TypeVar("T")
+
+TRIES = 5
+_FIRST_PAUSE_SECONDS = 0.2  # doubled after each try: 3 seconds in all
+_SLOW_SECONDS = 30.0
+_BLOCK_BYTES = 4 << 20  # of a remote file: long enough that the way there costs little
+_CACHE_BYTES = 1 << 30
+_NEVER_BETTER = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+log = logging.getLogger(__name__)
+
+
+class ReadError(BadInput):
+    """A file that is there could not be read, and trying again did not help."""
+
+
+def expand(pattern: str | Sequence[str]) -> list[str]:
+    """The files that patterns name: `{000..099}` counts, `{a,b}` lists, `*`, `?`, `[]` match.
+
+    In the order of the patterns, those of one `*` sorted, each once. Raises BadInput if one names
+    no file; what is written out (without * and the like) is not looked for until it is read.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    found: dict[str, None] = {}
+    for path in itertools.chain.from_iterable(map(_unbrace, patterns)):
+        paths = [path]
+        if glob.has_magic(path):
+            paths = _glob(path)
+            if not paths:
+                raise BadInput(f"{path}: matches no file")
+        found |= dict.fromkeys(paths)
+    if not found:
+        raise BadInput(f"{pattern!r}: names no file")
+    return list(found)
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """`name` inside `folder`; an absolute or remote name is itself."""
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """The folder of a file."""
+    return path.rsplit("/", 1)[0] if is_remote(path) else os.path.dirname(path) or "."
+
+
+def size(path: str) -> int:
+    """In bytes. Raises as `read`."""
+    if is_remote(path):
+        return _retried(path, lambda: _filesystem(path)[0].size(_filesystem(path)[1]))
+    return _retried(path, lambda: os.stat(path).st_size)
+
+
+def stamp(path: str) -> str:
+    """What differs as soon as the file does, as far as can be known without reading it."""
+    if not is_remote(path):
+        found = os.stat(path)
+        return f"{found.st_size} {found.st_mtime_ns}"
+    filesystem, inner = _filesystem(path)
+    return str(_retried(path, lambda: filesystem.ukey(inner)))
+
+
+def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
+    """The bytes from start to stop (None: the end; less where the file is shorter).
+
+    Raises BadInput when it is not there or not to be read, ReadError when it still fails after
+    TRIES times.
+    """
+    if not is_remote(path):
+        return _retried(path, lambda: _read_local(path, start, stop))
+    if start == 0 and stop is None:
+        filesystem, inner = _filesystem(path)
+        return _retried(path, lambda: filesystem.cat_file(inner))
+    stop = size(path) if stop is None else stop
+    first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES
+    whole = b"".join(_blocks(path, number) for number in range(first, last + 1))
+    offset = first * _BLOCK_BYTES
+    return whole[start - offset : stop - offset]
+
+
+def _read_local(path: str, start: int, stop: int | None) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        wanted = (os.fstat(file.fileno()).st_size if stop is None else stop) - start
+        parts = []
+        while wanted > 0 and (part := os.pread(file.fileno(), wanted, start)):
+            parts.append(part)
+            start, wanted = start + len(part), wanted - len(part)
+    return b"".join(parts)
+
+
+def _retried(path: str, function: Callable[[], T]) -> T:
+    begin = time.monotonic()
+    for attempt in range(TRIES):
+        try:
+            result = function()
+            break
+        except _NEVER_BETTER as error:
+            folder = parent(path)
+            near = os.listdir(folder) if not is_remote(path) and os.path.isdir(folder) else []
+            hint = suggest(os.path.basename(path), near)
+            raise BadInput(
+                f"{path}: cannot be read ({error.strerror or type(error).__name__}){hint}"
+            ) from error
+        except OSError as error:
+            if attempt == TRIES - 1:
+                raise ReadError(f"{path}: cannot be read, tried {TRIES} times ({error})") from error
+            log.warning("%s: cannot be read (%s), trying again", path, error)
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+    if (seconds := time.monotonic() - begin) > _SLOW_SECONDS:
+        log.warning("%s: one read took %.0f s", path, seconds)
+    return result
+
+
+class _Blocks:
+    """Blocks of remote files, the latest used kept. Who wants one that is on its way waits."""
+
+    def __init__(self, max_bytes: int):
+        self._max_blocks = max(max_bytes // _BLOCK_BYTES, 1)
+        self._lock = threading.Lock()
+        self._blocks: collections.OrderedDict[tuple[str, int], concurrent.futures.Future] = (
+            collections.OrderedDict()
+        )
+
+    def __call__(self, path: str, number: int) -> bytes:
+        key = path, number
+        with self._lock:
+            found = self._blocks.get(key)
+            mine = found is None
+            if mine:
+                found = self._blocks[key] = concurrent.futures.Future()
+                while len(self._blocks) > self._max_blocks:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end(key)
+        if mine:
+            try:
+                found.set_result(self._fetch(path, number))
+            except BaseException as error:
+                with self._lock:
+                    self._blocks.pop(key, None)
+                found.set_exception(error)
+        return found.result()
+
+    @staticmethod
+    def _fetch(path: str, number: int) -> bytes:
+        filesystem, inner = _filesystem(path)
+        start = number * _BLOCK_BYTES
+        return _retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
+
+
+_blocks = _Blocks(_CACHE_BYTES)
+
+
+@functools.lru_cache(1 << 14)
+def _filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:  # its package is missing; no such protocol
+        raise BadInput(f"{path}: cannot be opened ({error})") from error
+
+
+def _glob(path: str) -> list[str]:
+    if not is_remote(path):
+        return sorted(glob.glob(path))
+    filesystem, inner = _filesystem(path)
+    return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(inner))]
+
+
+def _unbrace(path: str) -> list[str]:
+    match = _BRACES.search(path)
+    if not match:
+        return [path]
+    first, last, listed = match.groups()
+    if listed is None:
+        if int(last) < int(first):
+            raise BadInput(f"{path}: {match[0]} counts down; expected the smaller number first")
+        items = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    else:
+        items = listed.split(",")
+    before, after = path[: match.start()], path[match.end() :]
+    return [before + item + rest for item in items for rest in _unbrace(after)]

@@ -1,0 +1,139 @@
+"""Reading by position, near and far, and what happens when it fails."""
+
+import threading
+import uuid
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from data import files
+from mm.config import BadInput
+
+
+class Flaky(MemoryFileSystem):
+    """Fails the first times that a file is read."""
+
+    protocol = "flaky"
+    store: dict = {}
+    pseudo_dirs = [""]
+    failures = 0
+    fetched: list = []
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        if Flaky.failures:
+            Flaky.failures -= 1
+            raise ConnectionResetError("reset by peer")
+        Flaky.fetched.append((start, end))
+        return super().cat_file(path, start, end, **kwargs)
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(files, "_FIRST_PAUSE_SECONDS", 0.0)
+    Flaky.failures, Flaky.fetched = 0, []
+    path = f"flaky://{uuid.uuid4().hex}/a.bin"
+    fsspec.filesystem("flaky").pipe_file(path, bytes(range(256)) * 4)
+    return path
+
+
+@pytest.mark.parametrize(
+    "pattern, names",
+    [
+        ("{0..2}.tar", ["0.tar", "1.tar", "2.tar"]),
+        ("{08..11}.tar", ["08.tar", "09.tar", "10.tar", "11.tar"]),
+        ("{b,a}/{0..1}", ["b/0", "b/1", "a/0", "a/1"]),
+        (["x", "{0..1}", "x"], ["x", "0", "1"]),
+    ],
+)
+def test_braces_count_and_list(pattern, names):
+    assert files.expand(pattern) == names
+
+
+def test_stars_match_what_is_there_in_order(tmp_path):
+    for name in ("b.tar", "a.tar", "c.txt"):
+        (tmp_path / name).touch()
+    assert files.expand(f"{tmp_path}/*.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+    with pytest.raises(BadInput, match=r"\*\.png: matches no file"):
+        files.expand(f"{tmp_path}/*.png")
+
+
+def test_stars_match_far_away(flaky):
+    folder = files.parent(flaky)
+    assert files.expand(f"{folder}/*.bin") == [flaky]
+
+
+@pytest.mark.parametrize("start, stop", [(0, None), (3, 10), (250, 300), (1000, 2000), (5, 5)])
+def test_a_part_of_a_file_is_the_same_near_and_far(tmp_path, flaky, monkeypatch, start, stop):
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 100)
+    path = str(tmp_path / "a.bin")
+    want = (bytes(range(256)) * 4)[start:stop]
+    (tmp_path / "a.bin").write_bytes(bytes(range(256)) * 4)
+    assert files.read(path, start, stop) == files.read(flaky, start, stop) == want
+    assert files.size(path) == files.size(flaky) == 1024
+
+
+def test_neighbours_in_a_block_cost_one_way(flaky, monkeypatch):
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 512)
+    for start in range(0, 500, 50):
+        files.read(flaky, start, start + 10)
+    assert Flaky.fetched == [(0, 512)]
+
+
+def test_the_oldest_blocks_are_forgotten(flaky, monkeypatch):
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(files, "_blocks", files._Blocks(200))
+    for start in (0, 100, 0, 200, 0, 100):
+        files.read(flaky, start, start + 1)
+    assert [start for start, _ in Flaky.fetched] == [0, 100, 200, 100]
+
+
+def test_threads_that_want_a_block_fetch_it_once(flaky):
+    threads = [threading.Thread(target=files.read, args=(flaky, 1, 2)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Flaky.fetched) == 1
+
+
+@pytest.mark.parametrize("start, stop", [(0, None), (3, 10)])
+def test_a_read_that_fails_twice_then_works_is_like_any_other(flaky, start, stop):
+    Flaky.failures = 2
+    assert files.read(flaky, start, stop) == (bytes(range(256)) * 4)[start:stop]
+
+
+def test_a_read_that_always_fails_ends_in_one_line(flaky):
+    Flaky.failures = 99
+    with pytest.raises(files.ReadError, match="a.bin: cannot be read, tried 5 times .*reset by"):
+        files.read(flaky)
+    Flaky.failures = 0
+    assert len(files.read(flaky)) == 1024  # a failure is not remembered
+
+
+def test_a_slow_read_is_told_of(flaky, monkeypatch, caplog):
+    monkeypatch.setattr(files, "_SLOW_SECONDS", -1.0)
+    files.read(flaky)
+    assert "a.bin: one read took 0 s" in caplog.text
+
+
+def test_a_file_that_is_not_there_is_said_once(tmp_path):
+    (tmp_path / "pairs.jsonl").touch()
+    with pytest.raises(BadInput, match="did you mean 'pairs.jsonl'"):
+        files.read(str(tmp_path / "pair.jsonl"))
+    with pytest.raises(BadInput, match="none/a: cannot be read"):
+        files.read("memory://none/a")
+
+
+def test_a_protocol_that_nobody_knows_is_refused():
+    with pytest.raises(BadInput, match="sg://a/b: cannot be opened .*sg"):
+        files.read("sg://a/b")
+
+
+def test_names_are_inside_a_folder_unless_they_say_where_they_are():
+    assert files.join("gs://b/c", "d.png") == "gs://b/c/d.png"
+    assert files.join("/b", "gs://c/d.png") == "gs://c/d.png"
+    assert files.join("/b", "/c/d.png") == "/c/d.png"
+    assert files.parent("gs://b/c.json") == "gs://b"
+    assert files.parent("c.json") == "."
