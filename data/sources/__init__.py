@@ -9,7 +9,8 @@ import numpy as np
 from mm import registry
 from mm.config import BadInput
 
-_MODULES = ("jsonl", "synthetic", "tfds")
+# Each source's module is loaded when one asks for it, since some load TensorFlow or Arrow.
+_MODULES = {"jsonl": "jsonl", "synthetic": "synthetic", "tfds": "tfds"}
 
 
 class Feature(NamedTuple):
@@ -55,6 +56,7 @@ class Source(Protocol):
 
 def open_source(spec: Mapping, where: str) -> Source:
     """Opens {"name": "tfds", ...}; raises BadInput, prefixed with `where`, when it cannot."""
-    for module in _MODULES:  # late, since they load TensorFlow
+    name = spec.get("name")
+    for module in [_MODULES[name]] if name in _MODULES else sorted(set(_MODULES.values())):
         importlib.import_module(f"data.sources.{module}")
     return registry.build("source", spec, where)
