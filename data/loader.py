@@ -1,47 +1,35 @@
 """Source + order + preprocessing -> batches as global jax.Arrays, ahead of the loop.
 
-tf.data works on chunks of examples in parallel and in order; a thread of ours joins them to the
-rows of this host and puts them on its devices while the loop computes. Which rows those are, the
-sharding says. A batch is computed from its number alone, so starting at any step costs nothing.
+tf.data works on chunks of examples in parallel and in order; a thread (`data.iterator`) joins them
+to the rows of this host and puts them on its devices while the loop computes. Which rows those are,
+the sharding says. A batch is computed from its number alone, so starting at any step costs nothing.
 """
 
 import itertools
 import os
-import queue
-import threading
-import weakref
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
-from data.order import example_at
+from data.chunks import Maker, Slots
+from data.faults import Fault, FaultCount
+from data.iterator import Batch, BatchIterator, HostBatch
+from data.order import hash_seed, make_order, mix
 from data.preprocess import Preprocess
-from data.preprocess.draws import example_keys
-from data.sources import BadExample, Source
-from mm.config import BadInput
+from data.profile import Profile
+from data.sources import Source
+from mm.config import BadInput, Count, Positive, Share
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
 tf.config.set_visible_devices([], "GPU")
 
-Batch = dict[str, jax.Array]
 # Rows that are worked on at once: many, since a chunk by itself costs about a millisecond, but not
 # more than a cache or a heap likes. 512 pictures of 48 x 48, 55 of 224 x 224.
 _CHUNK_ROWS = 512
 _CHUNK_BYTES = 8 << 20
-_BATCHES_ON_DEVICE = 2  # made ahead: one waits while the next is on its way
-_POLL_SECONDS = 0.2  # how soon a thread that waits notices that nobody wants it any more
-
-
-class Slots(NamedTuple):
-    """Which examples are in the rows of a batch: (batch number, rows) -> ids, epochs, valid."""
-
-    at: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    seed: int
-    num_batches: int | None = None
 
 
 def train_batches(
@@ -52,36 +40,62 @@ def train_batches(
     seed: int,
     sharding: jax.sharding.NamedSharding,
     start_step: int = 0,
-    num_workers: int | None = None,
-    prefetch: int = 2,
-) -> "BatchIterator":
+    bad_examples: Mapping[str, int] = {},
+    order: Mapping | None = None,
+    max_bad_share: Share = 0.01,
+    num_workers: Positive | None = None,
+    prefetch: Count = 2,
+    profile: Count = 0,
+) -> BatchIterator:
     """Endless batches start_step, start_step + 1, ... over `sharding` (of rows, axis 0).
 
     Holds `image` [b, h, w, 3] (uint8, or float32 after value_range), `text` int32 [b, l] and
     `text_mask` bool [b, l], as far as `preprocess` writes them, `group` int32 [b] (same number:
     same thing) and `id` uint32 [b].
+    order: {"name": "shuffle"} (the default) or "windows", see `data.lanes`. max_bad_share: an
+    example that is broken is counted and replaced, as long as they are no larger share than this;
+    bad_examples: the counts of a run that goes on.
     num_workers: threads that prepare chunks; None is one for two cores, 16 at most: beside a model
     on the same cores, more of them only wait for Python's lock. prefetch: batches ready on the
-    host, besides those on the devices. Raises BadInput when the batch does not divide over the
-    sharding or the source lacks a field.
+    host, besides those on the devices. profile: 1 has the time of each stage logged. Raises
+    BadInput when the batch does not divide over the sharding or the source lacks a field.
     """
+    where = f"{preprocess.where.rpartition('.')[0] or 'input'}"
+    find = make_order(
+        source, order, seed=seed, batch_size=global_batch_size, where=f"{where}.order"
+    )
+    starts = getattr(source, "starts", np.zeros(1, np.int64))
+    ends = np.append(starts[1:], len(source))
+    key = hash_seed(~seed)
 
     def at(step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = step * global_batch_size + rows
-        ids, epochs = example_at(slots, len(source), seed)
+        ids, epochs = find(step * global_batch_size + rows)
         return ids, epochs, np.ones(len(rows), bool)
 
+    def instead(step: int, row: int, number: int) -> int:
+        """Any example of the part of a mixture that the slot belongs to."""
+        slot = np.array([step * global_batch_size + row])
+        part = np.searchsorted(starts, find(slot)[0][0], side="right") - 1
+        drawn = mix(mix(key, slot), np.array([number]))[0]
+        return int(starts[part] + drawn % np.uint64(ends[part] - starts[part]))
+
     rows = host_rows(global_batch_size, sharding)
-    chunks = host_batches(
-        source,
-        preprocess,
-        Slots(at, seed),
+    times = Profile(workers(num_workers), shown=bool(profile))
+    batches = host_batches(
+        Maker(source, preprocess, Slots(at, instead, seed), valid=False),
         rows,
         start=start_step,
+        profile=times,
         num_workers=num_workers,
         prefetch=prefetch,
     )
-    return BatchIterator(chunks, lambda local: _place(local, rows, global_batch_size, sharding))
+    return BatchIterator(
+        batches,
+        lambda local: _place(local, rows, global_batch_size, sharding),
+        own_rows(global_batch_size, sharding),
+        FaultCount(where, max_bad_share, bad_examples),
+        times,
+    )
 
 
 def eval_batches(
@@ -90,12 +104,14 @@ def eval_batches(
     *,
     batch_size: int,
     sharding: jax.sharding.NamedSharding,
+    max_bad_share: float = 0.01,
     num_workers: int | None = None,
     prefetch: int = 2,
-) -> "BatchIterator":
+) -> BatchIterator:
     """Once over the source, in order. The last batch is filled up with its last example.
 
-    As `train_batches`, plus `valid` bool [b]: False in the rows that were filled up.
+    As `train_batches`, plus `valid` bool [b]: False in the rows that were filled up, or whose
+    example is broken.
     """
     size = len(source)
 
@@ -104,12 +120,32 @@ def eval_batches(
         ids = np.minimum(slots, size - 1)
         return ids, np.zeros_like(ids), slots < size
 
+    def instead(step: int, row: int, number: int) -> int:
+        return (step * batch_size + row + number + 1) % size
+
     rows = host_rows(batch_size, sharding)
-    slots = Slots(at, seed=0, num_batches=-(-size // batch_size))
-    chunks = host_batches(
-        source, preprocess, slots, rows, num_workers=num_workers, prefetch=prefetch, valid=True
+    slots = Slots(at, instead, seed=0, keep=False, num_batches=-(-size // batch_size))
+    profile = Profile(workers(num_workers))
+    batches = host_batches(
+        Maker(source, preprocess, slots, valid=True),
+        rows,
+        profile=profile,
+        num_workers=num_workers,
+        prefetch=prefetch,
     )
-    return BatchIterator(chunks, lambda local: _place(local, rows, batch_size, sharding))
+    where = f"{preprocess.where.rpartition('.')[0] or 'input'}"
+    return BatchIterator(
+        batches,
+        lambda local: _place(local, rows, batch_size, sharding),
+        own_rows(batch_size, sharding),
+        FaultCount(where, max_bad_share),
+        profile,
+    )
+
+
+def workers(num_workers: int | None) -> int:
+    """How many threads prepare chunks when so many are asked for."""
+    return num_workers or min(16, max(1, (os.cpu_count() or 1) // 2))
 
 
 def host_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> Int64[np.ndarray, " rows"]:
@@ -126,58 +162,48 @@ def host_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> Int64[np
     return np.unique(np.concatenate([every[index] for index in slices.values()]))
 
 
+def own_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> set[int]:
+    """Those of `host_rows` that no process before this one holds: each row is in one process."""
+    owner = np.full(batch_size, jax.process_count())
+    for device, index in sharding.devices_indices_map((batch_size,)).items():
+        owner[index] = np.minimum(owner[index], device.process_index)
+    return set(np.flatnonzero(owner == jax.process_index()).tolist())
+
+
 def host_batches(
-    source: Source,
-    preprocess: Preprocess,
-    slots: Slots,
+    maker: Maker,
     rows: Int64[np.ndarray, " rows"],
     *,
+    profile: Profile,
     start: int = 0,
     num_workers: int | None = None,
     prefetch: int = 2,
-    valid: bool = False,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[HostBatch]:
     """Yields the given rows of batches start, start + 1, ... as numpy arrays."""
-    preprocess.check(source.features)
-    num_workers = num_workers or min(16, max(1, (os.cpu_count() or 1) // 2))
+    maker.preprocess.check(maker.source.features)
+    num_workers, num_batches = workers(num_workers), maker.slots.num_batches
     failed: dict[int, Exception] = {}  # by the number of the chunk
-
-    def prepare(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        ids, epochs, real = slots.at(step, rows)
-        records = source.read(ids, preprocess.reads)
-        columns = {key: [record[key] for record in records] for key in preprocess.reads}
-        batch = preprocess.apply(columns, example_keys(slots.seed, ids, epochs))
-        batch.setdefault("group", (ids & (2**31 - 1)).astype(np.int32))
-        batch["id"] = ids.astype(np.uint32)
-        return batch | ({"valid": real} if valid else {})
-
-    def named(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`prepare`, but an example that is broken is named."""
-        try:
-            return prepare(step, rows)
-        except BadExample as error:
-            for row in rows[:, None]:
-                try:
-                    prepare(step, row)
-                except BadExample:
-                    raise BadInput(f"example {slots.at(step, row)[0][0]}: {error}") from error
-            raise
+    faults: dict[int, dict[int, Fault]] = {}
 
     # One row now: mistakes in the config show here, and tf.data wants to know what is made.
-    example = named(start, rows[:1])
+    example, _ = maker(start, rows[:1])
     keys = tuple(example)
     row_bytes = sum(value.nbytes for value in example.values())
     chunk_rows = min(max(_CHUNK_BYTES // row_bytes, 16), _CHUNK_ROWS)
     parts = np.array_split(rows, -(-len(rows) // chunk_rows))
-    last = np.iinfo(np.int64).max if slots.num_batches is None else slots.num_batches * len(parts)
+    last = np.iinfo(np.int64).max if num_batches is None else num_batches * len(parts)
 
-    def prepare_chunk(chunk: np.ndarray) -> list[np.ndarray]:
+    def prepare_chunk(number: np.ndarray) -> list[np.ndarray]:
+        number = int(number)
         try:
-            step, part = divmod(int(chunk), len(parts))
-            batch = named(step, parts[part])
-            return [batch[key] for key in keys]
+            step, part = divmod(number, len(parts))
+            with profile.counting():
+                chunk, found = maker(step, parts[part])
+            if found:
+                faults[number] = found
+            return [chunk[key] for key in keys]
         except Exception as error:  # tf.data would print a traceback and pass on its text only
-            failed[int(chunk)] = error
+            failed[number] = error
             return [example[key][:0] for key in keys]
 
     def mapped(chunk: tf.Tensor) -> list[tf.Tensor]:
@@ -187,7 +213,28 @@ def host_batches(
     chunks = chunks.map(mapped, num_parallel_calls=num_workers, deterministic=True)
     chunks = chunks.prefetch(max(prefetch, 1) * len(parts))
     chunks = chunks.with_options(_options(num_workers))
-    return _joined(chunks, keys, len(parts), start, failed)
+
+    def joined() -> Iterator[HostBatch]:
+        iterator = chunks.as_numpy_iterator()
+        for step in itertools.count(start):
+            made = list(itertools.islice(iterator, len(parts)))
+            if not made:
+                return
+            found = {}
+            for number in range(step * len(parts), (step + 1) * len(parts)):
+                if number in failed:
+                    raise failed[number]
+                found |= faults.pop(number, {})
+            columns = zip(*made, strict=True)
+            yield HostBatch(
+                {
+                    key: column[0] if len(parts) == 1 else np.concatenate(column)
+                    for key, column in zip(keys, columns, strict=True)
+                },
+                found,
+            )
+
+    return joined()
 
 
 def _options(num_workers: int) -> tf.data.Options:
@@ -198,29 +245,6 @@ def _options(num_workers: int) -> tf.data.Options:
     options.autotune.enabled = False
     options.deterministic = True
     return options
-
-
-def _joined(
-    chunks: tf.data.Dataset,
-    keys: tuple[str, ...],
-    count: int,
-    start: int,
-    failed: dict[int, Exception],
-) -> Iterator[dict[str, np.ndarray]]:
-    """Joins `count` chunks to a batch; raises what went wrong when one of them was made."""
-    iterator = chunks.as_numpy_iterator()
-    for step in itertools.count(start):
-        parts = list(itertools.islice(iterator, count))
-        if not parts:
-            return
-        for chunk in range(step * count, (step + 1) * count):
-            if chunk in failed:
-                raise failed[chunk]
-        columns = zip(*parts, strict=True)
-        yield {
-            key: column[0] if count == 1 else np.concatenate(column)
-            for key, column in zip(keys, columns, strict=True)
-        }
 
 
 def _place(
@@ -240,75 +264,3 @@ def _place(
             shards.append(jax.device_put(values[here], device))
         batch[key] = jax.make_array_from_single_device_arrays(shape, sharding, shards)
     return batch
-
-
-class BatchIterator:
-    """Batches made by a thread, a few ahead; `close`, `with` or the end of the program ends it."""
-
-    def __init__(
-        self,
-        local: Iterator[dict[str, np.ndarray]],
-        place: Callable[[dict[str, np.ndarray]], Batch],
-    ):
-        self._ready: queue.Queue = queue.Queue(_BATCHES_ON_DEVICE - 1)  # one more is in its hands
-        stop = threading.Event()
-        # It must not hold `self`, or nobody would ever see that the iterator was dropped.
-        thread = threading.Thread(
-            target=_produce, args=(local, place, self._ready, stop), name="batches", daemon=True
-        )
-        self.close = weakref.finalize(self, _finish, stop, thread)
-        thread.start()
-
-    def __iter__(self) -> "BatchIterator":
-        return self
-
-    def __next__(self) -> Batch:
-        while self.close.alive:
-            try:
-                item = self._ready.get(timeout=_POLL_SECONDS)
-            except queue.Empty:  # look whether a signal's handler has closed it meanwhile
-                continue
-            if isinstance(item, dict):
-                return item
-            self.close()
-            raise item
-        raise StopIteration
-
-    def __enter__(self) -> "BatchIterator":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _produce(
-    local: Iterator[dict[str, np.ndarray]],
-    place: Callable[[dict[str, np.ndarray]], Batch],
-    ready: queue.Queue,
-    stop: threading.Event,
-) -> None:
-    """Fills `ready` with batches; its last item is the exception that ended it."""
-    end: BaseException = StopIteration()
-    try:
-        for arrays in local:
-            if stop.is_set() or not _offer(place(arrays), ready, stop):
-                return
-    except BaseException as error:  # the loop, not this thread, is who can do something about it
-        end = error
-    _offer(end, ready, stop)
-
-
-def _offer(item: Batch | BaseException, ready: queue.Queue, stop: threading.Event) -> bool:
-    """Puts it in the queue as soon as there is room; False if it is no longer wanted."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=_POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False
-
-
-def _finish(stop: threading.Event, thread: threading.Thread) -> None:
-    stop.set()
-    thread.join()

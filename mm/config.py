@@ -102,12 +102,15 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
 def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> None:
     """Sets dotted keys in place, e.g. ("optimizer.learning_rate", "3e-4").
 
-    A key must exist. A value must be of the type that stands there (an int may become a float, and
-    anything may replace None); text is read as a Python literal, or as it is where text stands.
+    A value must be of the type that stands there (an int may become a float, and anything may
+    replace None); text is read as a Python literal, or as it is where text stands. A key that a
+    group leaves out is added to it, for whoever reads the group to check; the group must exist.
     """
     for key, text in assignments:
         node, parts = config, key.split(".")
         for depth, part in enumerate(parts):
+            if isinstance(node, ConfigDict) and part not in node and 0 < depth == len(parts) - 1:
+                break
             if not isinstance(node, ConfigDict) or part not in node:
                 prefix = ".".join(["config", *parts[:depth]])
                 known = list(node) if isinstance(node, ConfigDict) else []
@@ -116,7 +119,7 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> None
             if depth < len(parts) - 1:
                 node = node[part]
         with config.unlocked(), config.ignore_type():
-            node[parts[-1]] = _converted(f"config.{key}", text, node[parts[-1]])
+            node[parts[-1]] = _converted(f"config.{key}", text, node.get(parts[-1]))
 
 
 def _converted(where: str, text: str, current: Any) -> Any:

@@ -22,6 +22,7 @@ from mm.program import Program, build_program, check_batch
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
+from mm.runtime.input_log import InputLog
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
 from mm.start import first_state, layout, say
@@ -29,7 +30,7 @@ from mm.start import first_state, layout, say
 # What may differ when a run is continued: it changes neither a batch nor what is computed from it.
 MAY_CHANGE = (
     "log", "checkpoint", "evals", "sharding", "pod", "accumulation_steps", "input.num_workers",
-    "input.prefetch",
+    "input.prefetch", "input.max_bad_share", "input.profile",
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     program: Program
     start_step: int
     batches: Iterator[Batch]
+    input_log: InputLog
     evaluations: Mapping[str, Evaluation]
     logging: "Logging"
     checkpointer: Checkpointer
@@ -107,14 +109,17 @@ def train(config: ConfigDict, directory: str) -> int:
             seed=recipe.seed,
             sharding=program.batch_sharding,
             start_step=start_step,
+            # Each process counts its own; the sum of all before goes on in the first.
+            bad_examples=saved.get("bad_examples", {}) if jax.process_index() == 0 else {},
         )
         stack.callback(batches.close)
         writer = MetricsWriter(directory, start_step)
         stack.callback(writer.close)
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
+        input_log = InputLog(batches, start_step, progress.message)
         run = Run(
-            path, program, start_step, batches, evaluations, logging, checkpointer,
+            path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
             manifest, writer, progress, signals,
         )  # fmt: skip
         state, results, stopped = loop(run, state)
@@ -166,7 +171,8 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
                 previous = None
                 if last or stop or run.checkpointer.due(step):
                     run.writer.sync()  # a checkpoint is never ahead of the log
-                    run.checkpointer.save(step, state, run.manifest, results)
+                    bad = {"bad_examples": run.input_log.bad_examples()}
+                    run.checkpointer.save(step, state, run.manifest | bad, results)
         if stop and not last:
             return state, {}, True
     return state, results, False
@@ -180,7 +186,9 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
     off = set(run.program.recipe.objectives) - set(turns.groups[turns.index(step - 1)])
     metrics = {key: x for key, x in metrics.items() if key.split("/")[0] not in off}
     if step % run.logging.every_steps == 0 or results:
-        run.writer.write(step, {**metrics, **run.progress.rates(), **results})
+        rates = run.progress.rates()
+        times = run.input_log.metrics(step, rates.get("data_wait_fraction"))
+        run.writer.write(step, {**metrics, **rates, **times, **results})
     if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end
         run.progress.message(f"step {step}\n{show(results)}")
     # The update, too: a finite loss may have gradients that are not, and they must not be saved.

@@ -29,7 +29,8 @@ from tests import pods
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden/configs"
 MORE = {"flip": ["keep=0.25", "phase=tune"], "pairs": ["size=tiny"]}
-GIVEN = ("global_batch_size", "seed", "sharding", "start_step")  # to the input, by the program
+# To the input, by the program.
+GIVEN = ("global_batch_size", "seed", "sharding", "start_step", "bad_examples")
 
 
 def cases() -> dict[str, str]:

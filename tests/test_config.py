@@ -48,9 +48,14 @@ def test_a_whole_group_can_be_replaced():
     assert config.optimizer == ConfigDict({"learning_rate": 0.5})
 
 
-def test_unknown_key_names_the_nearest():
-    with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
-        overridden("optimizer.lerning_rate", "1")
+def test_unknown_group_names_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'optimizer'"):
+        overridden("optimiser.learning_rate", "1")
+
+
+def test_a_key_that_a_group_leaves_out_can_be_set():
+    assert overridden("optimizer.b2", "0.95").optimizer.b2 == 0.95
+    assert overridden("optimizer.name", "lion").optimizer.name == "lion"
 
 
 def test_unknown_top_level_key_names_the_nearest():

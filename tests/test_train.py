@@ -6,8 +6,10 @@ import math
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import main
+from data.order import example_at
 from data.tokenizers.train import train as train_tokenizer
 from mm.runtime import metrics, preemption
 from mm.runtime.checkpoint import Checkpointer
@@ -151,14 +153,57 @@ def test_a_run_does_not_continue_on_a_changed_source(finished, run, monkeypatch)
     assert code == 2 and "has 41 examples, had 40 when this run began" in err
 
 
+def broken_pairs(folder, broken, whole):
+    """Lines of pictures that cannot be decoded, then of whole ones."""
+    (folder / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(folder / "whole.png")
+    names = ["broken.png"] * broken + ["whole.png"] * whole
+    rest = {"label": "red circle", "tags": ["red"], "concept": "z"}
+    lines = "".join(json.dumps({"image": name, **rest}) + "\n" for name in names)
+    (folder / "pairs.jsonl").write_text(lines)
+    source = {"name": "jsonl", "path": str(folder / "pairs.jsonl")}
+    return f"--config.input.source={source}"
+
+
 def test_a_picture_that_cannot_be_decoded_is_named(run, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    line = json.dumps({"image": "broken.png", "label": "x", "tags": ["y"], "concept": "z"})
-    (tmp_path / "pairs.jsonl").write_text(f"{line}\n" * 15)
-    source = {"name": "jsonl", "path": str(tmp_path / "pairs.jsonl")}
-    code, _, err = run(tmp_path / "run", f"--config.input.source={source}")
-    assert code == 2 and "config.input: example 1: " in err and "cannot be decoded" in err, err
-    assert "Traceback" not in err
+    code, _, err = run(tmp_path / "run", broken_pairs(tmp_path, 15, 0))
+    assert code == 2 and "config.input: example 1 and 100 that" in err, err
+    assert "cannot be decoded" in err and "Traceback" not in err
+
+
+def test_too_many_broken_examples_end_the_run_with_a_table(run, tmp_path):
+    flags = broken_pairs(tmp_path, 5, 15), "--config.input.max_bad_share=0"
+    code, _, err = run(tmp_path / "run", *flags)
+    assert code == 2 and "examples are broken, more than max_bad_share=0" in err, err
+    assert "picture cannot be decoded: example" in err and "Traceback" not in err
+
+
+def test_broken_examples_are_counted_through_a_stop(run, tmp_path, monkeypatch):
+    """As often as a run that was not stopped counts them, and as the order says."""
+
+    def counts(workdir):
+        return Checkpointer(workdir / "checkpoints", read_only=True).manifest()["bad_examples"]
+
+    flags = broken_pairs(tmp_path, 1, 19), "--config.input.max_bad_share=0.5"
+    code, _, err = run(tmp_path / "whole", *flags)
+    assert code == 0 and "were replaced" in err, err
+    stop = preemption.StopSignals.stop_requested
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", lambda self, step: step == 3)
+    assert run(tmp_path / "stopped", *flags)[0] == preemption.PREEMPTED
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", stop)
+    assert run(tmp_path / "stopped", *flags)[0] == 0
+    drawn = example_at(np.arange(8 * 16), 20, 0)[0]
+    want = {"picture cannot be decoded": int((drawn == 0).sum())}
+    assert counts(tmp_path / "stopped") == counts(tmp_path / "whole") == want
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_that_is_profiled_says_where_the_time_goes(run, tmp_path):
+    code, _, err = run(tmp_path, "--config.input.profile=1", "--config.total_steps=4")
+    last = metrics.read(tmp_path / "metrics.jsonl")[-1]
+    assert code == 0 and "input, ms a batch: read " in err, err
+    stages = ("read", "decode", "augment", "text", "tokenize", "transfer")
+    assert {f"input/{stage}_seconds" for stage in stages} <= last.keys()
 
 
 def test_a_run_continues_on_another_mesh(finished, run, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from data.preprocess.draws import Draws
+from data.profile import stage
 from data.sources import BadExample, Feature
 from data.tokenizers import Tokenizer
 from mm.config import BadInput, suggest
@@ -33,11 +34,13 @@ class Lazy(Protocol):
 
 
 class Op(NamedTuple):
-    """apply: (columns, draws) -> columns. reads: the source's fields it takes."""
+    """apply: (columns, draws) -> columns. reads: the source's fields it takes. stage: see
+    `data.profile`; by default "augment" of pictures and "text"."""
 
     apply: Callable[[Columns, Draws], Columns]
     reads: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
+    stage: str = "augment"
 
 
 class Preprocess(NamedTuple):
@@ -91,7 +94,8 @@ class Preprocess(NamedTuple):
             seen[kind] = seen.get(kind, 0) + 1
             try:
                 # Keyed by name and occurrence: adding an op leaves the draws of the others alone.
-                columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
+                with stage(op.stage):
+                    columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
             except BadExample as error:
                 message = f"{self.where}: {name}: {error}"
                 raise BadExample(message, error.reason) from error
@@ -101,7 +105,8 @@ class Preprocess(NamedTuple):
         for key, value in columns.items():
             if raw.get(key) is value:
                 continue
-            written[key] = value.make() if isinstance(value, Lazy) else value
+            with stage("augment"):
+                written[key] = value.make() if isinstance(value, Lazy) else value
             if not isinstance(written[key], np.ndarray):
                 raise BadInput(f"{self.where}: {key!r} is not yet numbers{_NEXT.get(key, '')}")
         return written

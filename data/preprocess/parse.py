@@ -81,7 +81,10 @@ def _build(node: ast.Name | ast.Call, where: str, data_dir: str | None) -> Op:
             if key in kwargs:
                 raise BadInput(f"{here}: {key!r} is given twice")
             kwargs[str(key)] = _literal(value, here, key)
-    return registry.call(constructor, kwargs, here, **given)
+    op = registry.call(constructor, kwargs, here, **given)
+    if op.tokenizer:
+        return op._replace(stage="tokenize")
+    return op._replace(stage="text") if constructor.__module__ == text.__name__ else op
 
 
 def _literal(node: ast.expr, where: str, key: str | None) -> Any:

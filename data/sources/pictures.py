@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
 
+from data.profile import stage
 from data.sources import BadExample
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
@@ -16,7 +17,8 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     TensorFlow decodes a small PNG in half of PIL's time, and other threads may run meanwhile.
     """
     try:
-        return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+        with stage("decode"):
+            return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     except tf.errors.InvalidArgumentError:
         raise BadExample(
             f"a picture of {len(encoded):,} bytes that begins with {encoded[:8]!r} cannot be "

@@ -66,8 +66,9 @@ class Retrieval:
         batches = eval_batches(self.source, self.preprocess, **given)
         with contextlib.closing(batches):
             zimg, ztxt, pool = embed_pool(model.embed, batches, sharding.mesh, bool(self.rerank))
+        ids = pool.pop("id")
         if picture is not None and jax.process_index() == 0:
-            self._draw(zimg, ztxt, picture)
+            self._draw(zimg, ztxt, ids, picture)
         found = {
             name: ranks(*sides, sharding.mesh) for name, sides in directions(zimg, ztxt).items()
         }
@@ -81,7 +82,7 @@ class Retrieval:
             results |= {f"reranked/{key}": value for key, value in metrics(found).items()}
         return results
 
-    def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, path: epath.Path) -> None:
+    def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, ids: np.ndarray, path: epath.Path) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
         text, image = self.preprocess.field_of("caption"), self.preprocess.field_of("decode")
         if text is None or image is None:
@@ -89,8 +90,8 @@ class Retrieval:
         rows = np.linspace(0, len(zimg) - 1, min(_CAPTIONS, len(zimg))).astype(int)
         scores = ztxt[rows] @ zimg.T
         shown = np.unique(report.best_columns(scores))
-        captions = [record[text] for record in self.source.read(rows, (text,))]
-        records = self.source.read(shown, (image,))
+        captions = [record[text] for record in self.source.read(ids[rows], (text,))]
+        records = self.source.read(ids[shown], (image,))
         pictures = {i: _pil(r[image]) for i, r in zip(shown.tolist(), records, strict=True)}
         title = f"{len(zimg):,} pictures; the best five for captions spread evenly over them"
         buffer = io.BytesIO()
@@ -110,7 +111,7 @@ def embed_pool(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Returns float32 (zimg, ztxt), both [n d], of all valid rows, on every host.
 
-    And, to `keep`, what they were made of.
+    And the "id" of each; to `keep`, also what they were made of.
     """
     replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
     parts = []
@@ -123,7 +124,7 @@ def embed_pool(
     waiting = None
     for batch in batches:
         zimg, ztxt = embed(batch)
-        found = {"zimg": zimg, "ztxt": ztxt, "valid": batch["valid"]}
+        found = {"zimg": zimg, "ztxt": ztxt, "valid": batch["valid"], "id": batch["id"]}
         running = replicate(found | (of_pairs(batch) if keep else {}))
         if waiting is not None:  # one behind, so that the devices always have work
             fetch(waiting)

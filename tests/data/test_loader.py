@@ -10,9 +10,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data import loader
-from data.loader import Slots, eval_batches, host_batches, host_rows, train_batches
+from data.chunks import Maker, Slots
+from data.loader import eval_batches, host_batches, host_rows, train_batches
 from data.order import example_at
 from data.preprocess.parse import parse
+from data.profile import Profile
 from data.sources import open_source
 from data.tokenizers import train as tokenizer_train
 from mm.config import BadInput
@@ -49,6 +51,12 @@ def sharded(*shape_and_spec, devices=8):
     shape = shape_and_spec or (1, devices, 1)
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3)
     return NamedSharding(mesh, P(("replica", "fsdp")))
+
+
+def rows_of(source, preprocess, at, rows, start=0):
+    """The rows of one batch, as a host that holds them makes them."""
+    maker = Maker(source, preprocess, Slots(at, instead=None, seed=5), valid=False)
+    return next(host_batches(maker, rows, profile=Profile(1), start=start)).rows
 
 
 def take(batches, count):
@@ -102,10 +110,10 @@ def test_hosts_together_hold_the_batch_that_one_holds(source, preprocess, hosts,
     """Each host reads its rows, interleaved and unequal in number, in chunks of another size."""
 
     def rows_of_batch(rows):
-        slots = Slots(
-            lambda t, r: (*example_at(t * 16 + r, SIZE, 0), np.ones(len(r), bool)), seed=0
-        )
-        return next(host_batches(source, preprocess, slots, rows, start=1))
+        def at(step, rows):
+            return *example_at(step * 16 + rows, SIZE, 0), np.ones(len(rows), bool)
+
+        return rows_of(source, preprocess, at, rows, start=1)
 
     whole = rows_of_batch(np.arange(16))
     monkeypatch.setattr(loader, "_CHUNK_ROWS", 3)
@@ -118,8 +126,10 @@ def test_an_example_looks_the_same_wherever_it_stands(source, preprocess):
     """(id, epoch) decides; neither the neighbours in the chunk nor the place do."""
 
     def at(ids, epochs):
-        slots = Slots(lambda t, r: (ids[r], epochs[r], np.ones(len(r), bool)), seed=5)
-        return next(host_batches(source, preprocess, slots, np.arange(len(ids))))
+        def every(step, rows):
+            return ids[rows], epochs[rows], np.ones(len(rows), bool)
+
+        return rows_of(source, preprocess, every, np.arange(len(ids)))
 
     ids, epochs = np.arange(SIZE), np.arange(SIZE) % 3
     whole = at(ids, epochs)

@@ -164,6 +164,7 @@ def pool(monkeypatch):
         for start in range(0, 21, batch_size):
             rows = np.arange(start, start + batch_size)
             batch = {"image": zimg[rows % 21], "text": ztxt[rows % 21], "valid": rows < 21}
+            batch["id"] = rows.astype(np.uint32)
             yield {key: jax.device_put(value, sharding) for key, value in batch.items()}
 
     monkeypatch.setattr("data.loader.eval_batches", eval_batches)

@@ -1,0 +1,120 @@
+"""A part of a batch, from the numbers of its rows: reads examples, runs the ops, replaces bad ones.
+
+What is in a row depends on its number alone, also where an example is broken: then the slot draws
+others, always the same ones, until one is whole.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from data.faults import Fault
+from data.preprocess import Preprocess
+from data.preprocess.draws import example_keys
+from data.profile import stage
+from data.sources import BadExample, Source
+from mm.config import BadInput
+
+_TRIES = 100  # examples drawn for a slot before it is given up
+_PARTS = 16  # a chunk with a bad example is done again in so many
+_REMEMBERED = 1 << 18  # bad examples that are not even read when they come again
+
+Chunk = dict[str, np.ndarray]
+
+
+class Slots(NamedTuple):
+    """Which examples are in the rows of a batch.
+
+    at: (batch number, rows) -> ids, epochs, valid. instead: (batch number, row, try) -> the id that
+    is drawn when the row's is broken; a row may say that it is not valid then (keep=False).
+    """
+
+    at: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    instead: Callable[[int, int, int], int]
+    seed: int
+    keep: bool = True
+    num_batches: int | None = None
+
+
+class Maker:
+    """Makes chunks, in several threads at once. valid: whether they have that column."""
+
+    def __init__(self, source: Source, preprocess: Preprocess, slots: Slots, valid: bool):
+        self.source, self.preprocess, self.slots = source, preprocess, slots
+        self._valid = valid
+        self._known: dict[int, Fault] = {}
+
+    def __call__(
+        self, step: int, rows: Int64[np.ndarray, " rows"]
+    ) -> tuple[Chunk, dict[int, Fault]]:
+        """The rows of a batch, and what was wrong with those that another example took."""
+        ids, epochs, valid = self.slots.at(step, rows)
+        ids, valid, faults = ids.copy(), valid.copy(), {}
+        for place in np.flatnonzero([i in self._known for i in ids.tolist()]):
+            row = int(rows[place])
+            faults[row] = self._known[int(ids[place])]
+            ids[place] = self._untried(step, row)
+            valid[place] &= self.slots.keep
+        try:
+            return self._make(ids, epochs, valid), faults
+        except BadExample as error:
+            if len(rows) == 1:
+                return self._one(step, rows, error, faults)
+        # By pieces, so that what is whole is not made again and again.
+        pieces = [self(step, part) for part in np.array_split(rows, min(len(rows), _PARTS))]
+        chunks = [chunk for chunk, _ in pieces]
+        joined = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        return joined, {row: fault for _, found in pieces for row, fault in found.items()}
+
+    def _one(
+        self,
+        step: int,
+        rows: Int64[np.ndarray, "1"],
+        error: BadExample,
+        faults: dict[int, Fault],
+    ) -> tuple[Chunk, dict[int, Fault]]:
+        """A row whose example, or the one that took its place, was just found broken."""
+        row = int(rows[0])
+        ids, epochs, valid = self.slots.at(step, rows)
+        if row not in faults:
+            faults = {row: self._remember(int(ids[0]), error)}
+        for number in range(_TRIES):
+            ids = np.array([self.slots.instead(step, row, number)], np.int64)
+            if int(ids[0]) in self._known:
+                continue
+            try:
+                return self._make(ids, epochs, valid & self.slots.keep), faults
+            except BadExample as broken:
+                self._remember(int(ids[0]), broken)
+        fault = faults[row]
+        raise BadInput(
+            f"example {fault.example} and {_TRIES} that were drawn instead are broken, the first: "
+            f"{fault.message}"
+        )
+
+    def _remember(self, example: int, error: BadExample) -> Fault:
+        fault = Fault(example, error.reason, str(error))
+        if len(self._known) < _REMEMBERED:
+            self._known[example] = fault
+        return fault
+
+    def _untried(self, step: int, row: int) -> int:
+        """The first that is drawn instead and is not known to be broken; the last if all are."""
+        drawn = (self.slots.instead(step, row, number) for number in range(_TRIES))
+        return next((i for i in drawn if i not in self._known), self.slots.instead(step, row, 0))
+
+    def _make(
+        self,
+        ids: Int64[np.ndarray, " rows"],
+        epochs: Int64[np.ndarray, " rows"],
+        valid: np.ndarray,
+    ) -> Chunk:
+        with stage("read"):
+            records = self.source.read(ids, self.preprocess.reads)
+        columns = {key: [record[key] for record in records] for key in self.preprocess.reads}
+        batch = self.preprocess.apply(columns, example_keys(self.slots.seed, ids, epochs))
+        batch.setdefault("group", (ids & (2**31 - 1)).astype(np.int32))
+        batch["id"] = ids.astype(np.uint32)
+        return batch | ({"valid": valid} if self._valid else {})

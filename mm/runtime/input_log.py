@@ -1,0 +1,81 @@
+"""What a run says of its input: broken examples, and where the time goes when the loop waits."""
+
+import collections
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_WAIT = 0.05  # a larger share of waiting is told of
+_QUIET_SECONDS = 60.0  # between two such lines
+_SETTLED_STEPS = 20  # before, the share is of a loop that has just begun
+_BYTES = 1 << 14  # of the counts of one process, as text
+
+
+class InputLog:
+    """Follows `batches`, a `data.iterator.BatchIterator`, of a loop that begins at `start_step`.
+
+    message: prints a line above the bar. shown: whether the seconds of every stage are metrics and
+    lines of their own (config.input.profile).
+    """
+
+    def __init__(
+        self,
+        batches: Any,
+        start_step: int,
+        message: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._batches, self._message, self._clock = batches, message, clock
+        self._start_step, self._step = start_step, start_step
+        self._seconds: Mapping[str, float] = {}
+        self._quiet_until = 0.0
+        self._told: Mapping[str, int] = batches.faults.counts
+
+    def metrics(self, step: int, data_wait_fraction: float | None) -> dict[str, float]:
+        """Of the steps since the last call: `input/<stage>_seconds` a batch, where they are shown.
+
+        Says which stage holds the loop up when it waits for more than a twentieth of its time.
+        """
+        profile, now = self._batches.profile, self._batches.profile.seconds()
+        spent = {name: value - self._seconds.get(name, 0.0) for name, value in now.items()}
+        steps, self._seconds, self._step = step - self._step, now, step
+        found = {}
+        if profile.shown and steps > 0:
+            found = {f"input/{name}_seconds": value / steps for name, value in spent.items()}
+            parts = [f"{name} {1000 * value / steps:.1f}" for name, value in spent.items()]
+            wait = "" if data_wait_fraction is None else f"; data wait {data_wait_fraction:.0%}"
+            self._message(f"input, ms a batch: {'  '.join(parts)}; {profile.workers}{wait}")
+        settled = step - self._start_step >= _SETTLED_STEPS
+        if settled and (data_wait_fraction or 0) > _WAIT and self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + _QUIET_SECONDS
+            self._message(
+                f"warning: the loop waits for data {data_wait_fraction:.0%} of its time; the "
+                f"slowest stage is {profile.slowest(spent)}; see config.input.num_workers, and "
+                "--config.input.profile=1 for all stages"
+            )
+        return found
+
+    def bad_examples(self) -> dict[str, int]:
+        """By reason, of all processes, which all have to call this; says so when there are more."""
+        counts = gathered(self._batches.faults.counts)
+        if counts != self._told and jax.process_index() == 0:
+            self._message(self._batches.faults.told(counts=counts))
+        self._told = counts
+        return counts
+
+
+def gathered(counts: Mapping[str, int]) -> dict[str, int]:
+    """The sum over all processes; each may have counts of its own names."""
+    if jax.process_count() == 1:
+        return dict(counts)
+    text = np.frombuffer(json.dumps(counts).encode().ljust(_BYTES), np.uint8)
+    rows = multihost_utils.process_allgather(text)
+    total: collections.Counter[str] = collections.Counter()
+    for row in np.asarray(rows):
+        total.update(json.loads(row.tobytes()))
+    return dict(sorted(total.items()))
