@@ -28,14 +28,15 @@ class Slots(NamedTuple):
     """Which examples are in the rows of a batch.
 
     at: (batch number, rows) -> ids, epochs, valid. instead: (batch number, row, try) -> the id that
-    is drawn when the row's is broken; a row may say that it is not valid then (keep=False).
+    is drawn when the row's is broken; unless `keep`, the row is not valid then. stop: the number
+    after the last batch.
     """
 
     at: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
     instead: Callable[[int, int, int], int]
     seed: int
+    stop: int | None = None
     keep: bool = True
-    num_batches: int | None = None
 
 
 class Maker:

@@ -8,41 +8,79 @@ import numpy as np
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.preprocess.parse import parse
-from data.sources import Source, open_source
+from data.sources import BadExample, Source, open_source
 from mm.config import BadInput
+
+_TRIES = 100  # examples that may be broken before one shows what the ops make
 
 
 class Input(NamedTuple):
-    """An opened source, its parsed ops, and the other keys of the group."""
+    """An opened source, its parsed ops, and the other keys of the group.
+
+    `rest["phases"]`, if there are any, are parsed as well: ((step, ops), ...).
+    """
 
     source: Source
     preprocess: Preprocess
     rest: dict[str, Any]
 
+    @property
+    def last(self) -> Preprocess:
+        """The ops of the last phase: those that the trained weights were used to."""
+        return self.rest["phases"][-1][1] if self.rest.get("phases") else self.preprocess
+
 
 def open_input(spec: Mapping[str, Any], where: str) -> Input:
     """Opens `source` and parses `preprocess` of {"source": {...}, "preprocess": "a|b", ...}.
 
-    Tokenizers are looked for where the source's data is. Raises BadInput when one is missing, when
-    the source cannot be read, and when an op reads a field that the source does not have.
+    phases, as in ((5000, "a|c"), (9000, "a|d")), are the ops from a step on, instead of the first:
+    larger pictures, longer texts. Each is a compiled program more. Tokenizers are looked for where
+    the source's data is. Raises BadInput when one is missing, when the source cannot be read, and
+    when an op reads a field that the source does not have.
     """
     for key in ("source", "preprocess"):
         if not spec.get(key):
             raise BadInput(f"{where}: has no {key!r}")
     source = open_source(spec["source"], f"{where}.source")
-    preprocess = parse(
-        spec["preprocess"], where=f"{where}.preprocess", data_dir=spec["source"].get("data_dir")
-    )
+    data_dir = spec["source"].get("data_dir")
+    preprocess = parse(spec["preprocess"], where=f"{where}.preprocess", data_dir=data_dir)
     preprocess.check(source.features)
     rest = {key: value for key, value in spec.items() if key not in ("source", "preprocess")}
+    if spec.get("phases"):
+        rest["phases"] = _phases(spec["phases"], f"{where}.phases", data_dir)
+        for _, ops in rest["phases"]:
+            ops.check(source.features)
     return Input(source, preprocess, rest)
 
 
+def _phases(phases: Any, where: str, data_dir: str | None) -> tuple[tuple[int, Preprocess], ...]:
+    found, before = [], 0
+    for number, item in enumerate(phases):
+        if not (isinstance(item, tuple | list) and [*map(type, item)] == [int, str]):
+            raise BadInput(f"{where}: {item!r} is no (step, ops), as in (5000, 'decode|...')")
+        step, ops = item
+        if step <= before:
+            raise BadInput(f"{where}: step {step} after step {before}; expected growing steps")
+        found.append((step, parse(ops, where=f"{where}[{number}]", data_dir=data_dir)))
+        before = step
+    return tuple(found)
+
+
 def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
-    """What the ops make of the first example, with a leading axis of one."""
-    records = source.read(np.zeros(1, np.int64), preprocess.reads)
-    columns = {key: [record[key] for record in records] for key in preprocess.reads}
-    return preprocess.apply(columns, example_keys(0, np.zeros(1, np.int64), np.zeros(1, np.int64)))
+    """What the ops make of the first example that is whole, with a leading axis of one.
+
+    Raises BadInput if none of the first ones is.
+    """
+    first = None
+    for number in range(min(len(source), _TRIES)):
+        ids = np.array([number])
+        try:
+            records = source.read(ids, preprocess.reads)
+            columns = {key: [record[key] for record in records] for key in preprocess.reads}
+            return preprocess.apply(columns, example_keys(0, ids, np.zeros_like(ids)))
+        except BadExample as error:
+            first = first or error
+    raise BadInput(f"none of the first {number + 1} examples is whole; of the first: {first}")
 
 
 def manifest(source: Source, preprocess: Preprocess) -> dict[str, Any]:

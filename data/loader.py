@@ -41,6 +41,7 @@ def train_batches(
     sharding: jax.sharding.NamedSharding,
     start_step: int = 0,
     bad_examples: Mapping[str, int] = {},
+    phases: tuple | list = (),
     order: Mapping | None = None,
     max_bad_share: Share = 0.01,
     num_workers: Positive | None = None,
@@ -52,6 +53,7 @@ def train_batches(
     Holds `image` [b, h, w, 3] (uint8, or float32 after value_range), `text` int32 [b, l] and
     `text_mask` bool [b, l], as far as `preprocess` writes them, `group` int32 [b] (same number:
     same thing) and `id` uint32 [b].
+    phases: ((step, ops), ...), the ops that take over from `preprocess` at a step, growing.
     order: {"name": "shuffle"} (the default) or "windows", see `data.lanes`. max_bad_share: an
     example that is broken is counted and replaced, as long as they are no larger share than this;
     bad_examples: the counts of a run that goes on.
@@ -65,7 +67,7 @@ def train_batches(
         source, order, seed=seed, batch_size=global_batch_size, where=f"{where}.order"
     )
     starts = getattr(source, "starts", np.zeros(1, np.int64))
-    ends = np.append(starts[1:], len(source))
+    sizes = np.diff(starts, append=len(source))
     key = hash_seed(~seed)
 
     def at(step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,18 +79,25 @@ def train_batches(
         slot = np.array([step * global_batch_size + row])
         part = np.searchsorted(starts, find(slot)[0][0], side="right") - 1
         drawn = mix(mix(key, slot), np.array([number]))[0]
-        return int(starts[part] + drawn % np.uint64(ends[part] - starts[part]))
+        return int(starts[part] + drawn % np.uint64(sizes[part]))
 
     rows = host_rows(global_batch_size, sharding)
     times = Profile(workers(num_workers), shown=bool(profile))
-    batches = host_batches(
-        Maker(source, preprocess, Slots(at, instead, seed), valid=False),
-        rows,
-        start=start_step,
-        profile=times,
-        num_workers=num_workers,
-        prefetch=prefetch,
-    )
+    spans = [(0, preprocess), *phases]
+    ends = [step for step, _ in spans[1:]] + [None]
+    parts = [
+        host_batches(
+            Maker(source, ops, Slots(at, instead, seed, stop), valid=False),
+            rows,
+            start=max(first, start_step),
+            profile=times,
+            num_workers=num_workers,
+            prefetch=prefetch,
+        )
+        for (first, ops), stop in zip(spans, ends, strict=True)
+        if stop is None or start_step < stop
+    ]
+    batches = itertools.chain.from_iterable(parts)
     return BatchIterator(
         batches,
         lambda local: _place(local, rows, global_batch_size, sharding),
@@ -124,7 +133,7 @@ def eval_batches(
         return (step * batch_size + row + number + 1) % size
 
     rows = host_rows(batch_size, sharding)
-    slots = Slots(at, instead, seed=0, keep=False, num_batches=-(-size // batch_size))
+    slots = Slots(at, instead, 0, stop=-(-size // batch_size), keep=False)
     profile = Profile(workers(num_workers))
     batches = host_batches(
         Maker(source, preprocess, slots, valid=True),
@@ -181,7 +190,7 @@ def host_batches(
 ) -> Iterator[HostBatch]:
     """Yields the given rows of batches start, start + 1, ... as numpy arrays."""
     maker.preprocess.check(maker.source.features)
-    num_workers, num_batches = workers(num_workers), maker.slots.num_batches
+    num_workers, stop = workers(num_workers), maker.slots.stop
     failed: dict[int, Exception] = {}  # by the number of the chunk
     faults: dict[int, dict[int, Fault]] = {}
 
@@ -191,7 +200,7 @@ def host_batches(
     row_bytes = sum(value.nbytes for value in example.values())
     chunk_rows = min(max(_CHUNK_BYTES // row_bytes, 16), _CHUNK_ROWS)
     parts = np.array_split(rows, -(-len(rows) // chunk_rows))
-    last = np.iinfo(np.int64).max if num_batches is None else num_batches * len(parts)
+    last = np.iinfo(np.int64).max if stop is None else stop * len(parts)
 
     def prepare_chunk(number: np.ndarray) -> list[np.ndarray]:
         number = int(number)

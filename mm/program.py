@@ -150,10 +150,12 @@ def check_batch(
     batch: Batch,
     where: str = "config.input.preprocess",
     names: Collection[str] | None = None,
+    any_size: bool = False,
 ) -> None:
     """Raises BadInput when the input's arrays are not those that the model reads.
 
-    Images may also be float32. names: only these, of any number of rows (for evaluation).
+    Images may also be float32. names: only these, of any number of rows (for evaluation). any_size:
+    pictures may be of another size, and texts shorter (for a while, in training).
     """
     rows = names is None
     for name, want in program.batch_spec.items():
@@ -164,7 +166,12 @@ def check_batch(
             raise BadInput(f"{where}: makes no {name!r} (makes {have})")
         got, first = batch[name], 0 if rows else 1
         allowed = (want.dtype, jnp.float32) if name.startswith("image") else (want.dtype,)
-        if got.shape[first:] != want.shape[first:] or got.dtype not in allowed:
+        found, shape = got.shape[first:], want.shape[first:]
+        if any_size and name.startswith("image") and len(found) == len(shape):
+            shape = (*shape[:-3], *found[-3:-1], *shape[-1:])
+        if any_size and name.startswith("text") and len(found) == len(shape):
+            shape = (*shape[:-1], min(shape[-1], found[-1]))
+        if found != shape or got.dtype not in allowed:
             raise BadInput(
                 f"{where}: makes {name} {got.dtype}{list(got.shape[first:])}, the model reads "
                 f"{want.dtype}{list(want.shape[first:])}; change one of the two"

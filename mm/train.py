@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 import mm
-from data.input import check_source, check_tokenizer, open_input
+from data.input import Input, check_source, check_tokenizer, example, open_input
 from data.input import manifest as data_manifest
 from data.loader import train_batches
 from mm import registry
@@ -70,8 +71,10 @@ def train(config: ConfigDict, directory: str) -> int:
             )
         # What only shows when a step is traced is refused before anything is opened.
         jax.eval_shape(program.train_step, program.state, program.batch_spec)
-        source, preprocess, loading = open_input(recipe.input, "config.input")
-        evaluations = open_evaluations(program, data_manifest(source, preprocess))
+        opened = open_input(recipe.input, "config.input")
+        source, preprocess, loading = opened
+        check_phases(program, opened)
+        evaluations = open_evaluations(program, data_manifest(source, opened.last))
         check_best(recipe.checkpoint, recipe.evals)
         if jax.process_index() == 0:
             stack.enter_context(workdir.lock(directory))
@@ -92,7 +95,7 @@ def train(config: ConfigDict, directory: str) -> int:
         check_source(source, "config.input.source", saved)
         check_tokenizer(preprocess, recipe.model, saved)
         manifest = {"version": mm.__version__, "config": plain(config)}
-        manifest |= data_manifest(source, preprocess) | layout(program)
+        manifest |= data_manifest(source, opened.last) | layout(program)
         write_start(program, path, manifest)
         if recipe.global_batch_size > len(source):
             say(
@@ -143,8 +146,6 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
     for step in range(run.start_step + 1, total_steps + 1):
         with run.progress.data_wait():
             batch = next(run.batches)
-        if previous is None:
-            check_batch(run.program, batch)
         every = run.logging.gradients_every_steps
         compared = run.program.compare(state, batch) if every and step % every == 0 else {}
         state, metrics = run.program.train_step(state, batch)
@@ -176,6 +177,24 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
         if stop and not last:
             return state, {}, True
     return state, results, False
+
+
+def check_phases(program: Program, opened: Input) -> None:
+    """Raises BadInput if a batch, of any phase of config.input, is not one that a step can take."""
+    rows, sharding = program.recipe.global_batch_size, program.batch_sharding
+    spans = [("config.input.preprocess", opened.preprocess)]
+    spans += [(ops.where, ops) for _, ops in opened.rest.get("phases", ())]
+    for where, ops in spans:
+        made = {"id": np.zeros(1, np.uint32), **example(opened.source, ops)}
+        made.setdefault("group", np.zeros(1, np.int32))
+        batch = {
+            name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding)
+            for name, x in made.items()
+        }
+        check_batch(program, batch, where, program.batch_spec, any_size=len(spans) > 1)
+        check_tokenizer(ops, program.recipe.model)
+        if len(spans) > 1:
+            jax.eval_shape(program.train_step, program.state, batch)
 
 
 def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) -> None:

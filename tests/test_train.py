@@ -167,7 +167,7 @@ def broken_pairs(folder, broken, whole):
 
 def test_a_picture_that_cannot_be_decoded_is_named(run, tmp_path):
     code, _, err = run(tmp_path / "run", broken_pairs(tmp_path, 15, 0))
-    assert code == 2 and "config.input: example 1 and 100 that" in err, err
+    assert code == 2 and "none of the first 15 examples is whole" in err, err
     assert "cannot be decoded" in err and "Traceback" not in err
 
 
@@ -196,6 +196,40 @@ def test_broken_examples_are_counted_through_a_stop(run, tmp_path, monkeypatch):
     want = {"picture cannot be decoded": int((drawn == 0).sum())}
     assert counts(tmp_path / "stopped") == counts(tmp_path / "whole") == want
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_pictures_grow_and_texts_get_longer_at_a_step(run, tmp_path, tokenizer, monkeypatch):
+    """A stop before, or at, the change makes no difference."""
+    ops = "decode|random_resized_crop(%d)|caption('label')|tokenize('%s', %d)|group('concept')"
+    flags = [f"--config.input.preprocess={ops % (8, tokenizer, 6)}", "--config.total_steps=6"]
+    flags += [f"--config.input.phases=((3, {ops % (16, tokenizer, 8)!r}),)"]
+    code, _, err = run(tmp_path / "whole", *flags)
+    assert code == 0, err
+    stop = preemption.StopSignals.stop_requested
+    for step in (2, 3):
+        workdir = tmp_path / str(step)
+        requested = lambda self, now, step=step: now == step  # noqa: E731
+        monkeypatch.setattr(preemption.StopSignals, "stop_requested", requested)
+        assert run(workdir, *flags)[0] == preemption.PREEMPTED
+        monkeypatch.setattr(preemption.StopSignals, "stop_requested", stop)
+        assert run(workdir, *flags)[0] == 0
+        assert_same_run(workdir, tmp_path / "whole")
+    manifest = Checkpointer(tmp_path / "whole/checkpoints", read_only=True).manifest()
+    assert "random_resized_crop(16)" in manifest["preprocess"]
+
+
+@pytest.mark.parametrize(
+    "phases, message",
+    [
+        ("((3, 'decode|resize(12)'),)", "config.input.phases[0]: makes no 'text'"),
+        ("((3, 'decode|resise(12)'),)", "config.input.phases[0]: no op 'resise'; did you mean"),
+        ("((3, 'decode'), (2, 'decode'))", "config.input.phases: step 2 after step 3"),
+        ("(3,)", "config.input.phases: 3 is no (step, ops)"),
+    ],
+)
+def test_phases_that_cannot_be_are_refused(run, tmp_path, phases, message):
+    code, _, err = run(tmp_path, f"--config.input.phases={phases}")
+    assert code == 2 and message in err, err
 
 
 def test_a_run_that_is_profiled_says_where_the_time_goes(run, tmp_path):

@@ -95,9 +95,11 @@ class TextTransformer(nnx.Module):
             masked = (text == self.vocab_size)[..., None]
             x = jnp.where(masked, self.mask_token[...].astype(x.dtype), x)
         if self.position_embedding is not None:
-            table = self.position_embedding[...]
+            table, length = self.position_embedding[...], text.shape[1]
             if place is not None:
-                table = jax.lax.dynamic_slice_in_dim(table, place, text.shape[1])
+                table = jax.lax.dynamic_slice_in_dim(table, place, length)
+            elif length < len(table):  # texts may be shorter for a while
+                table = table[:length]
             x = add_table(("tokens", "embed"), x, table)
         if self.segment_embedding is not None:
             segments = jnp.zeros_like(text) if segments is None else segments
