@@ -4,8 +4,6 @@ Reads are by position and from any thread. What may pass is tried again; what wi
 one line. Far away, a file is read in blocks that are kept for a while: neighbours come with it.
 """
 
-import collections
-import concurrent.futures
 import errno
 import functools
 import glob
@@ -13,13 +11,13 @@ import itertools
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import fsspec
 
+from data.latest import Latest
 from mm.config import BadInput, suggest
 
 T = TypeVar("T")
@@ -126,7 +124,7 @@ def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
         return _retried(path, lambda: filesystem.cat_file(inner))
     stop = size(path) if stop is None else stop
     first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES
-    whole = b"".join(_blocks(path, number) for number in range(first, last + 1))
+    whole = b"".join(_blocks((path, number)) for number in range(first, last + 1))
     offset = first * _BLOCK_BYTES
     return whole[start - offset : stop - offset]
 
@@ -190,43 +188,14 @@ def _near(path: str) -> list[str]:
     return names if len(names) <= _MAX_NEAR else []
 
 
-class _Blocks:
-    """Blocks of remote files, the latest used kept. Who wants one that is on its way waits."""
-
-    def __init__(self, max_bytes: int):
-        self._max_blocks = max(max_bytes // _BLOCK_BYTES, 1)
-        self._lock = threading.Lock()
-        self._blocks: collections.OrderedDict[tuple[str, int], concurrent.futures.Future] = (
-            collections.OrderedDict()
-        )
-
-    def __call__(self, path: str, number: int) -> bytes:
-        key = path, number
-        with self._lock:
-            found = self._blocks.get(key)
-            mine = found is None
-            if mine:
-                found = self._blocks[key] = concurrent.futures.Future()
-                while len(self._blocks) > self._max_blocks:
-                    self._blocks.popitem(last=False)
-            self._blocks.move_to_end(key)
-        if mine:
-            try:
-                found.set_result(self._fetch(path, number))
-            except BaseException as error:
-                with self._lock:
-                    self._blocks.pop(key, None)
-                found.set_exception(error)
-        return found.result()
-
-    @staticmethod
-    def _fetch(path: str, number: int) -> bytes:
-        filesystem, inner = _filesystem(path)
-        start = number * _BLOCK_BYTES
-        return _retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
+def _fetch_block(key: tuple[str, int]) -> bytes:
+    path, number = key
+    filesystem, inner = _filesystem(path)
+    start = number * _BLOCK_BYTES
+    return _retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
 
 
-_blocks = _Blocks(_CACHE_BYTES)
+_blocks = Latest(_fetch_block, _CACHE_BYTES)
 
 
 @functools.lru_cache(1 << 14)

@@ -8,6 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data import files
+from data.latest import Latest
 from mm.config import BadInput
 
 
@@ -83,7 +84,7 @@ def test_neighbours_in_a_block_cost_one_way(flaky, monkeypatch):
 
 def test_the_oldest_blocks_are_forgotten(flaky, monkeypatch):
     monkeypatch.setattr(files, "_BLOCK_BYTES", 100)
-    monkeypatch.setattr(files, "_blocks", files._Blocks(200))
+    monkeypatch.setattr(files, "_blocks", Latest(files._fetch_block, 200))
     for start in (0, 100, 0, 200, 0, 100):
         files.read(flaky, start, start + 1)
     assert [start for start, _ in Flaky.fetched] == [0, 100, 200, 100]
