@@ -11,7 +11,10 @@ from mm.config import BadInput
 
 # Each source's module is loaded when one asks for it, since some load TensorFlow or Arrow.
 _MODULES = {
+    "coco": "coco",
     "csv": "csv",
+    "flickr30k": "coco",
+    "folder": "folder",
     "hf": "hf",
     "jsonl": "jsonl",
     "mixture": "mixture",
