@@ -1,7 +1,7 @@
 """Pictures with several captions each: the files of COCO, of Karpathy's splits and of Flickr30k.
 
 In memory are the names of pictures and the captions, each as long as its UTF-8 and 8 bytes: about
-350 bytes a picture of COCO's, with five captions. Pictures are read when they are asked for.
+500 bytes a picture of COCO's, with five captions. Pictures are read when they are asked for.
 """
 
 import collections

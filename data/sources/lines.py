@@ -47,6 +47,8 @@ class Lines:
             self._bounds = list(pool.map(bounds or line_bounds, paths))
         counts = [len(found.starts) - 1 - len(found.blank) for found in self._bounds]
         self._ends = np.cumsum(counts)
+        # How many lines that are not blank stand before each that is.
+        self._before = [found.blank - np.arange(len(found.blank)) for found in self._bounds]
         if not len(self):
             raise BadInput(f"{paths[0]}: is empty; expected {expected}")
 
@@ -74,8 +76,7 @@ class Lines:
         """The number of the file, and that of the line in it, blank ones counted, from 0."""
         file = int(np.searchsorted(self._ends, index, side="right"))
         line = index - (int(self._ends[file - 1]) if file else 0)
-        blank = self._bounds[file].blank
-        return file, line + int(np.searchsorted(blank - np.arange(len(blank)), line, side="right"))
+        return file, line + int(np.searchsorted(self._before[file], line, side="right"))
 
 
 def line_bounds(path: str) -> Bounds:

@@ -1,8 +1,8 @@
 """Parquet files: pictures as bytes, as Hugging Face's struct of bytes and path, or by their path.
 
 A row group is read when the first of its rows is asked for, only the columns asked for; the latest
-are kept, 1 GiB of them at most. Beside them are in memory the footers of the files, about 0.5 kB
-for each column of a row group.
+are kept, `cache_mib` of them at most. Beside them are in memory the footers of the files, 1 kB for
+each column of a row group.
 """
 
 import io
@@ -19,9 +19,8 @@ from data.sources import Source
 from data.sources.arrow import Groups
 from data.sources.table import open_table
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Positive
 
-_CACHE_BYTES = 1 << 30
 _THREADS = 16  # that read footers
 
 
@@ -33,6 +32,7 @@ def parquet(
     caption_key: str | None = "caption",
     first: float = 0.0,
     last: float = 1.0,
+    cache_mib: Positive = 1024,
 ) -> Source:
     """The rows from the share `first` of all to the share `last`, as in `jsonl`.
 
@@ -40,15 +40,17 @@ def parquet(
     become `image` and `caption`; image_key=None: there are no pictures. Numbers, texts, bytes and
     lists of them are fields too; columns of other types are left out. Hugging Face's ClassLabel is
     the name of the class. `shards` are the rows of each row group: to read it for one row costs as
-    much as for all. Raises BadInput when a file is no Parquet, or a column is not there.
+    much as for all, so the order "windows" suits; cache_mib: MiB of the row groups read latest that
+    are kept, at best all that the windows of a host are in. Raises BadInput when a file is no
+    Parquet, or a column is not there.
     """
-    rows = _RowGroups(files.expand(path))
+    rows = _RowGroups(files.expand(path), cache_mib << 20)
     given = dict(image_key=image_key, caption_key=caption_key, first=first, last=last)
     return open_table(rows, **given)
 
 
 class _RowGroups(Groups):
-    def __init__(self, paths: Sequence[str]):
+    def __init__(self, paths: Sequence[str], cache_bytes: int):
         with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:
             self._footers = list(pool.map(_footer, paths))
         schema = self._footers[0].schema.to_arrow_schema()
@@ -64,7 +66,7 @@ class _RowGroups(Groups):
             raise BadInput(f"{paths[0]}: is empty; expected rows")
         self.shards = np.array(counts, np.int64)
         self._files = paths
-        latest = Latest(self._read, _CACHE_BYTES, lambda table: table.nbytes)
+        latest = Latest(self._read, cache_bytes, lambda table: table.nbytes)
         super().__init__(
             schema,
             counts,

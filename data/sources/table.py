@@ -12,6 +12,7 @@ import numpy as np
 
 from data import files
 from data.sources import BadExample, Feature, Source
+from data.sources.part import part
 from mm.config import BadInput, suggest
 
 _KINDS = {
@@ -57,22 +58,13 @@ def open_table(
     first: float = 0.0,
     last: float = 1.0,
 ) -> Source:
-    """The rows from the share `first` of all to the share `last`, in their order.
+    """The rows from the share `first` of all to the share `last`, see `part`.
 
     image_key, caption_key: the columns that are the fields `image` and `caption`; None for neither.
     All others keep their names, but one that is called so as well is left out. "caption" itself
     need not be there. `shards` is that of the rows, if they have it. Raises BadInput when the share
     is empty or a column is not there or of the wrong type.
     """
-    if not 0 <= first < last <= 1:
-        raise BadInput(f"first={first}, last={last}: expected 0 <= first < last <= 1")
-    total = len(rows)
-    start, stop = round(first * total), round(last * total)
-    if start == stop:
-        raise BadInput(
-            f"none of the {total:,} examples is between first={first} and last={last}; take a "
-            "larger share"
-        )
     fields = {name: name for name in rows.columns}
     if image_key is not None:
         fields["image"] = _image(rows, image_key)
@@ -81,7 +73,7 @@ def open_table(
     for column, field in ((image_key, "image"), (caption_key, "caption")):
         if column in fields and column != field and fields[column] == column:
             del fields[column]
-    return _Table(rows, fields, image_key, start, stop)
+    return part(_Table(rows, fields, image_key), first, last)
 
 
 def _image(rows: Rows, key: str) -> str:
@@ -105,12 +97,10 @@ def _instead(rows: Rows, key: str) -> str:
 
 
 class _Table:
-    """The rows start .. stop - 1. fields: the name of each field -> its column."""
+    """fields: the name of each field -> its column."""
 
-    def __init__(
-        self, rows: Rows, fields: Mapping[str, str], image_key: str | None, start: int, stop: int
-    ):
-        self._rows, self._start, self._stop = rows, start, stop
+    def __init__(self, rows: Rows, fields: Mapping[str, str], image_key: str | None):
+        self._rows = rows
         found = {field: rows.columns[column] for field, column in fields.items()}
         if image_key is not None:
             found["image"] = Feature("image")
@@ -119,17 +109,15 @@ class _Table:
         }
         self._columns = {field: fields[field] for field in self.features}
         if (shards := getattr(rows, "shards", None)) is not None:
-            ends = np.clip(np.concatenate([[0], np.cumsum(shards)]), start, stop)
-            kept = np.diff(ends)
-            self.shards = kept[kept > 0]
+            self.shards = shards
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return len(self._rows)
 
     def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
         keys = self._columns if keys is None else keys
         fields = {key: self._columns[key] for key in keys}
-        return [self._record(self._start + i, fields) for i in ids.tolist()]
+        return [self._record(i, fields) for i in ids.tolist()]
 
     def _record(self, index: int, fields: Mapping[str, str]) -> dict[str, Any]:
         row = self._rows.row(index, tuple(fields.values()))

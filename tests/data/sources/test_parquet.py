@@ -98,11 +98,15 @@ def test_a_row_group_is_read_once_and_only_the_columns_asked_for(pairs, groups_r
     assert groups_read == [(0, ("caption",)), (2, ("caption",))]
 
 
-def test_the_oldest_row_groups_are_forgotten(pairs, groups_read, monkeypatch):
-    monkeypatch.setattr(parquet, "_CACHE_BYTES", 1)
-    source = open_parquet(pairs)
-    source.read(np.array([0, 1, 5, 0]), ["caption"])
-    assert [number for number, _ in groups_read] == [0, 1, 0]
+def test_the_oldest_row_groups_are_forgotten(tmp_path, groups_read):
+    captions = pa.array(["x" * (400 << 10)] * 12)  # 1.6 MB a row group
+    path = write(tmp_path / "large.parquet", caption=captions)
+    source = open_parquet(path, image_key=None, cache_mib=4)
+    for row, want in ((0, [0]), (1, [0]), (5, [0, 1]), (2, [0, 1]), (9, [0, 1, 2]), (0, [0, 1, 2])):
+        source.read(np.array([row]), ["caption"])
+        assert [number for number, _ in groups_read] == want
+    source.read(np.array([5]), ["caption"])
+    assert [number for number, _ in groups_read] == [0, 1, 2, 1]
 
 
 def test_text_that_is_no_utf_8_breaks_its_example(tmp_path):
