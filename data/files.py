@@ -4,21 +4,20 @@ Reads are by position and from any thread. What may pass is tried again; what wi
 one line. Far away, a file is read in blocks that are kept for a while: neighbours come with it.
 """
 
-import collections
-import concurrent.futures
+import errno
 import functools
 import glob
 import itertools
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import fsspec
 
+from data.latest import Latest
 from mm.config import BadInput, suggest
 
 T = TypeVar("T")
@@ -28,7 +27,9 @@ _FIRST_PAUSE_SECONDS = 0.2  # doubled after each try: 3 seconds in all
 _SLOW_SECONDS = 30.0
 _BLOCK_BYTES = 4 << 20  # of a remote file: long enough that the way there costs little
 _CACHE_BYTES = 1 << 30
-_NEVER_BETTER = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of a file that can be
+_MAX_NEAR = 1000  # names in a folder: to find the nearest of a million takes a minute
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 log = logging.getLogger(__name__)
@@ -38,15 +39,21 @@ class ReadError(BadInput):
     """A file that is there could not be read, and trying again did not help."""
 
 
+class MissingError(BadInput):
+    """There is no such file."""
+
+
 def expand(pattern: str | Sequence[str]) -> list[str]:
     """The files that patterns name: `{000..099}` counts, `{a,b}` lists, `*`, `?`, `[]` match.
 
-    In the order of the patterns, those of one `*` sorted, each once. Raises BadInput if one names
-    no file; what is written out (without * and the like) is not looked for until it is read.
+    In the order of the patterns, those of one `*` sorted, each once; `~` is the home folder.
+    Raises BadInput if one names no file; what is written out (without * and the like) is not looked
+    for until it is read.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     found: dict[str, None] = {}
     for path in itertools.chain.from_iterable(map(_unbrace, patterns)):
+        path = os.path.expanduser(path)
         paths = [path]
         if glob.has_magic(path):
             paths = _glob(path)
@@ -56,6 +63,20 @@ def expand(pattern: str | Sequence[str]) -> list[str]:
     if not found:
         raise BadInput(f"{pattern!r}: names no file")
     return list(found)
+
+
+def walk(folder: str) -> list[str]:
+    """The names of all files in a folder and the folders in it, such as "a/b.png", sorted.
+
+    Without those that begin with a dot, and without what is in folders that do. Raises as `read`.
+    """
+    folder = os.path.expanduser(folder).rstrip("/") or "/"
+    if not is_remote(folder):
+        return sorted(_retried(folder, lambda: _walk_local(folder)))
+    filesystem, inner = _filesystem(folder)
+    paths = _retried(folder, lambda: filesystem.find(inner))
+    names = [path.removeprefix(inner).lstrip("/") for path in paths]
+    return sorted(name for name in names if not any(p.startswith(".") for p in name.split("/")))
 
 
 def is_remote(path: str) -> bool:
@@ -93,8 +114,8 @@ def stamp(path: str) -> str:
 def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """The bytes from start to stop (None: the end; less where the file is shorter).
 
-    Raises BadInput when it is not there or not to be read, ReadError when it still fails after
-    TRIES times.
+    Raises MissingError when it is not there, BadInput when it is not to be read, ReadError when it
+    still fails after TRIES times.
     """
     if not is_remote(path):
         return _retried(path, lambda: _read_local(path, start, stop))
@@ -103,7 +124,7 @@ def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
         return _retried(path, lambda: filesystem.cat_file(inner))
     stop = size(path) if stop is None else stop
     first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES
-    whole = b"".join(_blocks(path, number) for number in range(first, last + 1))
+    whole = b"".join(_blocks((path, number)) for number in range(first, last + 1))
     offset = first * _BLOCK_BYTES
     return whole[start - offset : stop - offset]
 
@@ -118,20 +139,32 @@ def _read_local(path: str, start: int, stop: int | None) -> bytes:
     return b"".join(parts)
 
 
+def _walk_local(folder: str) -> list[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    names = []
+    for path, folders, here in os.walk(folder, followlinks=True, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = "" if path == folder else f"{os.path.relpath(path, folder)}/"
+        names += [prefix + name for name in here if not name.startswith(".")]
+    return names
+
+
 def _retried(path: str, function: Callable[[], T]) -> T:
     begin = time.monotonic()
     for attempt in range(TRIES):
         try:
             result = function()
             break
-        except _NEVER_BETTER as error:
-            folder = parent(path)
-            near = os.listdir(folder) if not is_remote(path) and os.path.isdir(folder) else []
-            hint = suggest(os.path.basename(path), near)
-            raise BadInput(
-                f"{path}: cannot be read ({error.strerror or type(error).__name__}){hint}"
-            ) from error
+        except PermissionError as error:
+            raise BadInput(f"{path}: cannot be read ({_reason(error)})") from error
+        except _MISSING as error:
+            hint = suggest(os.path.basename(path), _near(path))
+            raise MissingError(f"{path}: cannot be read ({_reason(error)}){hint}") from error
         except OSError as error:
+            if error.errno in _NO_NAMES:
+                raise MissingError(f"{path}: cannot be read ({_reason(error)})") from error
             if attempt == TRIES - 1:
                 raise ReadError(f"{path}: cannot be read, tried {TRIES} times ({error})") from error
             log.warning("%s: cannot be read (%s), trying again", path, error)
@@ -141,43 +174,28 @@ def _retried(path: str, function: Callable[[], T]) -> T:
     return result
 
 
-class _Blocks:
-    """Blocks of remote files, the latest used kept. Who wants one that is on its way waits."""
-
-    def __init__(self, max_bytes: int):
-        self._max_blocks = max(max_bytes // _BLOCK_BYTES, 1)
-        self._lock = threading.Lock()
-        self._blocks: collections.OrderedDict[tuple[str, int], concurrent.futures.Future] = (
-            collections.OrderedDict()
-        )
-
-    def __call__(self, path: str, number: int) -> bytes:
-        key = path, number
-        with self._lock:
-            found = self._blocks.get(key)
-            mine = found is None
-            if mine:
-                found = self._blocks[key] = concurrent.futures.Future()
-                while len(self._blocks) > self._max_blocks:
-                    self._blocks.popitem(last=False)
-            self._blocks.move_to_end(key)
-        if mine:
-            try:
-                found.set_result(self._fetch(path, number))
-            except BaseException as error:
-                with self._lock:
-                    self._blocks.pop(key, None)
-                found.set_exception(error)
-        return found.result()
-
-    @staticmethod
-    def _fetch(path: str, number: int) -> bytes:
-        filesystem, inner = _filesystem(path)
-        start = number * _BLOCK_BYTES
-        return _retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
-_blocks = _Blocks(_CACHE_BYTES)
+def _near(path: str) -> list[str]:
+    """The names beside a local file; none where they are too many to compare."""
+    folder = parent(path)
+    if is_remote(path) or not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in itertools.islice(entries, _MAX_NEAR + 1)]
+    return names if len(names) <= _MAX_NEAR else []
+
+
+def _fetch_block(key: tuple[str, int]) -> bytes:
+    path, number = key
+    filesystem, inner = _filesystem(path)
+    start = number * _BLOCK_BYTES
+    return _retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
+
+
+_blocks = Latest(_fetch_block, _CACHE_BYTES)
 
 
 @functools.lru_cache(1 << 14)

@@ -10,7 +10,19 @@ from mm import registry
 from mm.config import BadInput
 
 # Each source's module is loaded when one asks for it, since some load TensorFlow or Arrow.
-_MODULES = {"jsonl": "jsonl", "mixture": "mixture", "synthetic": "synthetic", "tfds": "tfds"}
+_MODULES = {
+    "coco": "coco",
+    "csv": "csv",
+    "flickr30k": "coco",
+    "folder": "folder",
+    "hf": "hf",
+    "jsonl": "jsonl",
+    "mixture": "mixture",
+    "parquet": "parquet",
+    "synthetic": "synthetic",
+    "text": "text",
+    "tfds": "tfds",
+}
 
 
 class Feature(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data import files
+from data.latest import Latest
 from mm.config import BadInput
 
 
@@ -83,7 +84,7 @@ def test_neighbours_in_a_block_cost_one_way(flaky, monkeypatch):
 
 def test_the_oldest_blocks_are_forgotten(flaky, monkeypatch):
     monkeypatch.setattr(files, "_BLOCK_BYTES", 100)
-    monkeypatch.setattr(files, "_blocks", files._Blocks(200))
+    monkeypatch.setattr(files, "_blocks", Latest(files._fetch_block, 200))
     for start in (0, 100, 0, 200, 0, 100):
         files.read(flaky, start, start + 1)
     assert [start for start, _ in Flaky.fetched] == [0, 100, 200, 100]
@@ -124,6 +125,41 @@ def test_a_file_that_is_not_there_is_said_once(tmp_path):
         files.read(str(tmp_path / "pair.jsonl"))
     with pytest.raises(BadInput, match="none/a: cannot be read"):
         files.read("memory://none/a")
+
+
+def test_the_names_of_a_large_folder_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MAX_NEAR", 2)
+    for name in ("1.png", "2.png", "3.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(files.MissingError) as error:
+        files.read(str(tmp_path / "4.png"))
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["none", "a.txt/b", "", "x" * 300])
+def test_a_file_that_cannot_be_there_is_missing_at_once(tmp_path, name, caplog):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(files.MissingError, match="cannot be read"):
+        files.read(f"{tmp_path}/{name}")
+    assert not caplog.records
+
+
+def test_a_tree_is_walked_near_and_far(tmp_path):
+    names = ["a.txt", "b/c.txt", "b/d/e.txt", "f.txt"]
+    far = f"memory://{uuid.uuid4().hex}"
+    for name in [*names, ".hidden", "b/.git/g.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        fsspec.filesystem("memory").pipe_file(f"{far}/{name}", b"")
+    assert files.walk(str(tmp_path)) == files.walk(f"{tmp_path}/") == files.walk(far) == names
+    with pytest.raises(files.MissingError, match="tree: cannot be read"):
+        files.walk(str(tmp_path / "tree"))
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").touch()
+    assert files.expand(["~/a.txt", "~/*.txt"]) == [f"{tmp_path}/a.txt"]
 
 
 def test_a_protocol_that_nobody_knows_is_refused():

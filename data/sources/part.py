@@ -1,0 +1,44 @@
+"""The examples from one share of a source to another: to train on most, to evaluate on the rest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.sources import Source
+from mm.config import BadInput
+
+
+def part(source: Source, first: float, last: float) -> Source:
+    """From the share `first` of its examples to the share `last`, in their order.
+
+    part(s, 0, x) and part(s, x, 1) together are all, and share none. Raises BadInput when there is
+    none.
+    """
+    if not 0 <= first < last <= 1:
+        raise BadInput(f"first={first}, last={last}: expected 0 <= first < last <= 1")
+    total = len(source)
+    start, stop = round(first * total), round(last * total)
+    if start == stop:
+        raise BadInput(
+            f"none of the {total:,} examples is between first={first} and last={last}; take a "
+            "larger share"
+        )
+    return source if stop - start == total else _Part(source, start, stop)
+
+
+class _Part:
+    """Examples start .. stop - 1. `shards` are what is left of the source's, if it has them."""
+
+    def __init__(self, source: Source, start: int, stop: int):
+        self._source, self._start, self._size = source, start, stop - start
+        self.features = source.features
+        if (shards := getattr(source, "shards", None)) is not None:
+            kept = np.diff(np.clip(np.cumsum(shards), start, stop), prepend=start)
+            self.shards = kept[kept > 0]
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        return self._source.read(ids + self._start, keys)
