@@ -10,7 +10,13 @@ from mm import registry
 from mm.config import BadInput
 
 # Each source's module is loaded when one asks for it, since some load TensorFlow or Arrow.
-_MODULES = {"jsonl": "jsonl", "mixture": "mixture", "synthetic": "synthetic", "tfds": "tfds"}
+_MODULES = {
+    "jsonl": "jsonl",
+    "mixture": "mixture",
+    "synthetic": "synthetic",
+    "tfds": "tfds",
+    "webdataset": "webdataset",
+}
 
 
 class Feature(NamedTuple):
