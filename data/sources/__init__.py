@@ -15,6 +15,7 @@ _MODULES = {
     "mixture": "mixture",
     "synthetic": "synthetic",
     "tfds": "tfds",
+    "tfrecord": "tfrecord",
     "webdataset": "webdataset",
 }
 
