@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -103,9 +104,12 @@ def size(path: str) -> int:
 
 
 def stamp(path: str) -> str:
-    """What differs as soon as the file does, as far as can be known without reading it."""
+    """What differs as soon as the file does, as far as can be known without reading it.
+
+    Raises as `read`.
+    """
     if not is_remote(path):
-        found = os.stat(path)
+        found = _retried(path, lambda: os.stat(path))
         return f"{found.st_size} {found.st_mtime_ns}"
     filesystem, inner = _filesystem(path)
     return str(_retried(path, lambda: filesystem.ukey(inner)))
@@ -127,6 +131,31 @@ def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
     whole = b"".join(_blocks((path, number)) for number in range(first, last + 1))
     offset = first * _BLOCK_BYTES
     return whole[start - offset : stop - offset]
+
+
+def exists(path: str) -> bool:
+    """Whether something is there, as far as one may know."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    filesystem, inner = _filesystem(path)
+    return filesystem.exists(inner)
+
+
+def write(path: str, content: bytes) -> None:
+    """All of it or nothing, in a folder that is made if need be. Raises OSError."""
+    if is_remote(path):
+        filesystem, inner = _filesystem(path)
+        filesystem.pipe_file(inner, content)
+        return
+    os.makedirs(parent(path), exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=parent(path), suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def _read_local(path: str, start: int, stop: int | None) -> bytes:

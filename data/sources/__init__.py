@@ -22,6 +22,8 @@ _MODULES = {
     "synthetic": "synthetic",
     "text": "text",
     "tfds": "tfds",
+    "tfrecord": "tfrecord",
+    "webdataset": "webdataset",
 }
 
 

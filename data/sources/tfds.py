@@ -1,11 +1,12 @@
-"""Data sets prepared by TensorFlow Datasets and stored as ArrayRecord.
+"""Data sets prepared by TensorFlow Datasets and stored as ArrayRecord or TFRecord.
 
 `tfds.data_source` decodes every picture of a record in Python; here records are read raw, only the
 fields that are asked for are taken out, and pictures stay encoded. Nothing is ever prepared or
 downloaded: what is on disk describes itself, the code that built it is not needed.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
+from jaxtyping import Int64
 
-from data.sources import Feature, Source
+from data.sources import BadExample, Feature, Source
 from data.sources.memory import InMemory
+from data.sources.tfrecord import indexes, parse, read_raw
 from mm import registry
 from mm.config import BadInput, suggest
 
 _FILTER_BLOCK = 1024  # records held at a time while filtering
 # Whole chunks are read by position: nothing to read ahead.
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
+_FILE_FORMATS = (tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.TFRECORD)
+# Reads the records at positions of one file.
+ReadRaw = Callable[[Sequence[int]], Sequence[bytes]]
 
 
 @registry.register("source", "tfds")
@@ -33,14 +39,16 @@ def tfds_source(
     only: Mapping[str, Any] | None = None,
     exclude: Mapping[str, Any] | None = None,
     cache: bool = False,
+    index_dir: str | None = None,
 ) -> Source:
     """A split of a data set, e.g. dataset="emoji", split="train[:90%]" or "seen+unseen".
 
     data_dir: where data sets are; None is TFDS's own default. only, exclude: keep, or leave out,
     the examples whose text field has one of the values, as in exclude={"vendor": ("emojione",)};
     one pass over the records when opened. cache: keep records in memory, pictures decoded.
-    Fields within fields are named "labels/de". Raises BadInput when the data set, the split, a
-    field or a value is not there.
+    index_dir: where it is kept where the records of TFRecord files are, see `data.index`. Fields
+    within fields are named "labels/de". Raises BadInput when the data set, the split, a field or a
+    value is not there.
     """
     data_dir = str(epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
     builder = _open(dataset, data_dir)
@@ -52,7 +60,15 @@ def tfds_source(
             f"split {split!r} of {dataset!r}: cannot be read; the data set has {have}, and parts "
             "such as 'train[:90%]' or 'a+b' of them"
         ) from error
-    source = _Records(files, _features(builder.info.features))
+    paths = [str(file.filename) for file in files]
+    for path in paths:
+        if not epath.Path(path).exists():
+            raise BadInput(f"{path}: is missing; prepare the data set again")
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        readers = _tfrecords(paths, index_dir)
+    else:
+        readers = [ArrayRecordReader(path, **_READER_OPTIONS).read for path in paths]
+    source = _Records(files, readers, _features(builder.info.features))
     for values, keep in ((only, True), (exclude, False)):
         for key, wanted in (values or {}).items():
             source.filter(key, {wanted} if isinstance(wanted, str) else set(wanted), keep)
@@ -73,7 +89,7 @@ def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"no data set {dataset!r} in {data_dir}: prepare it with `{command} "
             f"--data_dir={data_dir}`, or set data_dir to where it is"
         ) from error
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    if builder.info.file_format not in _FILE_FORMATS:
         raise BadInput(
             f"data set {dataset!r} in {data_dir}: is stored as {builder.info.file_format.value}, "
             "which cannot be read at random; prepare it with --file_format=array_record"
@@ -106,25 +122,60 @@ def _features(features: tfds.features.FeaturesDict, prefix: str = "") -> dict[st
     return flat
 
 
-class _Records:
-    """Serialized tf.Examples in ArrayRecord files."""
+def _tfrecords(paths: Sequence[str], index_dir: str | None) -> list[ReadRaw]:
+    kept = indexes(index_dir)
+    kept.count(paths)  # all at once, and what is lost is said now
 
-    def __init__(self, files: Sequence, features: Mapping[str, Feature]):
+    def read(path: str, positions: Sequence[int]) -> list[bytes]:
+        index = kept.load(path)
+        if max(positions) >= index["count"]:
+            raise BadExample(
+                f"{path}: has no record {max(positions)}, only {index['count']:,}",
+                "record is missing",
+            )
+        return [read_raw(path, index, position) for position in positions]
+
+    return [functools.partial(read, path) for path in paths]
+
+
+class _Records:
+    """Serialized tf.Examples in files that are read at random."""
+
+    def __init__(
+        self, files: Sequence, readers: Sequence[ReadRaw], features: Mapping[str, Feature]
+    ):
         self.features = features
-        for file in files:
-            if not epath.Path(file.filename).exists():
-                raise BadInput(f"{file.filename}: is missing; prepare the data set again")
-        self._readers = [ArrayRecordReader(str(f.filename), **_READER_OPTIONS) for f in files]
+        self._readers = readers
+        self._paths = [str(file.filename) for file in files]
         self._first = np.array([file.skip for file in files])  # the record where each begins
         self._ends = np.cumsum([file.take for file in files])
         self._rows = np.arange(self._ends[-1] if len(files) else 0)
+
+    @property
+    def shards(self) -> Int64[np.ndarray, " shards"]:
+        counts = np.bincount(self._shards(self._rows))
+        return counts[counts > 0]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
         keys = tuple(self.features) if keys is None else keys
-        return [self._parse(raw, keys) for raw in self._raw(self._rows[ids])]
+        rows = self._rows[ids]
+        shards = self._shards(rows)
+        starts = np.concatenate([[0], self._ends[:-1]])
+        positions = rows - starts[shards] + self._first[shards]
+        records: list[dict[str, Any]] = [{}] * len(rows)
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard).tolist()
+            found = self._readers[shard](positions[here].tolist())
+            for row, raw in zip(here, found, strict=True):
+                where = f"{self._paths[shard]} record {positions[row]}"
+                records[row] = parse(raw, keys, self.features, where)
+        return records
+
+    def _shards(self, rows: np.ndarray) -> Int64[np.ndarray, " b"]:
+        return np.searchsorted(self._ends, rows, side="right")
 
     def filter(self, key: str, values: set[str], keep: bool) -> None:
         """Keeps the records whose `key` is (keep) or is not (not keep) among `values`."""
@@ -144,37 +195,3 @@ class _Records:
                 f"there are {have[:20]}"
             )
         self._rows = self._rows[[(value in values) == keep for value in found]]
-
-    def _raw(self, rows: np.ndarray) -> list[bytes]:
-        shards = np.searchsorted(self._ends, rows, side="right")
-        starts = np.concatenate([[0], self._ends[:-1]])
-        positions = rows - starts[shards] + self._first[shards]
-        records: list[bytes] = [b""] * len(rows)
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            found = self._readers[shard].read(positions[here].tolist())
-            for row, record in zip(here.tolist(), found, strict=True):
-                records[row] = record
-        return records
-
-    def _parse(self, raw: bytes, keys: Sequence[str]) -> dict[str, Any]:
-        fields = tf.train.Example.FromString(raw).features.feature
-        return {key: _value(key, fields[key], self.features[key]) for key in keys}
-
-
-def _value(key: str, field: tf.train.Feature, feature: Feature) -> Any:
-    if feature.dtype in ("image", "text", "bytes"):
-        values = list(field.bytes_list.value)
-        if feature.dtype == "text":
-            values = [value.decode("utf-8") for value in values]
-    elif feature.dtype.startswith(("float", "bfloat")):
-        values = np.array(field.float_list.value, feature.dtype)
-    else:
-        values = np.array(field.int64_list.value, feature.dtype)
-    if feature.ragged:
-        return values
-    if feature.shape:
-        return np.reshape(values, feature.shape)
-    if len(values) != 1:
-        raise ValueError(f"field {key!r}: has {len(values)} values, expected one")
-    return values[0]

@@ -173,3 +173,17 @@ def test_names_are_inside_a_folder_unless_they_say_where_they_are():
     assert files.join("/b", "/c/d.png") == "/c/d.png"
     assert files.parent("gs://b/c.json") == "gs://b"
     assert files.parent("c.json") == "."
+
+
+def test_a_file_is_written_whole_with_its_folder(tmp_path):
+    for path in (f"{tmp_path}/a/b/c.bin", f"memory://{uuid.uuid4().hex}/c.bin"):
+        assert not files.exists(path)
+        files.write(path, b"first")
+        files.write(path, b"second")
+        assert files.exists(path) and files.read(path) == b"second"
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["c.bin"]
+
+
+def test_the_stamp_of_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="none.tar: cannot be read"):
+        files.stamp(f"{tmp_path}/none.tar")

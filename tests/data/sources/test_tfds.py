@@ -1,13 +1,16 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from data.sources import Feature, open_source
+from data.sources import BadExample, Feature, open_source
 from mm.config import BadInput
 
 FEATURES = tfds.features.FeaturesDict(
@@ -41,7 +44,7 @@ class Tiny(tfds.core.dataset_builders.AdhocBuilder):
     url_infos = None  # nothing is downloaded; else TFDS imports a package that it does not require
 
 
-def prepare(folder, file_format="array_record"):
+def prepare(folder, file_format="array_record", num_shards=None):
     builder = Tiny(
         name="tiny",
         version="1.0.0",
@@ -50,13 +53,14 @@ def prepare(folder, file_format="array_record"):
         data_dir=folder,
         file_format=file_format,
     )
-    builder.download_and_prepare()
+    config = tfds.download.DownloadConfig(num_shards=num_shards)
+    builder.download_and_prepare(download_config=config)
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("tfds"))
+@pytest.fixture(scope="module", params=["array_record", "tfrecord"])
+def data_dir(tmp_path_factory, request):
+    return prepare(tmp_path_factory.mktemp("tfds"), request.param)
 
 
 def open_tiny(data_dir, split="train", **kwargs):
@@ -161,12 +165,51 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_files_without_random_access_are_refused(tmp_path):
-    prepare(tmp_path, "tfrecord")
-    with pytest.raises(BadInput, match="stored as tfrecord.*--file_format=array_record"):
+    info = Path(prepare(tmp_path)) / "tiny" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "riegeli"))
+    with pytest.raises(BadInput, match="stored as riegeli.*--file_format=array_record"):
         open_tiny(str(tmp_path))
 
 
-def test_opening_imports_no_builder_code(data_dir):
+def test_shards_are_counted_in_the_order_of_ids(tmp_path):
+    for kind in ("array_record", "tfrecord"):
+        data_dir = prepare(tmp_path / kind, kind, num_shards=3)
+        source = open_tiny(data_dir, "train[2:19]")
+        names = sorted((tmp_path / kind).glob("tiny/1.0.0/tiny-train*"))
+        in_files = [ranks_of(name, kind) for name in names]
+        assert len(names) == 3 and sum(map(len, in_files)) == 20
+        want = [len(in_files[0]) - 2, len(in_files[1]), len(in_files[2]) - 1]
+        assert source.shards.tolist() == want and sum(want) == len(source) == 17
+        assert ranks(source) == sum(in_files, [])[2:19]
+        few = open_tiny(data_dir, only={"label": [f"label {r}" for r in in_files[1][:2]]})
+        assert few.shards.tolist() == [2]
+
+
+def ranks_of(file, kind):
+    """In the order of the file, read by TFDS itself."""
+    if kind == "tfrecord":
+        raws = [raw.numpy() for raw in tf.data.TFRecordDataset(str(file))]
+    else:
+        raws = ArrayRecordReader(str(file)).read_all()
+    fields = [tf.train.Example.FromString(raw).features.feature for raw in raws]
+    return [field["rank"].int64_list.value[0] for field in fields]
+
+
+def test_a_tfrecord_that_was_cut_off_lacks_its_last_records(tmp_path, caplog):
+    data_dir = prepare(tmp_path, "tfrecord")
+    (shard,) = tmp_path.glob("tiny/1.0.0/tiny-train*")
+    every = ranks(open_tiny(data_dir))
+    shard.write_bytes(shard.read_bytes()[:-50])
+    source = open_tiny(data_dir)
+    assert f"{shard}: is cut off or damaged at byte" in caplog.text
+    assert [r["rank"] for r in source.read(np.arange(19), ["rank"])] == every[:19]
+    with pytest.raises(BadExample, match=f"{shard}: has no record 19, only 19") as error:
+        source.read(np.arange(20))
+    assert error.value.reason == "record is missing"
+
+
+def test_opening_imports_no_builder_code(tmp_path):
+    data_dir = prepare(tmp_path, "tfrecord")
     code = (
         "import sys, numpy as np; from data.sources import open_source\n"
         f"spec = dict(name='tfds', dataset='tiny', split='train', data_dir={data_dir!r})\n"
