@@ -27,6 +27,7 @@ RUNS = {
          "tied"),
     ),
 }  # fmt: skip
+OFTEN = ("cross", "none", "none of others")  # a minute each; the others with `make test-all`
 
 
 def small(fusion, steps, names):
@@ -42,8 +43,10 @@ def test_every_objective_is_in_a_run():
     assert {name for _, names in RUNS.values() for name in names} | {*APART} == set(OBJECTIVES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fusion", RUNS)
+@pytest.mark.parametrize(
+    "fusion",
+    [pytest.param(f, marks=pytest.mark.slow if f in OFTEN else pytest.mark.matrix) for f in RUNS],
+)
 def test_objectives_beat_their_controls_on_unseen_pictures(fusion):
     steps, names = RUNS[fusion]
     config = small(fusion.split()[0], steps, names)
