@@ -119,3 +119,19 @@ class Maker:
         batch.setdefault("group", (ids & (2**31 - 1)).astype(np.int32))
         batch["id"] = ids.astype(np.uint32)
         return batch | ({"valid": valid} if self._valid else {})
+
+
+class Span(NamedTuple):
+    """Chunks start .. stop - 1, of which chunk n is rows parts[n % len(parts)] of batch
+    n // len(parts). example: one row, for names and types."""
+
+    maker: Maker
+    parts: list[np.ndarray]
+    start: int
+    stop: int
+    example: Chunk
+
+    def make(self, number: int) -> tuple[Chunk, dict[int, Fault]]:
+        """Chunk `number`."""
+        step, part = divmod(number, len(self.parts))
+        return self.maker(step, self.parts[part])

@@ -1,27 +1,32 @@
 """Source + order + preprocessing -> batches as global jax.Arrays, ahead of the loop.
 
-tf.data works on chunks of examples in parallel and in order; a thread (`data.iterator`) joins them
-to the rows of this host and puts them on its devices while the loop computes. Which rows those are,
-the sharding says. A batch is computed from its number alone, so starting at any step costs nothing.
+Chunks of examples are made in parallel (`data.workers`, or on other machines: `data.service`); a
+thread (`data.iterator`) joins them to the rows of this host and puts them on its devices while the
+loop computes. Which rows those are, the sharding says. A batch is computed from its number alone,
+so starting at any step costs nothing.
 """
 
+import hashlib
 import itertools
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
-from data.chunks import Maker, Slots
-from data.faults import Fault, FaultCount
+from data.chunks import Maker, Slots, Span
+from data.faults import FaultCount
 from data.iterator import Batch, BatchIterator, HostBatch
 from data.order import hash_seed, make_order, mix
 from data.preprocess import Preprocess
 from data.profile import Profile
+from data.service import remote_chunks
 from data.sources import Source
-from mm.config import BadInput, Count, Positive, Share
+from data.workers import local_chunks
+from mm.config import BadInput, Count, Positive, Share, plain
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
 tf.config.set_visible_devices([], "GPU")
@@ -47,6 +52,7 @@ def train_batches(
     num_workers: Positive | None = None,
     prefetch: Count = 2,
     profile: Count = 0,
+    service: str | None = None,
 ) -> BatchIterator:
     """Endless batches start_step, start_step + 1, ... over `sharding` (of rows, axis 0).
 
@@ -59,13 +65,58 @@ def train_batches(
     bad_examples: the counts of a run that goes on.
     num_workers: threads that prepare chunks; None is one for two cores, 16 at most: beside a model
     on the same cores, more of them only wait for Python's lock. prefetch: batches ready on the
-    host, besides those on the devices. profile: 1 has the time of each stage logged. Raises
-    BadInput when the batch does not divide over the sharding or the source lacks a field.
+    host, besides those on the devices. profile: 1 has the time of each stage logged. service:
+    grpc://HOST:PORT of machines that prepare the chunks, see `data.service`. Raises BadInput when
+    the batch does not divide over the sharding, the source lacks a field or nobody serves there.
     """
-    where = f"{preprocess.where.rpartition('.')[0] or 'input'}"
-    find = make_order(
-        source, order, seed=seed, batch_size=global_batch_size, where=f"{where}.order"
+    makers = train_makers(
+        source,
+        preprocess,
+        global_batch_size=global_batch_size,
+        seed=seed,
+        phases=phases,
+        order=order,
     )
+    rows = host_rows(global_batch_size, sharding)
+    times = Profile(workers(num_workers), shown=bool(profile))
+    parts = [
+        host_batches(
+            maker,
+            rows,
+            start=max(first, start_step),
+            profile=times,
+            num_workers=workers(num_workers),
+            prefetch=prefetch,
+            service=service,
+            name=name,
+        )
+        for first, maker, name in makers
+        if maker.slots.stop is None or start_step < maker.slots.stop
+    ]
+    return BatchIterator(
+        itertools.chain.from_iterable(parts),
+        lambda local: _place(local, rows, global_batch_size, sharding),
+        own_rows(global_batch_size, sharding),
+        FaultCount(where_of(preprocess), max_bad_share, bad_examples),
+        times,
+    )
+
+
+def train_makers(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    global_batch_size: int,
+    seed: int,
+    phases: Sequence[tuple[int, Preprocess]] = (),
+    order: Mapping | None = None,
+) -> list[tuple[int, Maker, str]]:
+    """Of each phase, the first batch, what makes its chunks, and a name of what is in them.
+
+    See `train_batches`. Two makers of one name make the same chunks, if the examples are the same.
+    """
+    where = f"{where_of(preprocess)}.order"
+    find = make_order(source, order, seed=seed, batch_size=global_batch_size, where=where)
     starts = getattr(source, "starts", np.zeros(1, np.int64))
     sizes = np.diff(starts, append=len(source))
     key = hash_seed(~seed)
@@ -81,30 +132,22 @@ def train_batches(
         drawn = mix(mix(key, slot), np.array([number]))[0]
         return int(starts[part] + drawn % np.uint64(sizes[part]))
 
-    rows = host_rows(global_batch_size, sharding)
-    times = Profile(workers(num_workers), shown=bool(profile))
+    def name(ops: Preprocess) -> str:
+        tokenizer = ops.tokenizer and ops.tokenizer.manifest()["sha256"]
+        what = [len(source), ops.text, tokenizer, plain(order), seed, global_batch_size]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
     spans = [(0, preprocess), *phases]
-    ends = [step for step, _ in spans[1:]] + [None]
-    parts = [
-        host_batches(
-            Maker(source, ops, Slots(at, instead, seed, stop), valid=False),
-            rows,
-            start=max(first, start_step),
-            profile=times,
-            num_workers=num_workers,
-            prefetch=prefetch,
-        )
-        for (first, ops), stop in zip(spans, ends, strict=True)
-        if stop is None or start_step < stop
+    stops = [step for step, _ in spans[1:]] + [None]
+    return [
+        (first, Maker(source, ops, Slots(at, instead, seed, stop), valid=False), name(ops))
+        for (first, ops), stop in zip(spans, stops, strict=True)
     ]
-    batches = itertools.chain.from_iterable(parts)
-    return BatchIterator(
-        batches,
-        lambda local: _place(local, rows, global_batch_size, sharding),
-        own_rows(global_batch_size, sharding),
-        FaultCount(where, max_bad_share, bad_examples),
-        times,
-    )
+
+
+def where_of(preprocess: Preprocess) -> str:
+    """The group of the config that the ops are in."""
+    return preprocess.where.rpartition(".")[0] or "input"
 
 
 def eval_batches(
@@ -139,15 +182,14 @@ def eval_batches(
         Maker(source, preprocess, slots, valid=True),
         rows,
         profile=profile,
-        num_workers=num_workers,
+        num_workers=workers(num_workers),
         prefetch=prefetch,
     )
-    where = f"{preprocess.where.rpartition('.')[0] or 'input'}"
     return BatchIterator(
         batches,
         lambda local: _place(local, rows, batch_size, sharding),
         own_rows(batch_size, sharding),
-        FaultCount(where, max_bad_share),
+        FaultCount(where_of(preprocess), max_bad_share),
         profile,
     )
 
@@ -185,75 +227,35 @@ def host_batches(
     *,
     profile: Profile,
     start: int = 0,
-    num_workers: int | None = None,
+    num_workers: int = 1,
     prefetch: int = 2,
+    service: str | None = None,
+    name: str = "",
 ) -> Iterator[HostBatch]:
-    """Yields the given rows of batches start, start + 1, ... as numpy arrays."""
-    maker.preprocess.check(maker.source.features)
-    num_workers, stop = workers(num_workers), maker.slots.stop
-    failed: dict[int, Exception] = {}  # by the number of the chunk
-    faults: dict[int, dict[int, Fault]] = {}
+    """Yields the given rows of batches start, start + 1, ... as numpy arrays.
 
+    Made by threads here, or by the workers of `service`, who know the maker by that name.
+    """
+    maker.preprocess.check(maker.source.features)
     # One row now: mistakes in the config show here, and tf.data wants to know what is made.
     example, _ = maker(start, rows[:1])
-    keys = tuple(example)
     row_bytes = sum(value.nbytes for value in example.values())
     chunk_rows = min(max(_CHUNK_BYTES // row_bytes, 16), _CHUNK_ROWS)
     parts = np.array_split(rows, -(-len(rows) // chunk_rows))
-    last = np.iinfo(np.int64).max if stop is None else stop * len(parts)
-
-    def prepare_chunk(number: np.ndarray) -> list[np.ndarray]:
-        number = int(number)
-        try:
-            step, part = divmod(number, len(parts))
-            with profile.counting():
-                chunk, found = maker(step, parts[part])
-            if found:
-                faults[number] = found
-            return [chunk[key] for key in keys]
-        except Exception as error:  # tf.data would print a traceback and pass on its text only
-            failed[number] = error
-            return [example[key][:0] for key in keys]
-
-    def mapped(chunk: tf.Tensor) -> list[tf.Tensor]:
-        return tf.numpy_function(prepare_chunk, [chunk], [example[key].dtype for key in keys])
-
-    chunks = tf.data.Dataset.range(start * len(parts), last)
-    chunks = chunks.map(mapped, num_parallel_calls=num_workers, deterministic=True)
-    chunks = chunks.prefetch(max(prefetch, 1) * len(parts))
-    chunks = chunks.with_options(_options(num_workers))
+    stop = np.iinfo(np.int64).max // len(parts) if maker.slots.stop is None else maker.slots.stop
+    span = Span(maker, parts, start * len(parts), stop * len(parts), example)
+    if service is None:
+        chunks = local_chunks(span, profile, num_workers, prefetch)
+    else:
+        chunks = remote_chunks(span, profile, service, name)
 
     def joined() -> Iterator[HostBatch]:
-        iterator = chunks.as_numpy_iterator()
-        for step in itertools.count(start):
-            made = list(itertools.islice(iterator, len(parts)))
-            if not made:
-                return
-            found = {}
-            for number in range(step * len(parts), (step + 1) * len(parts)):
-                if number in failed:
-                    raise failed[number]
-                found |= faults.pop(number, {})
-            columns = zip(*made, strict=True)
-            yield HostBatch(
-                {
-                    key: column[0] if len(parts) == 1 else np.concatenate(column)
-                    for key, column in zip(keys, columns, strict=True)
-                },
-                found,
-            )
+        while made := list(itertools.islice(chunks, len(parts))):
+            columns = {key: [chunk[key] for chunk, _ in made] for key in example}
+            batch = {key: x[0] if len(x) == 1 else np.concatenate(x) for key, x in columns.items()}
+            yield HostBatch(batch, {row: f for _, found in made for row, f in found.items()})
 
     return joined()
-
-
-def _options(num_workers: int) -> tf.data.Options:
-    """Threads of its own, so that preparing data takes no more cores than it was given."""
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = num_workers
-    options.threading.max_intra_op_parallelism = 1
-    options.autotune.enabled = False
-    options.deterministic = True
-    return options
 
 
 def _place(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 TRANSFER = "transfer"  # to the devices, by the one thread that joins batches
 
-_STAGES = ("read", "decode", "augment", "text", "tokenize", TRANSFER)
+_STAGES = ("read", "decode", "augment", "text", "tokenize", "service", TRANSFER)
 
 _thread = threading.local()
 

@@ -32,6 +32,7 @@ from mm.start import first_state, layout, say
 MAY_CHANGE = (
     "log", "checkpoint", "evals", "sharding", "pod", "accumulation_steps", "input.num_workers",
     "input.prefetch", "input.max_bad_share", "input.profile",
+    "input.service",
 )  # fmt: skip
 
 
