@@ -1,3 +1,4 @@
+import json
 import threading
 
 import fsspec
@@ -84,6 +85,22 @@ def test_types_of_arrow_become_features(tmp_path):
             "half": 0.5, "vector": [1.0, 2.0], "ragged": [1, 2],
         }
     ]  # fmt: skip
+
+
+def test_classes_without_a_name_break_their_examples(tmp_path):
+    """-1 is a class that Hugging Face does not know, as in a test set."""
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    features["labels"] = {"feature": features["label"], "_type": "List"}
+    table = pa.table({"label": [1, -1, 7, None], "labels": [[1, 0], [], [7], None]})
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(told), tmp_path / "a.parquet")
+    source = open_parquet(tmp_path / "a.parquet", image_key=None)
+    assert source.read(np.array([0])) == [{"label": "dog", "labels": ["dog", "cat"]}]
+    reasons = {1: "field is null", 2: "class is not among the names", 3: "field is null"}
+    for row, reason in reasons.items():
+        with pytest.raises(BadExample) as error:
+            source.read(np.array([row]), ["label"])
+        assert error.value.reason == reason
 
 
 def test_shards_are_the_row_groups_of_the_share(pairs):
