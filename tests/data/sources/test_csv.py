@@ -42,7 +42,7 @@ PIECES = st.lists(st.sampled_from(["a", "é", '"', ",", "\n", "\r\n", '"b"', '"c
 
 
 @given(pieces=PIECES, block=st.integers(1, 9))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_are_those_of_pythons_reader(tmp_path, monkeypatch, pieces, block):
     text = "image,caption\n" + "".join(pieces)
     monkeypatch.setattr("data.sources.lines._BLOCK_BYTES", block)

@@ -23,7 +23,7 @@ def test_each_line_that_is_not_blank_is_an_example(tmp_path):
 
 
 @given(st.binary(max_size=40).map(lambda b: b.translate(TO_FEW)), st.integers(1, 9))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lines_are_what_is_between_newlines(tmp_path, monkeypatch, data, block):
     monkeypatch.setattr("data.sources.lines._BLOCK_BYTES", block)
     lines = [line.decode() for line in data.split(b"\n")]
