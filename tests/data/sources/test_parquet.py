@@ -31,11 +31,16 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def groups_read(monkeypatch):
+    """(number, columns) of the row groups that were read."""
     found = []
     real = parquet._RowGroups._read
-    monkeypatch.setattr(
-        parquet._RowGroups, "_read", lambda self, key: found.append(key) or real(self, key)
-    )
+
+    def read(self, key):
+        table = real(self, key)
+        found.append((key[0], tuple(table.column_names)))
+        return table
+
+    monkeypatch.setattr(parquet._RowGroups, "_read", read)
     return found
 
 
@@ -133,6 +138,13 @@ def test_text_that_is_no_utf_8_breaks_its_example(tmp_path):
     with pytest.raises(BadExample, match="a.parquet row 1: caption is no UTF-8") as error:
         source.read(np.array([1]))
     assert error.value.reason == "text is no UTF-8"
+
+
+def test_a_row_is_named_by_its_place_in_its_file(pairs, tmp_path):
+    captions = [f"{i}" for i in range(5)] + [None]
+    write(tmp_path / "b.parquet", image=[b""] * 6, caption=captions)
+    with pytest.raises(BadExample, match="b.parquet row 5: caption is null"):
+        open_parquet(tmp_path / "*.parquet").read(np.array([15]))
 
 
 def test_what_is_no_parquet_is_refused(tmp_path):
