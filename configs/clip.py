@@ -25,7 +25,7 @@ Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.
 
 from ml_collections import ConfigDict
 
-from configs.pairs import add_pairs
+from configs.pairs import ARGUMENTS, add_pairs
 from configs.siglip import V5E, find_variant
 from mm.config import parse_arg
 
@@ -49,7 +49,7 @@ VARIANTS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `arg`: "variant=B/32,image=224,path=...,tokenizer=...", optional."""
-    given = parse_arg(arg, variant="B/32", image=0, path="pairs.jsonl", tokenizer="tokenizer.json")
+    given = parse_arg(arg, variant="B/32", image=0, **ARGUMENTS)
     variant = find_variant(VARIANTS, given)
     image, text = variant["towers"]
     config = ConfigDict()

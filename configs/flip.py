@@ -26,7 +26,7 @@ Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.
 from ml_collections import ConfigDict
 
 from configs.clip import TEXT_B, TEXT_L, B, L
-from configs.pairs import add_pairs
+from configs.pairs import ARGUMENTS, add_pairs
 from configs.siglip import V5E, find_variant
 from mm.config import BadInput, parse_arg
 
@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     given = parse_arg(
         arg, variant="L/16", image=0, keep=0.5, phase="train", init="workdirs/flip",
-        path="pairs.jsonl", tokenizer="tokenizer.json",
+        **ARGUMENTS,
     )  # fmt: skip
     if given["phase"] not in PHASES:
         raise BadInput(f"config argument phase={given['phase']}: have {list(PHASES)}")

@@ -24,7 +24,7 @@ Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.
 
 from ml_collections import ConfigDict
 
-from configs.pairs import add_pairs
+from configs.pairs import ARGUMENTS, add_pairs
 from configs.siglip import VARIANTS as SIGLIP
 from configs.siglip import find_variant, make_model
 from mm.config import parse_arg
@@ -39,8 +39,7 @@ VARIANTS = {"B/16": {**SIGLIP["B/16"], "pod": "v5e:8x8"}, "L/16": SIGLIP["L/16"]
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `arg`: "variant=B/16,image=224,init=WORKDIR,path=...,tokenizer=...", optional."""
     given = parse_arg(
-        arg, variant="B/16", image=0, init="workdirs/siglip", path="pairs.jsonl",
-        tokenizer="tokenizer.json",
+        arg, variant="B/16", image=0, init="workdirs/siglip", **ARGUMENTS,
     )  # fmt: skip
     variant = find_variant(VARIANTS, given)
     config = ConfigDict()

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.pairs import SQUASH, add_pairs
+from configs.pairs import ARGUMENTS, SQUASH, add_pairs
 from configs.quickstart import EMOJI
 from configs.siglip import find_variant
 from mm.config import BadInput, parse_arg
@@ -219,9 +219,7 @@ def assemble(
 def parse(arg: str, variants: Mapping) -> tuple[dict, dict]:
     """(what is given, the variant that it names) of "variant=B/16,image=224,path=...,...", which
     are all optional; the first variant is the default."""
-    given = parse_arg(
-        arg, variant=next(iter(variants)), image=0, path="pairs.jsonl", tokenizer="tokenizer.json"
-    )
+    given = parse_arg(arg, variant=next(iter(variants)), image=0, **ARGUMENTS)
     return given, find_variant(variants, given)
 
 

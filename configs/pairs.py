@@ -5,6 +5,12 @@ to the file:
 
   {"image": "photos/0001.jpg", "caption": "a red bicycle leans on a wall"}
 
+`path` of the argument may be another file, or a pattern such as pairs/*.parquet; how it ends says
+what it is: .jsonl, .csv or .tsv (a row of names first), .parquet, .tar (WebDataset), .json (COCO's
+captions, or Karpathy's splits), .token (Flickr30k). Or a folder: what `datasets` saved, shards or
+tables of one kind, or pictures, each with its caption in a .txt. Where pictures and captions are
+called otherwise, image_key=URL,caption_key=TEXT in the argument says how.
+
 Train a tokenizer on the first 99% of the lines, train on them, and evaluate the retrieval of the
 last 1%, which is also done during training and at its end:
 
@@ -26,16 +32,33 @@ and models: pictures squashed to a square, map pooling, 64 tokens, the learning 
 there: towers (B), vocabulary (32k), batch (32k is its best) and steps. No number has been tuned.
 """
 
+import os
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from data import files
 from mm.config import BadInput, parse_arg
 
 HELD_OUT = 0.99  # the share of the file where the held-out lines begin
 SQUASH = "resize({image})"  # the whole picture, squashed to a square
 PATCH_SIZE = 16
 LENGTH = 64  # tokens: that of the released SigLIP models
+# Arguments of all recipes on pairs.
+ARGUMENTS = dict(
+    path="pairs.jsonl", tokenizer="tokenizer.json", image_key="image", caption_key="caption"
+)
+# What a file is, by its ending.
+SOURCES = {
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "coco",
+    ".token": "flickr30k",
+}
+LAID_OUT = ("coco", "flickr30k", "folder")  # where names of fields are no question
 SIZES = {
     "S": dict(width=384, depth=12, num_heads=6, remat="none"),  # DeiT-S
     "tiny": dict(width=128, depth=2, num_heads=4, remat="none"),
@@ -44,7 +67,7 @@ SIZES = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `arg`: "path=pairs.jsonl,tokenizer=tokenizer.json,image=224,size=S", optional."""
-    given = parse_arg(arg, path="pairs.jsonl", tokenizer="tokenizer.json", image=224, size="S")
+    given = parse_arg(arg, image=224, size="S", **ARGUMENTS)
     if given["size"] not in SIZES:
         raise BadInput(f"config argument size={given['size']}: expected one of {list(SIZES)}")
     tower, tiny = SIZES[given["size"]], given["size"] == "tiny"
@@ -84,16 +107,17 @@ def add_pairs(
     numbers: Mapping[str, int] = {},
     batch_size: int = 4096,
 ) -> None:
-    """Adds input, evals, checkpoint and log of a run on the pairs of a file of JSON lines.
+    """Adds input, evals, checkpoint and log of a run on pairs of one's own.
 
     And accumulation_steps, for whom the memory of the devices is too short.
 
-    given: `path` and `tokenizer` of the recipe's argument, and `image`, the pictures' size.
+    given: `ARGUMENTS` as the recipe's argument has them, and `image`, the pictures' size.
     augment: the ops that make a picture of training of it; views: those that make more of it, each
     ending in |. words: whether the words of tokens are told, for masked text. numbers: fields of so
     many numbers, read as they are. batch_size: of the evaluation, retrieval where the model has
     embeddings and else the objectives' own losses.
     """
+    source = pairs_source(given)
     retrieves = config.model.get("embed_dim") is not None
     words = ", words=True" if words else ""
     fields = "".join(f'|numbers("{name}", {size})' for name, size in numbers.items())
@@ -101,9 +125,7 @@ def add_pairs(
     def part(first: float, last: float, ops: str) -> dict:
         # Pairs with the very same caption are positives of each other, never negatives.
         return dict(
-            source=dict(
-                name="jsonl", path=given["path"], image_key="image", first=first, last=last
-            ),
+            source=dict(first=first, last=last, **source),
             preprocess=f'decode|{ops.format(image=given["image"])}|caption("caption")'
             f'|tokenize({given["tokenizer"]!r}, {length}{words})|group("caption")',
         )
@@ -121,3 +143,33 @@ def add_pairs(
     best = "held_out/text_to_image/recall@1" if retrieves else None
     config.checkpoint = dict(every_steps=1000, keep_last=2, keep_best=best)
     config.log = dict(every_steps=50)
+
+
+def pairs_source(given: Mapping) -> dict:
+    """The source of the pairs in a file, or in a folder, by how `path` ends or what is in it."""
+    path, names = given["path"], {key: given[key] for key in ("image_key", "caption_key")}
+    ending = os.path.splitext(path)[1].lower()
+    source = dict(name=SOURCES[ending], path=path) if ending in SOURCES else _of_folder(path)
+    if source["name"] not in LAID_OUT:
+        return source | names
+    for key, name in names.items():
+        if name != ARGUMENTS[key]:
+            raise BadInput(f"config argument {key}={name}: {path} has no columns; leave it out")
+    return source
+
+
+def _of_folder(path: str) -> dict:
+    try:
+        found = {os.path.basename(name) for name in files.expand(f"{path.rstrip('/')}/*")}
+    except BadInput as error:
+        raise BadInput(
+            f"config argument path={path}: is neither a folder nor a file of {list(SOURCES)}"
+        ) from error
+    if "dataset_dict.json" in found:
+        return dict(name="hf", path=path, split="train")
+    if "state.json" in found:
+        return dict(name="hf", path=path)
+    for ending, name in SOURCES.items():
+        if name not in LAID_OUT and any(file.endswith(ending) for file in found):
+            return dict(name=name, path=f"{path.rstrip('/')}/*{ending}")
+    return dict(name="folder", path=path)

@@ -29,7 +29,7 @@ Fewer devices: a smaller --config.global_batch_size, and --config.sharding.mesh.
 
 from ml_collections import ConfigDict
 
-from configs.pairs import add_pairs
+from configs.pairs import ARGUMENTS, add_pairs
 from mm.config import BadInput, parse_arg
 
 BATCH_SIZE = 32_768
@@ -56,7 +56,7 @@ VARIANTS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `arg`: "variant=B/16,image=224,path=...,tokenizer=...", image=0: as above."""
-    given = parse_arg(arg, variant="B/16", image=0, path="pairs.jsonl", tokenizer="tokenizer.json")
+    given = parse_arg(arg, variant="B/16", image=0, **ARGUMENTS)
     variant = find_variant(VARIANTS, given)
     config = ConfigDict()
     config.pod = variant["pod"]

@@ -49,8 +49,7 @@ class Latest(Generic[K, V]):
         with self._lock:
             self._sizes[key] = size
             self._bytes += size
-            for old in [other for other in self._kept if other in self._sizes and other != key]:
-                if self._bytes <= self._max_bytes:
-                    break
+            while self._bytes > self._max_bytes and len(self._sizes) > 1:
+                old = next(other for other in self._kept if other in self._sizes and other != key)
                 del self._kept[old]
                 self._bytes -= self._sizes.pop(old)

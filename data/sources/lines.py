@@ -88,8 +88,9 @@ def line_bounds(path: str) -> Bounds:
         if not len(ends) or ends[-1] != len(block):
             ends = np.append(ends, len(block))
         here = np.concatenate([[0], ends[:-1]])
-        head, lengths = found[here], ends - here
-        empty = (head == _NEWLINE) | ((head == _RETURN) & (lengths <= 2))
+        head, tail, lengths = found[here], found[ends - 1], ends - here
+        ended = (lengths == 1) | ((lengths == 2) & (tail == _NEWLINE))
+        empty = (head == _NEWLINE) | ((head == _RETURN) & ended)
         blank.append(np.flatnonzero(empty) + count)
         starts.append(here + first)
         count += len(here)

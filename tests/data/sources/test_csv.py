@@ -1,5 +1,10 @@
+import csv
+import io
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data.sources import BadExample, Feature, open_source
 from mm.config import BadInput
@@ -27,6 +32,34 @@ def test_rows_longer_than_a_block_are_found(tmp_path, monkeypatch, block):
     monkeypatch.setattr("data.sources.lines._BLOCK_BYTES", block)
     source = open_csv(tmp_path, '\n\nimage,caption\n\na.png,"a\n\nb"\n\n\na.png,größe')
     assert [row["caption"] for row in read(source)] == ["a\n\nb", "größe"]
+
+
+def python_rows(text):
+    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+
+
+PIECES = st.lists(st.sampled_from(["a", "é", '"', ",", "\n", "\r\n", '"b"', '"c\nd"']), max_size=30)
+
+
+@given(pieces=PIECES, block=st.integers(1, 9))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_are_those_of_pythons_reader(tmp_path, monkeypatch, pieces, block):
+    text = "image,caption\n" + "".join(pieces)
+    monkeypatch.setattr("data.sources.lines._BLOCK_BYTES", block)
+    rows = python_rows(text)[1:]
+    if not rows:
+        return
+    closed = python_rows(text + "\nend")[-1] == ["end"]
+    source = open_csv(tmp_path, text)
+    found = []
+    for i in range(len(source)):
+        try:
+            found.append(source.read(np.array([i]), ["caption"])[0]["caption"])
+        except BadExample as error:
+            assert error.reason in ("row of another length", "row is no CSV")
+            found.append(None)
+    want = [row[1] if len(row) == 2 else None for row in rows]
+    assert found == (want if closed else [*want[:-1], None])
 
 
 def test_columns_are_text_unless_they_are_named_as_numbers(tmp_path):

@@ -90,3 +90,13 @@ def test_a_file_that_is_missing_or_cut_is_named(tmp_path):
     (path / name).unlink()
     with pytest.raises(BadInput, match=f"{name}: cannot be read"):
         open_hf(path)
+
+
+def test_rows_in_another_order_than_their_files_are_refused(tmp_path):
+    """As old versions saved what was shuffled or filtered."""
+    path = shutil.copytree(GOLDEN / "saved/train", tmp_path / "train")
+    state = json.loads((path / "state.json").read_text())
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(BadInput, match="was saved with indices by an old version"):
+        open_hf(path)

@@ -1,3 +1,4 @@
+import json
 import threading
 
 import fsspec
@@ -30,11 +31,16 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def groups_read(monkeypatch):
+    """(number, columns) of the row groups that were read."""
     found = []
     real = parquet._RowGroups._read
-    monkeypatch.setattr(
-        parquet._RowGroups, "_read", lambda self, key: found.append(key) or real(self, key)
-    )
+
+    def read(self, key):
+        table = real(self, key)
+        found.append((key[0], tuple(table.column_names)))
+        return table
+
+    monkeypatch.setattr(parquet._RowGroups, "_read", read)
     return found
 
 
@@ -86,6 +92,22 @@ def test_types_of_arrow_become_features(tmp_path):
     ]  # fmt: skip
 
 
+def test_classes_without_a_name_break_their_examples(tmp_path):
+    """-1 is a class that Hugging Face does not know, as in a test set."""
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    features["labels"] = {"feature": features["label"], "_type": "List"}
+    table = pa.table({"label": [1, -1, 7, None], "labels": [[1, 0], [], [7], None]})
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(told), tmp_path / "a.parquet")
+    source = open_parquet(tmp_path / "a.parquet", image_key=None)
+    assert source.read(np.array([0])) == [{"label": "dog", "labels": ["dog", "cat"]}]
+    reasons = {1: "field is null", 2: "class is not among the names", 3: "field is null"}
+    for row, reason in reasons.items():
+        with pytest.raises(BadExample) as error:
+            source.read(np.array([row]), ["label"])
+        assert error.value.reason == reason
+
+
 def test_shards_are_the_row_groups_of_the_share(pairs):
     assert open_parquet(pairs).shards.tolist() == [4, 4, 2]
     assert open_parquet(pairs, first=0.5).shards.tolist() == [3, 2]
@@ -116,6 +138,13 @@ def test_text_that_is_no_utf_8_breaks_its_example(tmp_path):
     with pytest.raises(BadExample, match="a.parquet row 1: caption is no UTF-8") as error:
         source.read(np.array([1]))
     assert error.value.reason == "text is no UTF-8"
+
+
+def test_a_row_is_named_by_its_place_in_its_file(pairs, tmp_path):
+    captions = [f"{i}" for i in range(5)] + [None]
+    write(tmp_path / "b.parquet", image=[b""] * 6, caption=captions)
+    with pytest.raises(BadExample, match="b.parquet row 5: caption is null"):
+        open_parquet(tmp_path / "*.parquet").read(np.array([15]))
 
 
 def test_what_is_no_parquet_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.sources import Feature, open_source
@@ -27,6 +27,7 @@ def numbers(source):
     return [record["number"] for record in source.read(np.arange(len(source)))]
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=2, max_size=9),
     share=st.floats(0.3, 0.7),

@@ -93,7 +93,9 @@ table_rows = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=table_rows, data=st.data())
 def test_every_format_gives_the_same_records_in_any_order(tmp_path, rows, data):
     ids = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=20))
