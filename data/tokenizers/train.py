@@ -3,11 +3,13 @@
 python -m data.tokenizers.train --dataset=emoji --data_dir=.data
 
 Beside the data set, in `tokenizer-<vocabulary size>.json`, unless --output says where. Any other
-source is given as in a config: --source='{"name": "synthetic", "num_examples": 100}'.
+source is given as in a config, --source='{"name": "synthetic", "num_examples": 100}', or as text
+files with a text a line: --source='corpus-{00..15}.txt'.
 """
 
 import argparse
 import ast
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,14 +19,19 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from data import files, tokenizers
 from data.sources import Source, open_source
 from mm.config import BadInput, suggest
 
 PAD, UNK, EOS = "[PAD]", "[UNK]", "[EOS]"
 SPECIAL = [PAD, UNK, EOS]  # ids 0, 1, 2
-Model = Literal["bpe", "wordpiece"]  # the library's Unigram differs from run to run
+# `tokenizers` has a Unigram too, which differs from run to run.
+Model = Literal["bpe", "wordpiece", "sentencepiece_unigram", "sentencepiece_bpe"]
 DEFAULT_VOCAB_SIZE = 4096
 _BLOCK = 1024  # examples read at a time
+_THREADS = 4  # of sentencepiece, whose sums depend on how many there are
+_RESERVED = "\u2585"  # a block; sentencepiece would leave out texts that hold it
+_LONGEST = 1 << 30  # bytes; sentencepiece would leave out longer texts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,21 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="the file to write")
     args = parser.parse_args(argv)
     try:
-        source, output = _arguments(args)
-        text = train(texts(source, args.fields.split(",")), args.vocab_size, args.model)
+        corpus, output = _arguments(args)
+        corpus = list(corpus)
+        text = train(corpus, args.vocab_size, args.model)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write(output, text)
-    size = Tokenizer.from_str(text).get_vocab_size()
-    print(f"{output}: {args.model}, {size} tokens, from {len(source)} examples")
+    size = tokenizers.Tokenizer(text, 3).vocab_size
+    print(f"{output}: {args.model}, {size} tokens, from {len(corpus)} texts")
     return 0
 
 
-def _arguments(args: argparse.Namespace) -> tuple[Source, str]:
-    """The source and the path to write."""
+def _arguments(args: argparse.Namespace) -> tuple[Iterator[str], str]:
+    """The texts and the path to write."""
     if (args.dataset is None) == (args.source is None):
         raise BadInput("give one of --dataset and --source")
+    if not args.output and not (args.dataset and args.data_dir):
+        raise BadInput("give --output, or --dataset and --data_dir to write beside it")
+    output = args.output or path_beside(args.dataset, args.data_dir, args.vocab_size)
+    if args.source and not args.source.lstrip().startswith("{"):
+        return lines(args.source), output
     if args.source is None:
         spec = {"name": "tfds", "dataset": args.dataset, "split": args.split}
         source = open_source(spec | {"data_dir": args.data_dir}, "--dataset")
@@ -65,11 +78,7 @@ def _arguments(args: argparse.Namespace) -> tuple[Source, str]:
         except (ValueError, SyntaxError) as error:
             raise BadInput(f"--source={args.source}: is no literal mapping") from error
         source = open_source(spec, "--source")
-    if args.output:
-        return source, args.output
-    if not (args.dataset and args.data_dir):
-        raise BadInput("give --output, or --dataset and --data_dir to write beside it")
-    return source, path_beside(args.dataset, args.data_dir, args.vocab_size)
+    return texts(source, args.fields.split(",")), output
 
 
 def path_beside(dataset: str, data_dir: str, vocab_size: int = DEFAULT_VOCAB_SIZE) -> str:
@@ -90,13 +99,25 @@ def texts(source: Source, fields: Sequence[str]) -> Iterator[str]:
                 yield from record[field] if source.features[field].ragged else [record[field]]
 
 
-def train(corpus: Iterable[str], vocab_size: int, model: Model = "bpe") -> str:
-    """Returns a tokenizer.json; the same corpus gives the same, byte for byte.
+def lines(pattern: str) -> Iterator[str]:
+    """The lines of text files (UTF-8) that are not blank; see `data.files.expand`."""
+    for path in files.expand(os.path.expanduser(pattern)):
+        try:
+            content = files.read(path).decode()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path}: is no UTF-8 ({error})") from error
+        yield from (line for line in content.split("\n") if line.strip())
 
-    At most vocab_size tokens: special ones, then single characters, then merged ones. It ends each
-    text with [EOS].
+
+def train(corpus: Iterable[str], vocab_size: int, model: Model = "bpe") -> str:
+    """Returns a tokenizer's JSON; the same corpus gives the same, byte for byte.
+
+    At most vocab_size tokens: special ones, then single characters, then merged ones (those of
+    sentencepiece in an order of their own). It lowercases texts and ends each with [EOS].
     """
-    corpus = list(corpus)
+    corpus = [tokenizers.well_formed(text) for text in corpus]
+    if model.startswith("sentencepiece_"):
+        return _sentencepiece(corpus, vocab_size, model.removeprefix("sentencepiece_"))
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -129,6 +150,36 @@ def _wordpiece(tokenizer: Tokenizer, corpus: Sequence[str], vocab_size: int) -> 
     )
     trained.train_from_iterator(corpus, trainer)
     return models.WordPiece(trained.get_vocab(), unk_token=UNK)
+
+
+def _sentencepiece(corpus: Sequence[str], vocab_size: int, kind: str) -> str:
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sorted(text.replace(_RESERVED, " ") for text in corpus)),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,  # a small corpus has fewer
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc_cf",  # with the case folded
+            max_sentence_length=_LONGEST,
+            pad_id=SPECIAL.index(PAD),
+            unk_id=SPECIAL.index(UNK),
+            eos_id=SPECIAL.index(EOS),
+            bos_id=-1,
+            pad_piece=PAD,
+            unk_piece=UNK,
+            eos_piece=EOS,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"vocab_size={vocab_size}: sentencepiece cannot train ({reason})") from error
+    return tokenizers.of_sentencepiece(model.getvalue())
 
 
 def write(path: str, text: str) -> None:

