@@ -58,6 +58,7 @@ SOURCES = {
     ".json": "coco",
     ".token": "flickr30k",
 }
+SEVERAL = ("coco", "flickr30k")  # captions a picture: another one in each epoch
 LAID_OUT = ("coco", "flickr30k", "folder")  # where names of fields are no question
 SIZES = {
     "S": dict(width=384, depth=12, num_heads=6, remat="none"),  # DeiT-S
@@ -122,16 +123,17 @@ def add_pairs(
     words = ", words=True" if words else ""
     fields = "".join(f'|numbers("{name}", {size})' for name, size in numbers.items())
 
-    def part(first: float, last: float, ops: str) -> dict:
+    def part(first: float, last: float, ops: str, text: str = 'caption("caption")') -> dict:
         # Pairs with the very same caption are positives of each other, never negatives.
         return dict(
             source=dict(first=first, last=last, **source),
-            preprocess=f'decode|{ops.format(image=given["image"])}|caption("caption")'
+            preprocess=f'decode|{ops.format(image=given["image"])}|{text}'
             f'|tokenize({given["tokenizer"]!r}, {length}{words})|group("caption")',
         )
 
     config.accumulation_steps = 1
-    config.input = part(0.0, HELD_OUT, views + augment + fields)
+    several = {"text": 'choose("captions")'} if source["name"] in SEVERAL else {}
+    config.input = part(0.0, HELD_OUT, views + augment + fields, **several)
     config.evals = dict(
         held_out=dict(
             name="retrieval" if retrieves else "losses",

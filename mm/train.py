@@ -121,7 +121,7 @@ def train(config: ConfigDict, directory: str) -> int:
         stack.callback(writer.close)
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
-        input_log = InputLog(batches, start_step, progress.message)
+        input_log = InputLog(batches, start_step, progress.message, preprocess.tokenizer)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
             manifest, writer, progress, signals,

@@ -84,13 +84,15 @@ class Retrieval:
 
     def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, ids: np.ndarray, path: epath.Path) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
-        text, image = self.preprocess.field_of("caption"), self.preprocess.field_of("decode")
+        find = self.preprocess.field_of
+        text, image = find("caption") or find("choose"), find("decode")
         if text is None or image is None:
             return
         rows = np.linspace(0, len(zimg) - 1, min(_CAPTIONS, len(zimg))).astype(int)
         scores = ztxt[rows] @ zimg.T
         shown = np.unique(report.best_columns(scores))
-        captions = [record[text] for record in self.source.read(ids[rows], (text,))]
+        texts = [record[text] for record in self.source.read(ids[rows], (text,))]
+        captions = [found if isinstance(found, str) else found[0] for found in texts]
         records = self.source.read(ids[shown], (image,))
         pictures = {i: _pil(r[image]) for i, r in zip(shown.tolist(), records, strict=True)}
         title = f"{len(zimg):,} pictures; the best five for captions spread evenly over them"

@@ -13,14 +13,16 @@ from jax.experimental import multihost_utils
 _WAIT = 0.05  # a larger share of waiting is told of
 _QUIET_SECONDS = 60.0  # between two such lines
 _SETTLED_STEPS = 20  # before, the share is of a loop that has just begun
+_MUCH_CUT = 0.05  # of the texts
 _BYTES = 1 << 14  # of the counts of one process, as text
 
 
 class InputLog:
     """Follows `batches`, a `data.iterator.BatchIterator`, of a loop that begins at `start_step`.
 
-    message: prints a line above the bar. shown: whether the seconds of every stage are metrics and
-    lines of their own (config.input.profile).
+    message: prints a line above the bar. tokenizer: that of the texts, which counts what it cuts.
+    Where `batches.profile.shown` (config.input.profile), the seconds of every stage are metrics and
+    lines of their own.
     """
 
     def __init__(
@@ -28,10 +30,12 @@ class InputLog:
         batches: Any,
         start_step: int,
         message: Callable[[str], None],
+        tokenizer: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._batches, self._message, self._clock = batches, message, clock
         self._start_step, self._step = start_step, start_step
+        self._tokenizer, self._cut_is_told = tokenizer, False
         self._seconds: Mapping[str, float] = {}
         self._quiet_until = 0.0
         self._told: Mapping[str, int] = batches.faults.counts
@@ -58,7 +62,20 @@ class InputLog:
                 f"slowest stage is {profile.slowest(spent)}; see config.input.num_workers, and "
                 "--config.input.profile=1 for all stages"
             )
+        if settled and self._tokenizer is not None:
+            found |= self._text_cut(profile.shown)
         return found
+
+    def _text_cut(self, shown: bool) -> dict[str, float]:
+        """How much of the texts so far was left out for being too long; said once if it is much."""
+        cut = self._tokenizer.cut
+        if cut.share_of_texts > _MUCH_CUT and not self._cut_is_told:
+            self._cut_is_told = True
+            self._message(
+                f"note: {cut.share_of_texts:.0%} of the texts have more than "
+                f"{self._tokenizer.length} tokens; {cut.share_of_tokens:.0%} of all tokens are cut"
+            )
+        return {"input/tokens_cut": cut.share_of_tokens} if shown else {}
 
     def bad_examples(self) -> dict[str, int]:
         """By reason, of all processes, which all have to call this; says so when there are more."""

@@ -23,7 +23,7 @@ from mm.config import BadInput, differences, plain
 
 _PACKAGES = (
     "jax jaxlib libtpu flax optax orbax-checkpoint tensorstore numpy tensorflow tensorflow-cpu "
-    "tensorflow-datasets array-record tokenizers ml-collections einops"
+    "tensorflow-datasets array-record tokenizers sentencepiece ftfy ml-collections einops"
 ).split()
 
 

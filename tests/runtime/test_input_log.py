@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from data.profile import TRANSFER, Profile, stage
+from data.tokenizers import Cut
 from mm.runtime.input_log import InputLog, gathered
 
 
@@ -30,9 +32,9 @@ def batches():
     return Batches()
 
 
-def follow(batches, clock=lambda: 1000.0):
+def follow(batches, clock=lambda: 1000.0, tokenizer=None):
     lines = []
-    return InputLog(batches, 0, lines.append, clock), lines
+    return InputLog(batches, 0, lines.append, tokenizer, clock), lines
 
 
 def test_a_loop_that_waits_is_told_the_slowest_stage(batches):
@@ -85,6 +87,16 @@ def test_stages_are_seconds_a_batch():
     batches.seconds = {"read": 2.0, "decode": 5.0}
     assert log.metrics(20, 0.01) == {"input/read_seconds": 0.1, "input/decode_seconds": 0.5}
     assert lines[-1] == "input, ms a batch: read 100.0  decode 500.0; 2 workers; data wait 1%"
+
+
+def test_texts_that_are_often_cut_are_told_of_once():
+    tokenizer = types.SimpleNamespace(
+        length=8, cut=Cut(texts=100, texts_cut=40, tokens=900, tokens_cut=90)
+    )
+    log, lines = follow(Batches(shown=True), tokenizer=tokenizer)
+    assert log.metrics(50, 0.0) == log.metrics(100, 0.0) == {"input/tokens_cut": 0.1}
+    notes = [line for line in lines if line.startswith("note")]
+    assert notes == ["note: 40% of the texts have more than 8 tokens; 10% of all tokens are cut"]
 
 
 def test_more_broken_examples_are_told_of_once(batches):
