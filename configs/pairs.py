@@ -127,7 +127,7 @@ def add_pairs(
         # Pairs with the very same caption are positives of each other, never negatives.
         return dict(
             source=dict(first=first, last=last, **source),
-            preprocess=f'decode|{ops.format(image=given["image"])}|{text}'
+            preprocess=f"decode|{ops.format(image=given['image'])}|{text}"
             f'|tokenize({given["tokenizer"]!r}, {length}{words})|group("caption")',
         )
 

@@ -10,8 +10,9 @@ import glob
 import itertools
 import logging
 import os
+import pathlib
 import re
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -148,23 +149,27 @@ def write(path: str, content: bytes) -> None:
         filesystem.pipe_file(inner, content)
         return
     os.makedirs(parent(path), exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=parent(path), suffix=".part")
+    # Not by tempfile, whose files nobody else may read.
+    name = f".{os.path.basename(path)}.{os.getpid()}.{threading.get_ident()}"
+    part = os.path.join(parent(path), name)
     try:
-        with open(handle, "wb") as file:
+        with open(part, "wb") as file:
             file.write(content)
         os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    finally:
+        pathlib.Path(part).unlink(missing_ok=True)
 
 
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        wanted = (os.fstat(file.fileno()).st_size if stop is None else stop) - start
+    file = os.open(path, os.O_RDONLY)  # a third of the time that open() takes
+    try:
+        wanted = (os.fstat(file).st_size if stop is None else stop) - start
         parts = []
-        while wanted > 0 and (part := os.pread(file.fileno(), wanted, start)):
+        while wanted > 0 and (part := os.pread(file, wanted, start)):
             parts.append(part)
             start, wanted = start + len(part), wanted - len(part)
+    finally:
+        os.close(file)
     return b"".join(parts)
 
 

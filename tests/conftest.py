@@ -16,10 +16,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import hypothesis  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 jaxtyping.install_import_hook(["mm.models", "mm.objectives"], "beartype.beartype")
+
+hypothesis.settings.register_profile("shared", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("shared")
 
 import mm  # noqa: E402, F401  (adds the flags of this jaxlib)
 

@@ -115,7 +115,7 @@ class _Csv(Lines):
             return self._numbers[name](value)
         except ValueError as error:
             message = f"{self.where(index)}: {name}={value!r:.80}: is no {self.columns[name].dtype}"
-            raise BadExample(message, "field of another type") from error
+            raise BadExample(message, "field has the wrong type") from error
 
     def _row_bounds(self, path: str) -> Bounds:
         """Also keeps the first row, which names the columns; it counts as blank, as empty ones do.

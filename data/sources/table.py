@@ -139,7 +139,7 @@ class _Table:
                 raise BadExample(
                     f"{self._rows.where(index)}: {column}={value!r:.80}: expected "
                     f"{_kind(feature)}, as in the others",
-                    "field of another type",
+                    "field has the wrong type",
                 )
             if feature.dtype == "text":
                 self._check_text(index, column, value)

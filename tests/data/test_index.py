@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +132,6 @@ def test_a_full_disk_costs_the_index_and_one_warning(build, paths, index_dir, mo
     def open_full(file, mode, **kwargs):
         if mode != "wb":
             return open(file, mode, **kwargs)
-        os.close(file)
         return Full()
 
     monkeypatch.setattr(files, "open", open_full, raising=False)
@@ -150,11 +148,11 @@ def test_a_full_disk_costs_the_index_and_one_warning(build, paths, index_dir, mo
 def test_a_folder_that_takes_no_files_costs_one_warning(
     build, paths, tmp_path, monkeypatch, caplog, error
 ):
-    def refuse(**_):
+    def refuse(*_):
         raise error
 
     if error:
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(files, "open", refuse, raising=False)
     (tmp_path / "file").touch()
     folder = tmp_path / ("folder" if error else "file")
     assert Indexes("bytes 1", build, str(folder)).count(paths).tolist() == [0, 1, 2]

@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     source = open_source({"name": "synthetic", "num_examples": 50}, "source")
     corpus = tokenizer_train.texts(source, ["label", "tags"])
-    tokenizer_train.write(str(path), tokenizer_train.train(corpus, 200))
+    path.write_text(tokenizer_train.train(corpus, 200))
     return path
 
 

@@ -231,7 +231,7 @@ def test_tokenize_passes_on_what_is_said_of_marks_and_padding(tokenizer):
 
 def test_tokenize_writes_ids_and_mask(tmp_path):
     path = tmp_path / "tokenizer.json"
-    train.write(str(path), train.train(["red car", "blue car"], 100))
+    path.write_text(train.train(["red car", "blue car"], 100))
     ops = parse(f"caption('label', empty=True)|tokenize('{path}', 5)", where="x")
     batch = ops.apply({"label": ["Red CAR", ""]}, np.zeros(2, np.uint64))
     assert batch["text"].shape == (2, 5) and batch["text"].dtype == np.int32
@@ -241,7 +241,7 @@ def test_tokenize_writes_ids_and_mask(tmp_path):
 
 def test_tokenize_writes_words_when_asked(tmp_path):
     path = tmp_path / "tokenizer.json"
-    train.write(str(path), train.train(["red car", "blue car"], 100))
+    path.write_text(train.train(["red car", "blue car"], 100))
 
     def batch(more):
         ops = parse(f"caption('label', empty=True)|tokenize('{path}', 5{more})", where="x")

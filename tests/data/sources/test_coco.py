@@ -70,7 +70,7 @@ def test_a_missing_picture_is_a_broken_example(annotations, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "caption, reason", [(None, "field of another type"), ("\ud83d", "text is no UTF-8")]
+    "caption, reason", [(None, "field has the wrong type"), ("\ud83d", "text is no UTF-8")]
 )
 def test_a_broken_caption_is_a_broken_example(annotations, caption, reason):
     found = json.loads(annotations.read_text())

@@ -106,8 +106,8 @@ def test_a_caption_of_a_megabyte_is_read(tmp_path):
         (b'a.png,"b,1', "row is no CSV", "row 3: is no CSV (a quote is not closed"),
         (b"a.png,b\rc,1", "row is no CSV", "row 3: is no CSV (new-line character"),
         (b"a.png,\xff,1", "text is no UTF-8", "row 3: is no UTF-8"),
-        (b"a.png,b,x", "field of another type", "row 3: rank='x': is no int64"),
-        (b"a.png,b,1.5", "field of another type", "row 3: rank='1.5': is no int64"),
+        (b"a.png,b,x", "field has the wrong type", "row 3: rank='x': is no int64"),
+        (b"a.png,b,1.5", "field has the wrong type", "row 3: rank='1.5': is no int64"),
         (b"a.png,b, ", "field is null", "row 3: rank is null, expected a whole number"),
     ],
 )

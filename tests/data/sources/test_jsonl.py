@@ -7,6 +7,7 @@ from data.sources import BadExample, Feature, open_source
 from mm.config import BadInput
 
 COUNT = 150
+TYPE = "field has the wrong type"
 
 
 def record(i):
@@ -95,8 +96,16 @@ HALF = '{"image": "photos/1.png", "captions": "\\ud83d"}'
         ("[" * 100_000, "line is no JSON", "line 4: is no JSON"),
         ('{"rank": 1' + "0" * 5000 + "}", "line is no JSON", "line 4: is no JSON"),
         ({"image": "photos/1.png", "caption": "b"}, "field is missing", "line 4: has no field "),
-        ({"image": "photos/1.png", "captions": 3}, "field of another type", "line 4: captions=3: "),
-        ({"image": 3, "captions": "b"}, "field of another type", "line 4: image=3: expected a pic"),
+        (
+            {"image": "photos/1.png", "captions": 3},
+            "field has the wrong type",
+            "4: captions=3: ",
+        ),
+        (
+            {"image": 3, "captions": "b"},
+            "field has the wrong type",
+            "4: image=3: expected a pic",
+        ),
         ({"image": None, "captions": "b"}, "field is null", "line 4: image is null"),
         ({"image": "photos/7.png", "captions": "b"}, "picture is missing", "line 4: picture 'pho"),
         (HALF, "text is no UTF-8", "line 4: captions='\\ud83d': surrogates not allowed"),

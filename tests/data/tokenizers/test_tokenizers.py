@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, processors
 
+from data import files
 from data.tokenizers import Settings, Tokenizer, clean, fetch, find, load, train
 from mm.config import BadInput
 
@@ -291,7 +292,7 @@ def test_the_command_writes_beside_the_data_set_and_find_finds_it(tmp_path, caps
 
 def test_several_tokenizers_of_a_data_set_are_not_chosen_between(tmp_path):
     for size in (60, 70):
-        train.write(train.path_beside("emoji", str(tmp_path), size), "{}")
+        files.write(train.path_beside("emoji", str(tmp_path), size), b"{}")
     with pytest.raises(BadInput, match="there are several, give the path"):
         find("emoji", str(tmp_path))
 
