@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         dest="_",
         help="set any key of the config, e.g. --config.seed=1",
     )
+    from mm.config import split_overrides
+
     overrides, rest = split_overrides(sys.argv[1:] if arguments is None else arguments)
     flags = parser.parse_args(rest)
 
@@ -83,21 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, BadInput) else 1
     distributed.leave(code)
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Takes `--config.key=value` and `--config.key value` out of the command line."""
-    overrides, rest, arguments = [], [], list(arguments)
-    while arguments:
-        argument = arguments.pop(0)
-        if not argument.startswith("--config."):
-            rest.append(argument)
-            continue
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not equals and arguments and not arguments[0].startswith("--"):
-            value = arguments.pop(0)
-        overrides.append((key, value))
-    return overrides, rest
 
 
 def run(flags: argparse.Namespace, config) -> int:

@@ -1,6 +1,7 @@
 """Where examples come from. A source answers reads at random places; `data.order` says which."""
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +12,17 @@ from mm.config import BadInput
 
 # Each source's module is loaded when one asks for it, since some load TensorFlow or Arrow.
 _MODULES = {"jsonl": "jsonl", "mixture": "mixture", "synthetic": "synthetic", "tfds": "tfds"}
+# Which source reads a file, by its name's ending.
+_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".json": "coco",
+    ".txt": "text",
+    ".tar": "webdataset",
+    ".tfrecord": "tfrecord",
+}
 
 
 class Feature(NamedTuple):
@@ -60,3 +72,47 @@ def open_source(spec: Mapping, where: str) -> Source:
     for module in [_MODULES[name]] if name in _MODULES else sorted(set(_MODULES.values())):
         importlib.import_module(f"data.sources.{module}")
     return registry.build("source", spec, where)
+
+
+def guess(path: str) -> dict[str, Any]:
+    """The spec of the source that reads a file, by its ending, or a folder, by what is in it.
+
+    A folder that TFDS has written (NAME/VERSION, or its NAME with one version) is read as its split
+    `train`; one of Hugging Face's `save_to_disk` by that; any other is a folder of pictures. Raises
+    BadInput when the ending says nothing.
+    """
+    path = path.rstrip("/") or path
+    if os.path.isdir(os.path.expanduser(path)):
+        folder = os.path.abspath(os.path.expanduser(path))
+        names = os.listdir(folder)
+        versions = [
+            name for name in names if os.path.exists(os.path.join(folder, name, "features.json"))
+        ]
+        if "features.json" in names:
+            folder, versions = os.path.dirname(folder), [os.path.basename(folder)]
+        if len(versions) == 1:
+            data_dir, name = os.path.split(folder)
+            dataset = f"{name}:{versions[0]}"
+            return {"name": "tfds", "dataset": dataset, "split": "train", "data_dir": data_dir}
+        if {"dataset_info.json", "dataset_dict.json"} & set(names):
+            return {"name": "hf", "path": path}
+        return {"name": "folder", "path": path}
+    ending = os.path.splitext(path)[1]
+    if ending not in _ENDINGS:
+        raise BadInput(
+            f"{path}: cannot tell what it is; expected a folder, a file that ends in one of "
+            f"{sorted(_ENDINGS)}, or a source as in a config: '{{\"name\": ...}}'"
+        )
+    return {"name": _ENDINGS[ending], "path": path}
+
+
+def read_each(
+    source: Source, ids: np.ndarray, keys: Sequence[str] | None = None
+) -> list[dict[str, Any] | BadExample]:
+    """As `source.read`, but in the place of a broken example is what it raised."""
+    try:
+        return list(source.read(ids, keys))
+    except BadExample as error:
+        if len(ids) == 1:
+            return [error]
+    return [read_each(source, ids[i : i + 1], keys)[0] for i in range(len(ids))]
