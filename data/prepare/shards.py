@@ -28,17 +28,11 @@ from data.prepare import store
 from data.prepare.job import Job
 from data.prepare.scan import CHUNK
 from data.sources import Feature
+from data.sources.pictures import file_format
 from mm.config import BadInput
 
 VERSION = "1.0.0"
 _HASHED = 1 << 20  # bytes at a time
-_MAGIC = {
-    b"\x89PNG": "png",
-    b"\xff\xd8": "jpg",
-    b"RIFF": "webp",
-    b"GIF8": "gif",
-    b"BM": "bmp",
-}
 
 Entry = dict[str, Any]  # of the manifest: name, bytes, sha256, examples
 
@@ -215,7 +209,7 @@ def _members(job: Job, record: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]
     for key, value in sorted(record.items()):
         feature = job.source.features[key]
         if feature.dtype == "image" and not feature.ragged:
-            ending = next((e for magic, e in _MAGIC.items() if value.startswith(magic)), "bin")
+            ending = file_format(value)
             yield ending if key == job.image_key else f"{key}.{ending}", value
         elif feature.dtype in ("image", "bytes"):
             for i, data in enumerate(value if feature.ragged else [value]):
