@@ -57,10 +57,13 @@ def spread(
             yield partition, Entries(keys[here], ids[rows[here]], values[rows[here]])
 
 
-def duplicates(parts: Iterable[Entries], compare: Compare) -> Int64[np.ndarray, " dropped"]:
-    """The examples of one partition that are dropped, ascending; those of equal value at once.
+def duplicates(
+    parts: Iterable[Entries], compare: Compare, references: bool = False
+) -> Int64[np.ndarray, " dropped"]:
+    """The examples of one partition that are dropped, ascending.
 
-    compare: is given those of one key, sorted by number, of each value the first.
+    compare: is given those of one key, sorted by number, of each value the first, since the others
+    are near it. references: all, since that may be near no reference.
     """
     entries = Entries(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     order = np.lexsort((entries.ids, entries.keys))
@@ -71,13 +74,17 @@ def duplicates(parts: Iterable[Entries], compare: Compare) -> Int64[np.ndarray, 
         if stop - start == 1:
             continue
         group = Entries(*(column[start:stop] for column in entries))
-        rows = np.ascontiguousarray(group.values).view(f"V{group.values.shape[1]}")[:, 0]
-        first = np.sort(np.unique(rows, return_index=True)[1])
+        first = np.arange(stop - start) if references else _first_of_each(group.values)
         dropped.append(np.delete(group.ids, first))
         if len(first) > 1:
             dropped.append(compare(Entries(*(column[first] for column in group))))
     found = np.unique(np.concatenate([np.zeros(0, np.int64), *dropped]))
     return found[found >= 0]
+
+
+def _first_of_each(values: UInt8[np.ndarray, "n w"]) -> Int64[np.ndarray, " m"]:
+    rows = np.ascontiguousarray(values).view(f"V{values.shape[1]}")[:, 0]
+    return np.sort(np.unique(rows, return_index=True)[1])
 
 
 def same(group: Entries) -> Int64[np.ndarray, " dropped"]:

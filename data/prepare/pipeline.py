@@ -184,7 +184,8 @@ def _distance(run: Run, step: Step) -> int:
 
 def _compare(met: tuple[int, Iterable[Entries]], run: Run, step: Step) -> Iterator[Kept]:
     """What of a partition is dropped, by block."""
-    dropped = duplicates.duplicates(met[1], _comparison(run.job, step))
+    references = step.name == "references"
+    dropped = duplicates.duplicates(met[1], _comparison(run.job, step), references)
     for block in np.unique(dropped // BLOCK).tolist():
         yield block, dropped[dropped // BLOCK == block]
 

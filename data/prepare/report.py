@@ -79,7 +79,8 @@ def _added(a: Part, b: Part) -> Part:
 
 def report(part: Part, num_examples: int) -> dict[str, Any]:
     """The whole report. Raises ValueError when an example is neither kept nor dropped."""
-    gone = dict(sorted(part.get("dropped", {}).items(), key=lambda item: -item[1]["count"]))
+    lost = part.get("dropped", {})
+    gone = {key: lost[key] for key in sorted(lost, key=lambda key: (-lost[key]["count"], key))}
     counted = part["kept"] + sum(entry["count"] for entry in gone.values())
     if counted != num_examples:
         raise ValueError(f"{counted} of {num_examples} examples are accounted for")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import fcntl
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data import files
 from data.prepare import store
@@ -36,7 +37,7 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
     Raises BadInput when the config, a flag or the source is wrong, when the folder holds something
     else, and when it cannot be written to.
     """
-    _find_beam()
+    find_beam()
     from data.prepare import shards
 
     job = open_job(config)
@@ -48,6 +49,11 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
     if _is_done(output, given):
         print(f"{output}: is prepared already, as this config says")
         return
+    if others := [name for name in store.names(output) if name != store.WORK]:
+        if not store.exists(_job_path(output)):
+            raise BadInput(
+                f"--output={output}: has {others[:3]} in it; expected a new or empty folder"
+            )
     begin = time.monotonic()
     with _only_one(output):
         _begin(output, given)
@@ -58,7 +64,7 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
     print(_how_to_read(job, output))
 
 
-def _find_beam() -> None:
+def find_beam() -> None:
     """Makes Beam importable, here and in processes that Beam starts.
 
     It has a folder of its own, since it asks for older versions of packages that it hardly uses.
@@ -110,14 +116,15 @@ def _is_done(output: str, given: Mapping[str, Any]) -> bool:
 
 def _begin(output: str, given: Mapping[str, Any]) -> None:
     """Makes the work folder, or checks that what is in it belongs to this config."""
-    path = files.join(files.join(output, store.WORK), "job.json")
-    if store.exists(path):
+    if store.exists(path := _job_path(output)):
         _check_same(output, given, json.loads(files.read(path)))
         store.remove_half_files(output)
-        return
-    if others := [name for name in store.names(output) if name != store.WORK]:
-        raise BadInput(f"--output={output}: has {others[:3]} in it; expected a new or empty folder")
-    store.write(path, json.dumps(given).encode(), output)
+    else:
+        store.write(path, json.dumps(given).encode(), output)
+
+
+def _job_path(output: str) -> str:
+    return files.join(files.join(output, store.WORK), "job.json")
 
 
 def _check_same(output: str, given: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -156,13 +163,27 @@ def _run(options: Any, config: str, output: str, num_examples: int) -> None:
     pipeline = beam.Pipeline(options=options)
     build(pipeline, Run(config, output, num_examples))
     try:
-        pipeline.run().wait_until_finish()
-    except BadInput:
-        raise
+        with contextlib.redirect_stderr(_WithoutTracebacks(sys.stderr)):
+            pipeline.run().wait_until_finish()
     except Exception as error:  # runners raise all kinds; a worker's BadInput is text within
         if said := _SAID.findall(str(error)):
             raise BadInput(said[-1]) from error
         raise
+
+
+class _WithoutTracebacks(io.TextIOBase):
+    """Beam's workers print what they also send, and we raise."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if "[while running '" not in text:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _finish(job: Any, output: str, given: Mapping[str, Any]) -> None:
