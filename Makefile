@@ -10,7 +10,7 @@ FLAGS ?=
 TOGETHER := --numprocesses=2 --dist=loadfile
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart data test test-slow test-all golden plan-tools plan-all lint clean
+.PHONY: quickstart data test test-slow test-all golden plan-tools plan-all prepare-tools lint clean
 
 quickstart: data
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
@@ -28,13 +28,13 @@ $(VENV)/installed: requirements.txt constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-test: data
+test: data prepare-tools
 	$(RUN) -m pytest $(TOGETHER) -m "not slow and not matrix"
 
-test-slow: data plan-tools
+test-slow: data plan-tools prepare-tools
 	$(RUN) -m pytest $(TOGETHER) -m slow
 
-test-all: data plan-tools
+test-all: data plan-tools prepare-tools
 	$(RUN) -m pytest $(TOGETHER)
 
 golden: $(VENV)/installed
@@ -45,6 +45,13 @@ plan-tools: $(VENV)/plan/installed
 $(VENV)/plan/installed: requirements-plan.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/plan -r requirements-plan.txt
+	@touch $@
+
+prepare-tools: $(VENV)/prepare/installed
+
+$(VENV)/prepare/installed: requirements-prepare.txt $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/prepare -r requirements-prepare.txt
 	@touch $@
 
 plan-all: plan-tools

@@ -32,12 +32,11 @@ and models: pictures squashed to a square, map pooling, 64 tokens, the learning 
 there: towers (B), vocabulary (32k), batch (32k is its best) and steps. No number has been tuned.
 """
 
-import os
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from data import files
+from data.sources.guess import guess
 from mm.config import BadInput, parse_arg
 
 HELD_OUT = 0.99  # the share of the file where the held-out lines begin
@@ -48,18 +47,8 @@ LENGTH = 64  # tokens: that of the released SigLIP models
 ARGUMENTS = dict(
     path="pairs.jsonl", tokenizer="tokenizer.json", image_key="image", caption_key="caption"
 )
-# What a file is, by its ending.
-SOURCES = {
-    ".tar": "webdataset",
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "coco",
-    ".token": "flickr30k",
-}
 SEVERAL = ("coco", "flickr30k")  # captions a picture: another one in each epoch
-LAID_OUT = ("coco", "flickr30k", "folder")  # where names of fields are no question
+COLUMNS = ("jsonl", "csv", "parquet", "hf", "webdataset")  # whose names may be others
 SIZES = {
     "S": dict(width=384, depth=12, num_heads=6, remat="none"),  # DeiT-S
     "tiny": dict(width=128, depth=2, num_heads=4, remat="none"),
@@ -150,28 +139,10 @@ def add_pairs(
 def pairs_source(given: Mapping) -> dict:
     """The source of the pairs in a file, or in a folder, by how `path` ends or what is in it."""
     path, names = given["path"], {key: given[key] for key in ("image_key", "caption_key")}
-    ending = os.path.splitext(path)[1].lower()
-    source = dict(name=SOURCES[ending], path=path) if ending in SOURCES else _of_folder(path)
-    if source["name"] not in LAID_OUT:
+    source = guess(path)
+    if source["name"] in COLUMNS:
         return source | names
     for key, name in names.items():
         if name != ARGUMENTS[key]:
             raise BadInput(f"config argument {key}={name}: {path} has no columns; leave it out")
     return source
-
-
-def _of_folder(path: str) -> dict:
-    try:
-        found = {os.path.basename(name) for name in files.expand(f"{path.rstrip('/')}/*")}
-    except BadInput as error:
-        raise BadInput(
-            f"config argument path={path}: is neither a folder nor a file of {list(SOURCES)}"
-        ) from error
-    if "dataset_dict.json" in found:
-        return dict(name="hf", path=path, split="train")
-    if "state.json" in found:
-        return dict(name="hf", path=path)
-    for ending, name in SOURCES.items():
-        if name not in LAID_OUT and any(file.endswith(ending) for file in found):
-            return dict(name=name, path=f"{path.rstrip('/')}/*{ending}")
-    return dict(name="folder", path=path)

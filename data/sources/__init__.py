@@ -74,3 +74,15 @@ def open_source(spec: Mapping, where: str) -> Source:
     for module in [_MODULES[name]] if name in _MODULES else sorted(set(_MODULES.values())):
         importlib.import_module(f"data.sources.{module}")
     return registry.build("source", spec, where)
+
+
+def read_each(
+    source: Source, ids: np.ndarray, keys: Sequence[str] | None = None
+) -> list[dict[str, Any] | BadExample]:
+    """As `source.read`, but in the place of a broken example is what it raised."""
+    try:
+        return list(source.read(ids, keys))
+    except BadExample as error:
+        if len(ids) == 1:
+            return [error]
+    return [read_each(source, ids[i : i + 1], keys)[0] for i in range(len(ids))]

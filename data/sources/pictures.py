@@ -10,6 +10,8 @@ from data.sources import BadExample
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
 tf.config.set_visible_devices([], "GPU")
 
+_MAGIC = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+
 
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a PNG, JPEG, WebP, GIF (its first frame) or BMP. Raises BadExample for all else.
@@ -25,3 +27,8 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
             "decoded; expected a whole PNG, JPEG, WebP, GIF or BMP",
             "picture cannot be decoded",
         ) from None
+
+
+def file_format(encoded: bytes) -> str:
+    """How a file of that picture's name would end, as "png"; "bin" if it is none that we read."""
+    return next((name for magic, name in _MAGIC.items() if encoded.startswith(magic)), "bin")

@@ -18,6 +18,7 @@ from jaxtyping import Int64
 
 from data.sources import BadExample, Feature, Source
 from data.sources.memory import InMemory
+from data.sources.part import part
 from data.sources.tfrecord import indexes, parse, read_raw
 from mm import registry
 from mm.config import BadInput, suggest
@@ -38,6 +39,8 @@ def tfds_source(
     data_dir: str | None = None,
     only: Mapping[str, Any] | None = None,
     exclude: Mapping[str, Any] | None = None,
+    first: float = 0.0,
+    last: float = 1.0,
     cache: bool = False,
     index_dir: str | None = None,
 ) -> Source:
@@ -45,7 +48,8 @@ def tfds_source(
 
     data_dir: where data sets are; None is TFDS's own default. only, exclude: keep, or leave out,
     the examples whose text field has one of the values, as in exclude={"vendor": ("emojione",)};
-    one pass over the records when opened. cache: keep records in memory, pictures decoded.
+    one pass over the records when opened. first, last: the share of what is left that is taken, see
+    `part`. cache: keep records in memory, pictures decoded.
     index_dir: where it is kept where the records of TFRecord files are, see `data.index`. Fields
     within fields are named "labels/de". Raises BadInput when the data set, the split, a field or a
     value is not there.
@@ -74,6 +78,7 @@ def tfds_source(
             source.filter(key, {wanted} if isinstance(wanted, str) else set(wanted), keep)
     if not len(source):
         raise BadInput(f"{dataset!r} {split!r} with only={only}, exclude={exclude}: is empty")
+    source = part(source, first, last)
     return InMemory(source) if cache else source
 
 

@@ -20,7 +20,7 @@ from etils import epath
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from data import files, tokenizers
-from data.sources import Source, open_source
+from data.sources import BadExample, Source, open_source, read_each
 from mm.config import BadInput, suggest
 
 PAD, UNK, EOS = "[PAD]", "[UNK]", "[EOS]"
@@ -87,16 +87,25 @@ def path_beside(dataset: str, data_dir: str, vocab_size: int = DEFAULT_VOCAB_SIZ
 
 
 def texts(source: Source, fields: Sequence[str]) -> Iterator[str]:
-    """All texts in `fields` (a text or a list of them), in the order of the source."""
+    """All texts in `fields` (a text or a list of them), in the order of the source.
+
+    Examples that are broken are left out, and counted on the console.
+    """
     for field in fields:
         if field not in source.features or source.features[field].dtype != "text":
             have = [key for key, feature in source.features.items() if feature.dtype == "text"]
             raise BadInput(f"--fields: no text field {field!r}{suggest(field, have)} (have {have})")
+    broken = 0
     for start in range(0, len(source), _BLOCK):
         ids = np.arange(start, min(start + _BLOCK, len(source)))
-        for record in source.read(ids, tuple(fields)):
+        for record in read_each(source, ids, tuple(fields)):
+            if isinstance(record, BadExample):
+                broken += 1
+                continue
             for field in fields:
                 yield from record[field] if source.features[field].ragged else [record[field]]
+    if broken:
+        print(f"note: {broken:,} of {len(source):,} examples are broken", file=sys.stderr)
 
 
 def lines(pattern: str) -> Iterator[str]:

@@ -99,12 +99,12 @@ HALF = '{"image": "photos/1.png", "captions": "\\ud83d"}'
         (
             {"image": "photos/1.png", "captions": 3},
             "field has the wrong type",
-            "4: captions=3: ",
+            "line 4: captions=3: ",
         ),
         (
             {"image": 3, "captions": "b"},
             "field has the wrong type",
-            "4: image=3: expected a pic",
+            "line 4: image=3: expected a pic",
         ),
         ({"image": None, "captions": "b"}, "field is null", "line 4: image is null"),
         ({"image": "photos/7.png", "captions": "b"}, "picture is missing", "line 4: picture 'pho"),

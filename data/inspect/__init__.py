@@ -1,0 +1,1 @@
+"""Shows what is in a source: `python -m data.inspect pairs.jsonl`."""

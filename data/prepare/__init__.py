@@ -1,0 +1,1 @@
+"""Prepares a data set from any source: drops what is broken, bad or twice there; writes shards."""

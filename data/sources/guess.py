@@ -1,0 +1,61 @@
+"""Which source reads a path: by how it ends, or by what is in the folder."""
+
+import os
+import re
+from typing import Any
+
+from data import files
+from mm.config import BadInput
+
+ENDINGS = {
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "coco",
+    ".token": "flickr30k",
+    ".tfrecord": "tfrecord",
+    ".txt": "text",
+}
+_VERSION = re.compile(r"/\d+\.\d+\.\d+$")
+# Of these a folder may hold many; a .json or .txt beside others says nothing.
+_MANY = (".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".tfrecord")
+
+
+def guess(path: str) -> dict[str, Any]:
+    """The spec of the source that reads a file, a pattern of files or a folder, near or far.
+
+    A folder that TFDS has written (NAME/VERSION, or its NAME with one version) is read as its split
+    `train`, as is what Hugging Face's `datasets` saved of several; one of shards or tables as all
+    of them; any other is a folder of pictures. Raises BadInput when it is neither a folder nor of a
+    known ending.
+    """
+    path = path.rstrip("/") or path
+    ending = os.path.splitext(path)[1].lower()
+    if ending in ENDINGS:
+        return {"name": ENDINGS[ending], "path": path}
+    try:
+        found = files.expand(f"{path}/*")
+    except BadInput as error:
+        raise BadInput(
+            f"{path}: is neither a folder with anything in it nor a file that ends in one of "
+            f"{sorted(ENDINGS)}"
+        ) from error
+    names = {os.path.basename(name.rstrip("/")) for name in found}
+    versions = [name for name in found if _VERSION.search(name.rstrip("/"))]
+    versions = [name for name in versions if files.exists(files.join(name, "features.json"))]
+    if "features.json" in names or len(versions) == 1:
+        version = path if "features.json" in names else versions[0].rstrip("/")
+        folder = files.parent(os.path.abspath(os.path.expanduser(version)))
+        dataset = f"{os.path.basename(folder)}:{os.path.basename(version)}"
+        data_dir = files.parent(folder)
+        return {"name": "tfds", "dataset": dataset, "split": "train", "data_dir": data_dir}
+    if "dataset_dict.json" in names:
+        return {"name": "hf", "path": path, "split": "train"}
+    if {"dataset_info.json", "state.json"} & names:
+        return {"name": "hf", "path": path}
+    for ending in _MANY:
+        if any(name.endswith(ending) for name in names):
+            return {"name": ENDINGS[ending], "path": f"{path}/*{ending}"}
+    return {"name": "folder", "path": path}

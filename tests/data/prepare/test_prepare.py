@@ -1,0 +1,369 @@
+"""The whole pipeline on a small data set in which it is known what has to go."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from data.prepare import __main__ as command
+from data.prepare import run, scan, store
+from data.prepare.run import prepare
+from data.sources import BadExample, open_source, read_each
+from data.sources.guess import guess
+from mm.config import BadInput
+from tests.data.prepare import planted
+
+ROOT = Path(__file__).resolve().parents[3]
+GONE = set(planted.PLANTED) | set(planted.CONTAMINATED)
+KEPT = [i for i in range(51) if i not in GONE]
+THREADS = "--direct_running_mode=multi_threading"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Several blocks, and several partitions of hashes, of 51 examples."""
+    run.find_beam()
+    from data.prepare import pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "BLOCK", 16)
+        patch.setattr("data.prepare.pipeline.BLOCK", 16)
+        patch.setattr(pipeline, "_PARTITION_ENTRIES", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return planted.write(tmp_path_factory.mktemp("planted") / "pairs")
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("prepared") / "pairs"
+    prepare(planted.config(folder), str(output))
+    return output
+
+
+def files_of(output):
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(output.rglob("*"))
+        if path.is_file()
+    }
+
+
+def read_back(output):
+    source = open_source(guess(str(output)), "config.input.source")
+    return source.read(np.arange(len(source)))
+
+
+def report(output):
+    return json.loads((output / "report.json").read_text())
+
+
+def test_what_is_bad_or_there_twice_is_dropped_and_said_why(prepared):
+    expected = {"near an evaluation picture": [11, 12]}
+    for number, (reason, _) in planted.PLANTED.items():
+        expected.setdefault(reason, []).append(number)
+    found = report(prepared)
+    assert {reason: entry["examples"] for reason, entry in found["dropped"].items()} == expected
+    assert found["examples"] == 51 and found["kept"] == len(KEPT)
+    assert found["evaluation"] == {
+        "test": {"pictures": 3, "broken": {"picture cannot be decoded": 1}}
+    }
+
+
+def test_what_stays_is_as_it_was_and_in_order(prepared):
+    originals = planted.examples()
+    found = read_back(prepared)
+    assert [record["rank"] for record in found] == KEPT
+    assert [record["image"] for record in found] == [originals[i][1] for i in KEPT]
+    assert [record["caption"] for record in found] == [originals[i][2] for i in KEPT]
+
+
+def test_shards_are_full_but_the_last(prepared):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert [shard["examples"] for shard in manifest["shards"]] == [8, 8, 8, 8, len(KEPT) - 32]
+    found = files_of(prepared)
+    assert all(found[shard["name"]] == shard["sha256"] for shard in manifest["shards"])
+    names = {shard["name"] for shard in manifest["shards"]}
+    others = {"report.json", "report.md", "manifest.json"}
+    assert found.keys() == names | others | {"1.0.0/dataset_info.json", "1.0.0/features.json"}
+
+
+def test_the_report_counts_before_and_after(prepared):
+    tables = report(prepared)["histograms"]
+    sides = tables["shorter side, pixels"]
+    assert sum(sides["read"]) == 49 and sum(sides["kept"]) == len(KEPT)
+    assert sides["read"][sides["from"].index(16)] == 1  # the one of 30 pixels
+    assert "| caption near another | 1 | 1.96% | 50 |" in (prepared / "report.md").read_text()
+
+
+@pytest.mark.parametrize("flags", [["--direct_num_workers=1"], ["--direct_num_workers=4"]])
+def test_every_byte_is_the_same_however_the_work_is_divided(prepared, folder, tmp_path, flags):
+    prepare(planted.config(folder), str(tmp_path / "pairs"), [*flags, THREADS])
+    assert files_of(tmp_path / "pairs") == files_of(prepared)
+
+
+@pytest.mark.slow
+def test_every_byte_is_the_same_from_processes(prepared, folder, tmp_path, monkeypatch):
+    for module in ("scan", "pipeline"):  # processes see nothing of what is patched here
+        monkeypatch.setattr(f"data.prepare.{module}.BLOCK", 4096)
+    flags = ["--direct_num_workers=4", "--direct_running_mode=multi_processing"]
+    prepare(planted.config(folder), str(tmp_path / "pairs"), flags)
+    assert files_of(tmp_path / "pairs") == files_of(prepared)
+
+
+def test_a_remote_folder_gets_the_same_files(prepared, folder):
+    output = f"memory://{uuid.uuid4().hex}/pairs"
+    prepare(planted.config(folder), output)
+    memory = fsspec.filesystem("memory")
+    found = {
+        path.split("/pairs/", 1)[1]: hashlib.sha256(memory.cat_file(path)).hexdigest()
+        for path in memory.find(output)
+    }
+    assert found == files_of(prepared)
+
+
+def test_nothing_is_dropped_that_is_not_asked_for(folder, tmp_path):
+    off = {"bytes": False, "pixels": False, "pictures": False, "captions": False}
+    config = planted.config(folder, rules=None, duplicates=off, decontaminate=None)
+    prepare(config, str(tmp_path / "pairs"))
+    assert list(report(tmp_path / "pairs")["dropped"]) == ["picture cannot be decoded"]
+    assert report(tmp_path / "pairs")["kept"] == 49
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_tar_shards_hold_what_stays(folder, tmp_path, shuffle):
+    output = {"format": "tar", "examples_per_shard": 10, "shuffle": shuffle, "seed": 3}
+    prepare(planted.config(folder, output=output), str(tmp_path / "My-Pairs"))
+    index = json.loads((tmp_path / "My-Pairs/index.json").read_text())["shardlist"]
+    assert [shard["nsamples"] for shard in index] == [10, 10, 10, len(KEPT) - 30]
+    originals, found, place = planted.examples(), [], 0
+    for shard in index:
+        assert (tmp_path / "My-Pairs" / shard["url"]).stat().st_size == shard["filesize"]
+        with tarfile.open(tmp_path / "My-Pairs" / shard["url"]) as tar:
+            members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+        for key in sorted({name.split(".")[0] for name in members}):
+            assert key == f"{place:09d}"
+            rank = json.loads(members[f"{key}.json"])["rank"]
+            assert members[f"{key}.png"] == originals[rank][1]
+            assert members[f"{key}.txt"].decode() == originals[rank][2]
+            found.append(rank)
+            place += 1
+    assert sorted(found) == KEPT and (found == KEPT) is not shuffle
+
+
+def test_a_score_file_decides_what_stays(folder, tmp_path):
+    scores = np.arange(51) / 51
+    np.savez(tmp_path / "s.npz", id=np.arange(51), score=scores, num_examples=51)
+    rules = {"good": {"name": "score", "path": str(tmp_path / "s.npz"), "top": 0.5}}
+    prepare(planted.config(folder, rules=rules, duplicates={}), str(tmp_path / "pairs"))
+    assert min(record["rank"] for record in read_back(tmp_path / "pairs")) == 25
+    np.savez(tmp_path / "s.npz", id=np.arange(50), score=scores[:50], num_examples=50)
+    with pytest.raises(BadInput, match="config.rules.good: was made for 50 examples"):
+        prepare(planted.config(folder, rules=rules), str(tmp_path / "again"))
+
+
+def test_a_finished_data_set_is_left_alone(prepared, folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    prepare(planted.config(folder), str(prepared))
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+    assert "is prepared already" in capsys.readouterr().out
+
+
+def test_another_config_does_not_go_on_in_the_same_folder(prepared, folder):
+    with pytest.raises(BadInput, match=r"config.image_key|config.duplicates") as error:
+        prepare(planted.config(folder, duplicates={"pixels": False}), str(prepared))
+    assert "was begun with another config: config.duplicates" in str(error.value)
+
+
+def test_a_folder_with_other_things_is_refused(folder, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    config = planted.config(folder, output={"format": "tar"})
+    with pytest.raises(BadInput, match="has .'thesis.tex'. in it; expected a new or empty"):
+        prepare(config, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_failed_goes_on_and_ends_the_same(prepared, folder, tmp_path, monkeypatch):
+    from data.prepare import shards
+
+    output, real, written = tmp_path / "pairs", shards._write_array_record, []
+
+    def failing(job, path, ids):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(ids)
+        real(job, path, ids)
+
+    one = ["--direct_num_workers=1", THREADS]
+    monkeypatch.setattr(shards, "_write_array_record", failing)
+    with pytest.raises(BadInput, match=r"No space left on device\); make room .* run it again"):
+        prepare(planted.config(folder), str(output), one)
+    assert not (output / "manifest.json").exists()
+    half = [name for name in os.listdir(output / store.WORK) if name.startswith("half")]
+    assert len(os.listdir(output / "1.0.0")) == 2 and not half
+
+    done = {path: path.stat().st_mtime_ns for path in (output / "1.0.0").iterdir()}
+    looked = []
+    monkeypatch.setattr(scan, "look", lambda *_: looked.append(1))
+    monkeypatch.setattr(shards, "_write_array_record", real)
+    prepare(planted.config(folder), str(output), one)
+    assert files_of(output) == files_of(prepared) and not looked
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_written_again(
+    prepared, folder, tmp_path, monkeypatch
+):
+    output = tmp_path / "pairs"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_finish", lambda *_: None)
+        prepare(planted.config(folder), str(output))
+    damaged = output / "1.0.0/pairs-train.array_record-00001-of-00005"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    prepare(planted.config(folder), str(output))
+    assert files_of(output) == files_of(prepared)
+
+
+def test_two_runs_do_not_write_to_one_folder(folder, tmp_path):
+    with run._only_one(str(tmp_path / "pairs")):
+        with pytest.raises(BadInput, match="another run is writing to it"):
+            prepare(planted.config(folder), str(tmp_path / "pairs"))
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_no_half_shard(folder, tmp_path):
+    """A limit to the size of files fails in the writer of ArrayRecord itself."""
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); "
+    run_main = "from data.prepare.__main__ import main; raise SystemExit(main())"
+    found = subprocess.run(
+        [sys.executable, "-c", limit + run_main, *flags(folder, tmp_path / "pairs")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 2
+    errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "cannot be written (" in errors[0] and "File too large" in errors[0]
+    assert "Traceback" not in found.stderr
+    assert not list((tmp_path / "pairs").glob("1.0.0/*"))
+    assert not list((tmp_path / "pairs").glob(".work/half-*"))
+
+
+def flags(folder, output):
+    """Of the command line, for the planted data set without captions' duplicates."""
+    return [
+        f"--config=configs/prepare.py:{folder}/pairs.jsonl",
+        f"--output={output}",
+        "--config.output.examples_per_shard=40",
+        "--direct_num_workers=1",
+    ]
+
+
+def test_the_command_line_prepares_with_the_recipe(folder, tmp_path, capsys):
+    assert command.main(flags(folder, tmp_path / "pairs")) == 0
+    out = capsys.readouterr().out
+    assert "'dataset': 'pairs', 'split': 'train'" in out and "picture near another" in out
+    assert len(read_back(tmp_path / "pairs")) == 41
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--projct=mine"], "--projct=mine: no such flag, here or of Apache Beam; did you mean"),
+        (["--config.rules.size.min_sid=3"], "did you mean 'min_side'?"),
+        (["--config.caption_key=text"], "config.caption_key='text': the source has no text field"),
+        (["--config.output.format=zip"], "expected one of ['array_record', 'tar']"),
+        (["--config.output.split=a/b"], "config.output.split='a/b': expected letters, digits"),
+        (["--config.duplicates.max_distance=17"], "expected 0 to 16"),
+        (["--output=/tmp/Pairs-1"], "expected lower-case letters, digits and _"),
+    ],
+)
+def test_wrong_input_is_said_in_one_line(folder, tmp_path, capsys, extra, message):
+    assert command.main([*flags(folder, tmp_path / "pairs"), *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_when_all_is_dropped_the_report_says_why(folder, tmp_path):
+    rules = {"size": {"name": "size", "min_side": 5000}}
+    with pytest.raises(BadInput, match="all 51 examples are dropped; see .*report.md"):
+        prepare(planted.config(folder, rules=rules), str(tmp_path / "pairs"))
+    assert report(tmp_path / "pairs")["dropped"]["rule size"]["count"] == 49
+
+
+class Broken:
+    """Example 3 cannot be read."""
+
+    def read(self, ids, keys=None):
+        if 3 in ids:
+            raise BadExample("line 3: is no JSON", "line is no JSON")
+        return [{"number": i} for i in ids.tolist()]
+
+
+def test_a_broken_example_does_not_take_its_neighbours_with_it():
+    found = read_each(Broken(), np.array([2, 3, 4]))
+    assert found[0] == {"number": 2} and found[2] == {"number": 4}
+    assert isinstance(found[1], BadExample) and found[1].reason == "line is no JSON"
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_the_same(folder, tmp_path):
+    def start(output):
+        return subprocess.Popen(
+            [sys.executable, "-m", "data.prepare", *flags(folder, output),
+             "--config.output.examples_per_shard=2"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    whole, killed = tmp_path / "a/pairs", tmp_path / "b/pairs"
+    assert start(whole).wait() == 0
+    process = start(killed)
+    while process.poll() is None and len(list(killed.glob("1.0.0/*"))) < 3:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "manifest.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in killed.glob("1.0.0/*")}
+    assert start(killed).wait() == 0
+    assert files_of(killed) == files_of(whole)
+    # The last may have got its name, and not yet its line in the manifest.
+    assert sum(path.stat().st_mtime_ns == time for path, time in done.items()) >= len(done) - 1
+
+
+PEAK = """
+import resource, sys
+from data.prepare.run import prepare
+source = {"name": "synthetic", "num_examples": int(sys.argv[1]), "image_size": 256}
+prepare({"source": source}, sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pictures(tmp_path):
+    """1,200 pictures of 256 x 256 are 110 MB as PNG, and more in one shard than a chunk of them."""
+    peaks = []
+    for count in (100, 1200):
+        found = subprocess.run(
+            [sys.executable, "-c", PEAK, str(count), str(tmp_path / f"pictures_{count}")],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(int(found.stdout.splitlines()[-1]) / 1024)
+    written = sum(path.stat().st_size for path in (tmp_path / "pictures_1200").rglob("*"))
+    assert written > 100 * 2**20
+    assert peaks[1] - peaks[0] < 50, peaks
