@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 
+from data import sources
 from data.loader import train_batches
-from data.sources import jsonl, synthetic, tfds  # noqa: F401  (registers them)
 from mm import registry
 from mm.config import flatten, load, plain
 from mm.program import Program, build_program
@@ -31,6 +31,10 @@ GOLDEN = ROOT / "tests/golden/configs"
 MORE = {"flip": ["keep=0.25", "phase=tune"], "pairs": ["size=tiny"]}
 # To the input, by the program.
 GIVEN = ("global_batch_size", "seed", "sharding", "start_step", "bad_examples")
+
+
+for module in set(sources._MODULES.values()):  # registers them
+    importlib.import_module(f"data.sources.{module}")
 
 
 def cases() -> dict[str, str]:
