@@ -34,6 +34,9 @@ _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of a file that can be
 _MAX_NEAR = 1000  # names in a folder: to find the nearest of a million takes a minute
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
+# Whose errors of the network are no OSError.
+_CLIENTS = ("aiohttp", "botocore", "gcsfs", "s3fs")
+
 log = logging.getLogger(__name__)
 
 
@@ -196,9 +199,11 @@ def _retried(path: str, function: Callable[[], T]) -> T:
         except _MISSING as error:
             hint = suggest(os.path.basename(path), _near(path))
             raise MissingError(f"{path}: cannot be read ({_reason(error)}){hint}") from error
-        except OSError as error:
-            if error.errno in _NO_NAMES:
+        except Exception as error:
+            if getattr(error, "errno", None) in _NO_NAMES:
                 raise MissingError(f"{path}: cannot be read ({_reason(error)})") from error
+            if not isinstance(error, OSError) and _package(error) not in _CLIENTS:
+                raise
             if attempt == TRIES - 1:
                 raise ReadError(f"{path}: cannot be read, tried {TRIES} times ({error})") from error
             log.warning("%s: cannot be read (%s), trying again", path, error)
@@ -206,6 +211,10 @@ def _retried(path: str, function: Callable[[], T]) -> T:
     if (seconds := time.monotonic() - begin) > _SLOW_SECONDS:
         log.warning("%s: one read took %.0f s", path, seconds)
     return result
+
+
+def _package(error: Exception) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def _reason(error: OSError) -> str:

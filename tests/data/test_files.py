@@ -19,12 +19,13 @@ class Flaky(MemoryFileSystem):
     store: dict = {}
     pseudo_dirs = [""]
     failures = 0
+    error: Exception = ConnectionResetError("reset by peer")
     fetched: list = []
 
     def cat_file(self, path, start=None, end=None, **kwargs):
         if Flaky.failures:
             Flaky.failures -= 1
-            raise ConnectionResetError("reset by peer")
+            raise Flaky.error
         Flaky.fetched.append((start, end))
         return super().cat_file(path, start, end, **kwargs)
 
@@ -103,6 +104,21 @@ def test_threads_that_want_a_block_fetch_it_once(flaky):
 def test_a_read_that_fails_twice_then_works_is_like_any_other(flaky, start, stop):
     Flaky.failures = 2
     assert files.read(flaky, start, stop) == (bytes(range(256)) * 4)[start:stop]
+
+
+def test_an_error_of_a_client_of_a_store_may_pass_too(flaky, monkeypatch):
+    error = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})
+    monkeypatch.setattr(Flaky, "error", error("502"))
+    Flaky.failures = 2
+    assert len(files.read(flaky)) == 1024
+
+
+def test_a_mistake_of_ours_is_not_tried_again(flaky, monkeypatch):
+    monkeypatch.setattr(Flaky, "error", TypeError("no such argument"))
+    Flaky.failures = 2
+    with pytest.raises(TypeError, match="no such argument"):
+        files.read(flaky)
+    assert Flaky.failures == 1
 
 
 def test_a_read_that_always_fails_ends_in_one_line(flaky):
