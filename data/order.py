@@ -32,16 +32,21 @@ def make_order(
 ) -> Order:
     """The order that `spec`, {"name": "shuffle"} if None, gives to the examples of a source.
 
-    Each part of a mixture has its own, with its own epochs. batch_size: rows of the global batch.
+    Each part of a mixture has its own, with its own epochs; where some have no shards, those are
+    shuffled whole. batch_size: rows of the global batch.
     """
     importlib.import_module("data.lanes")
     if not hasattr(source, "parts"):
         given = dict(source=source, seed=seed, batch_size=batch_size)
         return registry.build("order", spec or {"name": "shuffle"}, where, **given)
+    if any(hasattr(part, "shards") for part in source.parts):
+        specs = [spec if hasattr(part, "shards") else None for part in source.parts]
+    else:
+        specs = [spec] * len(source.parts)
     shares = np.ceil(source.shares * batch_size).clip(1).astype(int).tolist()
     orders = [
-        make_order(part, spec, seed=seed + number, batch_size=share, where=where)
-        for number, (part, share) in enumerate(zip(source.parts, shares, strict=True))
+        make_order(part, own, seed=seed + number, batch_size=share, where=where)
+        for number, (part, own, share) in enumerate(zip(source.parts, specs, shares, strict=True))
     ]
     choose = source.chooser(seed, batch_size)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 
 import jax
 import numpy as np
@@ -216,6 +217,39 @@ def test_pictures_grow_and_texts_get_longer_at_a_step(run, tmp_path, tokenizer, 
         assert_same_run(workdir, tmp_path / "whole")
     manifest = Checkpointer(tmp_path / "whole/checkpoints", read_only=True).manifest()
     assert "random_resized_crop(16)" in manifest["preprocess"]
+
+
+def test_a_mixture_of_shards_and_pairs_continues_bit_for_bit(run, tmp_path, tokenizer, monkeypatch):
+    """Windows of shards, weights that change at a step, a stop just after."""
+    broken_pairs(tmp_path, 0, 9)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for i in range(11):
+            (tmp_path / "caption.txt").write_text("red circle")
+            tar.add(tmp_path / "whole.png", f"{i}.png")
+            tar.add(tmp_path / "caption.txt", f"{i}.txt")
+    parts = {
+        "shards": {"name": "webdataset", "path": str(tmp_path / "0.tar")},
+        "pairs": {"name": "jsonl", "path": str(tmp_path / "pairs.jsonl"), "caption_key": "label"},
+    }
+    weights = ((0, {"shards": 1, "pairs": 3}), (2, {"shards": 3, "pairs": 1}))
+    source = {"name": "mixture", "parts": parts, "weights": weights}
+    ops = (
+        "decode|random_resized_crop(16)|flip|caption('caption')|tokenize('%s', 8)|group('caption')"
+    )
+    flags = [
+        f"--config.input.source={source}",
+        "--config.input.preprocess=" + ops % tokenizer,
+        "--config.input.order={'name': 'windows', 'lanes': 2, 'size': 4}",
+        "--config.total_steps=4",
+    ]
+    code, _, err = run(tmp_path / "whole", *flags)
+    assert code == 0, err
+    stop = preemption.StopSignals.stop_requested
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", lambda self, step: step == 3)
+    assert run(tmp_path / "stopped", *flags)[0] == preemption.PREEMPTED
+    monkeypatch.setattr(preemption.StopSignals, "stop_requested", stop)
+    assert run(tmp_path / "stopped", *flags)[0] == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,19 @@ def test_each_part_may_be_read_by_windows():
     assert len(set(zip(ids.tolist(), epochs.tolist(), strict=True))) == 1000
 
 
+def test_windows_are_of_the_parts_that_have_shards():
+    source = mixed((40, 60), (1, 1))
+    source.parts[0].shards = np.array([20, 20])
+    spec = {"name": "windows", "lanes": 2, "size": 4}
+    ids, epochs = order_of(source, spec=spec)(np.arange(1000))
+    whole, _ = order_of(source)(np.arange(1000))
+    np.testing.assert_array_equal(ids[ids >= 40], whole[whole >= 40])
+    assert (ids[ids < 40] != whole[whole < 40]).any()
+    del source.parts[0].shards
+    with pytest.raises(BadInput, match="has no shards"):
+        order_of(source, spec=spec)
+
+
 PART = {"name": "synthetic", "num_examples": 4, "image_size": 8}
 
 
