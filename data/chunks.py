@@ -45,7 +45,7 @@ class Maker:
     def __init__(self, source: Source, preprocess: Preprocess, slots: Slots, valid: bool):
         self.source, self.preprocess, self.slots = source, preprocess, slots
         self._valid = valid
-        self._known: dict[int, Fault] = {}
+        self._known: dict[int, Fault] = {}  # what is broken whatever is drawn for it
 
     def __call__(
         self, step: int, rows: Int64[np.ndarray, " rows"]
@@ -55,14 +55,15 @@ class Maker:
         ids, valid, faults = ids.copy(), valid.copy(), {}
         for place in np.flatnonzero([i in self._known for i in ids.tolist()]):
             row = int(rows[place])
-            faults[row] = self._known[int(ids[place])]
+            if valid[place]:  # what fills up a batch does not count
+                faults[row] = self._known[int(ids[place])]
             ids[place] = self._untried(step, row)
             valid[place] &= self.slots.keep
         try:
             return self._make(ids, epochs, valid), faults
         except BadExample as error:
             if len(rows) == 1:
-                return self._one(step, rows, error, faults)
+                return self._one(step, rows, error)
         # By pieces, so that what is whole is not made again and again.
         pieces = [self(step, part) for part in np.array_split(rows, min(len(rows), _PARTS))]
         chunks = [chunk for chunk, _ in pieces]
@@ -74,13 +75,12 @@ class Maker:
         step: int,
         rows: Int64[np.ndarray, "1"],
         error: BadExample,
-        faults: dict[int, Fault],
     ) -> tuple[Chunk, dict[int, Fault]]:
         """A row whose example, or the one that took its place, was just found broken."""
         row = int(rows[0])
         ids, epochs, valid = self.slots.at(step, rows)
-        if row not in faults:
-            faults = {row: self._remember(int(ids[0]), error)}
+        fault = self._known.get(int(ids[0])) or self._remember(int(ids[0]), error)
+        faults = {row: fault} if valid[0] else {}
         for number in range(_TRIES):
             ids = np.array([self.slots.instead(step, row, number)], np.int64)
             if int(ids[0]) in self._known:
@@ -89,7 +89,6 @@ class Maker:
                 return self._make(ids, epochs, valid & self.slots.keep), faults
             except BadExample as broken:
                 self._remember(int(ids[0]), broken)
-        fault = faults[row]
         raise BadInput(
             f"example {fault.example} and {_TRIES} that were drawn instead are broken, the first: "
             f"{fault.message}"
@@ -97,7 +96,7 @@ class Maker:
 
     def _remember(self, example: int, error: BadExample) -> Fault:
         fault = Fault(example, error.reason, str(error))
-        if len(self._known) < _REMEMBERED:
+        if error.always and len(self._known) < _REMEMBERED:
             self._known[example] = fault
         return fault
 
@@ -113,7 +112,11 @@ class Maker:
         valid: np.ndarray,
     ) -> Chunk:
         with stage("read"):
-            records = self.source.read(ids, self.preprocess.reads)
+            try:
+                records = self.source.read(ids, self.preprocess.reads)
+            except BadExample as error:
+                error.always = True
+                raise
         columns = {key: [record[key] for record in records] for key in self.preprocess.reads}
         batch = self.preprocess.apply(columns, example_keys(self.slots.seed, ids, epochs))
         batch.setdefault("group", (ids & (2**31 - 1)).astype(np.int32))

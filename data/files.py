@@ -180,9 +180,12 @@ def _walk_local(folder: str) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    names = []
+    names, seen = [], {os.path.realpath(folder)}
     for path, folders, here in os.walk(folder, followlinks=True, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = {name: os.path.realpath(os.path.join(path, name)) for name in folders}
+        # A link may lead in a circle.
+        folders[:] = [n for n, to in real.items() if not n.startswith(".") and to not in seen]
+        seen.update(real[name] for name in folders)
         prefix = "" if path == folder else f"{os.path.relpath(path, folder)}/"
         names += [prefix + name for name in here if not name.startswith(".")]
     return names

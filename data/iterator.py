@@ -31,7 +31,7 @@ class BatchIterator:
     """Batches made by a thread, a few ahead; `close`, `with` or the end of the program ends it.
 
     faults: what was broken in the batches that were taken; only rows of `own` count, so that the
-    counts of all processes add up. profile: where the time goes.
+    counts of all processes add up. profile: where the time goes. tell: log them when it is closed.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class BatchIterator:
         own: set[int],
         faults: FaultCount,
         profile: Profile,
+        tell: bool = False,
     ):
+        self._tell = tell
         self.faults, self.profile, self._own = faults, profile, own
         self._ready: queue.Queue = queue.Queue(_BATCHES_ON_DEVICE - 1)  # one more is in its hands
         stop = threading.Event()
@@ -54,14 +56,14 @@ class BatchIterator:
         thread = threading.Thread(
             target=_produce, args=(local, placed, self._ready, stop), name="batches", daemon=True
         )
-        self.close = weakref.finalize(self, _finish, stop, thread)
+        self._end = weakref.finalize(self, _finish, stop, thread)
         thread.start()
 
     def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:
-        while self.close.alive:
+        while self._end.alive:
             try:
                 item = self._ready.get(timeout=_POLL_SECONDS)
             except queue.Empty:  # look whether a signal's handler has closed it meanwhile
@@ -73,10 +75,13 @@ class BatchIterator:
                 )
                 return batch
             self.close()
-            if isinstance(item, StopIteration) and self.faults.counts:
-                log.warning("%s", self.faults.told("left out"))
             raise item
         raise StopIteration
+
+    def close(self) -> None:
+        """Ends the thread; says what was left out of an evaluation."""
+        if self._end() and self._tell and self.faults.counts:
+            log.warning("%s", self.faults.told("left out"))
 
     def __enter__(self) -> "BatchIterator":
         return self
@@ -113,6 +118,7 @@ def _offer(item: tuple | BaseException, ready: queue.Queue, stop: threading.Even
     return False
 
 
-def _finish(stop: threading.Event, thread: threading.Thread) -> None:
+def _finish(stop: threading.Event, thread: threading.Thread) -> bool:
     stop.set()
     thread.join()
+    return True

@@ -6,11 +6,12 @@ loop computes. Which rows those are, the sharding says. A batch is computed from
 so starting at any step costs nothing.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from data.order import hash_seed, make_order, mix
 from data.preprocess import Preprocess
 from data.profile import Profile
 from data.service import remote_chunks
-from data.sources import Source
+from data.sources import BadExample, Source, read_each
 from data.workers import local_chunks
 from mm.config import BadInput, Count, Positive, Share, plain
 
@@ -110,10 +111,11 @@ def train_makers(
     seed: int,
     phases: Sequence[tuple[int, Preprocess]] = (),
     order: Mapping | None = None,
-) -> list[tuple[int, Maker, str]]:
+) -> list[tuple[int, Maker, Callable[[], str]]]:
     """Of each phase, the first batch, what makes its chunks, and a name of what is in them.
 
-    See `train_batches`. Two makers of one name make the same chunks, if the examples are the same.
+    See `train_batches`. The name is a hash of all that decides what is in a chunk, and of three
+    examples for the rest; it is only made when it is called for.
     """
     where = f"{where_of(preprocess)}.order"
     find = make_order(source, order, seed=seed, batch_size=global_batch_size, where=where)
@@ -134,14 +136,22 @@ def train_makers(
 
     def name(ops: Preprocess) -> str:
         tokenizer = ops.tokenizer and ops.tokenizer.manifest()["sha256"]
-        what = [len(source), ops.text, tokenizer, plain(order), seed, global_batch_size]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        dealt = [(step, counts.tolist()) for step, counts in getattr(source, "phases", ())]
+        what = [len(source), ops.text, tokenizer, plain(order), dealt, seed, global_batch_size]
+        digest = hashlib.sha256(json.dumps(what).encode())
+        some = np.unique([0, len(source) // 2, len(source) - 1])
+        for record in read_each(source, some, ops.reads):
+            broken = isinstance(record, BadExample)
+            for value in [record.reason] if broken else [record[key] for key in ops.reads]:
+                digest.update(value if isinstance(value, bytes) else np.asarray(value).tobytes())
+        return digest.hexdigest()[:16]
 
     spans = [(0, preprocess), *phases]
-    stops = [step for step, _ in spans[1:]] + [None]
+    stops = [*(step for step, _ in phases), None]
+    every = [Slots(at, instead, seed, stop) for stop in stops]
     return [
-        (first, Maker(source, ops, Slots(at, instead, seed, stop), valid=False), name(ops))
-        for (first, ops), stop in zip(spans, stops, strict=True)
+        (first, Maker(source, ops, slots, valid=False), functools.partial(name, ops))
+        for (first, ops), slots in zip(spans, every, strict=True)
     ]
 
 
@@ -191,6 +201,7 @@ def eval_batches(
         own_rows(batch_size, sharding),
         FaultCount(where_of(preprocess), max_bad_share),
         profile,
+        tell=True,
     )
 
 
@@ -230,7 +241,7 @@ def host_batches(
     num_workers: int = 1,
     prefetch: int = 2,
     service: str | None = None,
-    name: str = "",
+    name: Callable[[], str] = str,
 ) -> Iterator[HostBatch]:
     """Yields the given rows of batches start, start + 1, ... as numpy arrays.
 
@@ -247,7 +258,7 @@ def host_batches(
     if service is None:
         chunks = local_chunks(span, profile, num_workers, prefetch)
     else:
-        chunks = remote_chunks(span, profile, service, name)
+        chunks = remote_chunks(span, profile, service, name())
 
     def joined() -> Iterator[HostBatch]:
         while made := list(itertools.islice(chunks, len(parts))):

@@ -3,7 +3,8 @@
   python -m data.service --config=configs/siglip.py:... --port=5050
 
 on any number of machines, all but the first with --dispatcher=FIRST:5050, and then the run with
---config.input.service=grpc://FIRST:5050. Chunks come through tf.data service, in any order and
+--config.input.service=grpc://FIRST:5050; --host is a machine's name where its own is not known to
+the others. Chunks come through tf.data service, in any order and
 maybe not all, if a machine goes: what is in a chunk depends on its number alone, so the run puts
 them in order and makes itself what does not come. Batches are those of a run without a service.
 
@@ -13,6 +14,8 @@ under a name that is a hash of all that decides what it returns.
 
 import argparse
 import json
+import logging
+import queue
 import socket
 import sys
 import threading
@@ -29,9 +32,12 @@ from data.files import ReadError
 from data.profile import Profile, stage
 from mm.config import BadInput, load, override, plain, split_overrides
 
+log = logging.getLogger(__name__)
 _SERVICE = tf.data.experimental.service
 _EARLY = 16  # chunks that may wait for one that is late, besides those of two batches
 _CONNECT_SECONDS = 5.0
+# So long is waited for what was never late, or is late again.
+_PATIENCE_SECONDS, _IMPATIENCE_SECONDS = 10.0, 0.05
 _served: dict[str, Callable] = {}  # TensorFlow's own registry lets go of what nobody else holds
 
 
@@ -83,11 +89,11 @@ def remote_chunks(
 def _in_order(
     span: Span, profile: Profile, chunks: tf.data.Dataset, keys: Sequence[str], service: str
 ) -> Iterator[tuple[Chunk, dict[int, Fault]]]:
-    arriving, early = chunks.as_numpy_iterator(), {}
+    arriving, early = _Arriving(chunks, service, 2 * len(span.parts)), {}
     for number in range(span.start, span.stop):
         with profile.counting(), stage("service"):
             while number not in early and len(early) < 2 * len(span.parts) + _EARLY:
-                found = _next(arriving, service)
+                found = arriving.next()
                 if found is None:
                     break
                 if found[0] >= number:  # else it was made here meanwhile
@@ -105,6 +111,55 @@ def _in_order(
         yield dict(zip(keys, columns, strict=True)), faults
 
 
+class _Arriving:
+    """What comes from the service, taken by a thread: TensorFlow would wait for it for ever."""
+
+    def __init__(self, chunks: tf.data.Dataset, service: str, ahead: int):
+        self._service, self._patience = service, _PATIENCE_SECONDS
+        self._ready: queue.Queue = queue.Queue(ahead)
+        threading.Thread(target=self._take, args=(chunks,), name="service", daemon=True).start()
+
+    def next(self) -> Sequence[Any] | None:
+        """The next chunk, or None when none comes in time, or any more."""
+        try:
+            found = self._ready.get(timeout=self._patience)
+        except queue.Empty:
+            if self._patience == _PATIENCE_SECONDS:
+                log.warning(
+                    "nothing came from %s for %.0f s; chunks are made here until something does",
+                    self._service,
+                    self._patience,
+                )
+            self._patience = _IMPATIENCE_SECONDS
+            return None
+        if isinstance(found, Exception):
+            self._ready.put(found)  # for the next time
+            return _raised(found, self._service)
+        self._patience = _PATIENCE_SECONDS
+        return found
+
+    def _take(self, chunks: tf.data.Dataset) -> None:
+        try:
+            for found in chunks.as_numpy_iterator():
+                self._ready.put(found)
+            self._ready.put(StopIteration())
+        except Exception as error:  # whoever waits for it knows what to do
+            self._ready.put(error)
+
+
+def _raised(error: Exception, service: str) -> None:
+    """None at the end; else raises what the user has to know."""
+    if isinstance(error, StopIteration):
+        return
+    if "Could not find callback" in str(error):
+        raise BadInput(
+            f"service={service!r}: its workers prepare other data; start them with this config"
+        ) from error
+    if isinstance(error, tf.errors.OpError):
+        raise ReadError(f"service={service!r}: {str(error).splitlines()[0]}") from error
+    raise error
+
+
 def _check_there(service: str) -> None:
     protocol, _, address = service.partition("://")
     host, _, port = address.rpartition(":")
@@ -118,17 +173,6 @@ def _check_there(service: str) -> None:
         ) from error
 
 
-def _next(arriving: Iterator[Sequence[Any]], service: str) -> Sequence[Any] | None:
-    try:
-        return next(arriving, None)
-    except tf.errors.OpError as error:
-        if "Could not find callback" in str(error):  # of the function, by its name
-            raise BadInput(
-                f"service={service!r}: its workers prepare other data; start them with this config"
-            ) from error
-        raise ReadError(f"service={service!r}: {str(error).splitlines()[0]}") from error
-
-
 def main(arguments: Sequence[str] | None = None, stop: threading.Event | None = None) -> int:
     """Serves until it is told to stop; returns 0, or 2 when the input was wrong."""
     parser = argparse.ArgumentParser(
@@ -139,7 +183,10 @@ def main(arguments: Sequence[str] | None = None, stop: threading.Event | None = 
     )
     parser.add_argument("--config", required=True, help="that of the run")
     parser.add_argument(
-        "--port", type=int, default=0, help="of the dispatcher; 0: any that is free"
+        "--port", type=int, default=0, help="where others reach this; 0: any that is free"
+    )
+    parser.add_argument(
+        "--host", default=socket.gethostname(), help="the name under which others reach this"
     )
     parser.add_argument(
         "--dispatcher", help="HOST:PORT of the first machine; by default this is it"
@@ -152,18 +199,20 @@ def main(arguments: Sequence[str] | None = None, stop: threading.Event | None = 
     try:
         config = load(flags.config)
         override(config, overrides)
-        servers = start(plain(config), flags.port, flags.dispatcher)
+        address, servers = start(plain(config), flags.host, flags.port, flags.dispatcher)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if flags.dispatcher is None:
-        print(f"--config.input.service={servers[0].target}", flush=True)
+    print(f"--config.input.service=grpc://{address}", flush=True)
     (stop or threading.Event()).wait()
+    del servers
     return 0
 
 
-def start(config: Mapping, port: int = 0, dispatcher: str | None = None) -> list[Any]:
-    """A worker for the run of `config`, and before it a dispatcher if none is given."""
+def start(
+    config: Mapping, host: str, port: int = 0, dispatcher: str | None = None
+) -> tuple[str, list[Any]]:
+    """(the dispatcher's HOST:PORT, a worker for the run of `config` and maybe the dispatcher)."""
     from data.input import open_input  # here, since loader and service know each other
     from data.loader import train_makers
 
@@ -171,12 +220,14 @@ def start(config: Mapping, port: int = 0, dispatcher: str | None = None) -> list
     given = {key: opened.rest[key] for key in ("phases", "order") if key in opened.rest}
     given |= {key: config[key] for key in ("global_batch_size", "seed")}
     for _, maker, name in train_makers(opened.source, opened.preprocess, **given):
-        serve(name, maker)
+        serve(name(), maker)
     servers = []
     if dispatcher is None:
         servers.append(_SERVICE.DispatchServer(_SERVICE.DispatcherConfig(port=port)))
-        dispatcher = servers[0].target.partition("://")[2]
-    return [*servers, _SERVICE.WorkerServer(_SERVICE.WorkerConfig(dispatcher_address=dispatcher))]
+        dispatcher, port = f"{host}:{servers[0].target.rpartition(':')[2]}", 0
+    reached = dict(worker_address=f"{host}:%port%", data_transfer_address=f"{host}:%port%")
+    worker = _SERVICE.WorkerConfig(dispatcher_address=dispatcher, port=port, **reached)
+    return dispatcher, [*servers, _SERVICE.WorkerServer(worker)]
 
 
 if __name__ == "__main__":

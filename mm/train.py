@@ -15,6 +15,7 @@ import mm
 from data.input import Input, check_source, check_tokenizer, example, open_input
 from data.input import manifest as data_manifest
 from data.loader import train_batches
+from data.preprocess import Preprocess
 from mm import registry
 from mm.assembly import Batch, TrainState
 from mm.config import BadInput, plain, suggest
@@ -32,7 +33,7 @@ from mm.start import first_state, layout, say
 MAY_CHANGE = (
     "log", "checkpoint", "evals", "sharding", "pod", "accumulation_steps", "input.num_workers",
     "input.prefetch", "input.max_bad_share", "input.profile",
-    "input.service",
+    "input.service", "input.source.index_dir", "input.source.cache_mib",
 )  # fmt: skip
 
 
@@ -121,7 +122,9 @@ def train(config: ConfigDict, directory: str) -> int:
         stack.callback(writer.close)
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
-        input_log = InputLog(batches, start_step, progress.message, preprocess.tokenizer)
+        elsewhere = loading.get("service") or loading.get("phases")  # not all is counted here
+        tokenizer = None if elsewhere else preprocess.tokenizer
+        input_log = InputLog(batches, start_step, progress.message, tokenizer)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
             manifest, writer, progress, signals,
@@ -194,8 +197,15 @@ def check_phases(program: Program, opened: Input) -> None:
         }
         check_batch(program, batch, where, program.batch_spec, any_size=len(spans) > 1)
         check_tokenizer(ops, program.recipe.model)
+        if sha256(ops) != sha256(opened.preprocess):
+            raise BadInput(f"{where}: has another tokenizer than the ops before; use one for all")
         if len(spans) > 1:
             jax.eval_shape(program.train_step, program.state, batch)
+
+
+def sha256(ops: Preprocess) -> str | None:
+    """That of the tokenizer."""
+    return ops.tokenizer and ops.tokenizer.manifest()["sha256"]
 
 
 def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) -> None:

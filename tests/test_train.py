@@ -259,9 +259,15 @@ def test_a_mixture_of_shards_and_pairs_continues_bit_for_bit(run, tmp_path, toke
         ("((3, 'decode|resise(12)'),)", "config.input.phases[0]: no op 'resise'; did you mean"),
         ("((3, 'decode'), (2, 'decode'))", "config.input.phases: step 2 after step 3"),
         ("(3,)", "config.input.phases: 3 is no (step, ops)"),
+        (
+            "((3, \"decode|resize(16)|caption('label')|tokenize('TOKENIZER', 8, lowercase=True)"
+            "|group('concept')\"),)",
+            "config.input.phases[0]: has another tokenizer than the ops before",
+        ),
     ],
 )
-def test_phases_that_cannot_be_are_refused(run, tmp_path, phases, message):
+def test_phases_that_cannot_be_are_refused(run, tmp_path, tokenizer, phases, message):
+    phases = phases.replace("TOKENIZER", str(tokenizer))
     code, _, err = run(tmp_path, f"--config.input.phases={phases}")
     assert code == 2 and message in err, err
 

@@ -98,7 +98,7 @@ class Preprocess(NamedTuple):
                     columns = op.apply(columns, Draws(keys, f"{kind} {seen[kind]}"))
             except BadExample as error:
                 message = f"{self.where}: {name}: {error}"
-                raise BadExample(message, error.reason) from error
+                raise BadExample(message, error.reason, error.always) from error
             except BadInput as error:
                 raise BadInput(f"{self.where}: {name}: {error}") from error
         written = {}

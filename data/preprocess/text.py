@@ -197,7 +197,9 @@ def numbers(*, key: str, size: int, name: str | None = None) -> Op:
     def apply(columns: Columns, draws: Draws) -> Columns:
         rows = [np.asarray(row, np.float32) for row in columns[key]]
         if wrong := next((row.shape for row in rows if row.shape != (size,)), None):
-            raise BadInput(f"{key!r} has the shape {wrong}, expected ({size},)")
+            raise BadExample(
+                f"{key!r} has the shape {wrong}, expected ({size},)", "field has the wrong shape"
+            )
         return columns | {name or key: np.stack(rows)}
 
     return Op(apply, reads=(key,))

@@ -43,12 +43,13 @@ class BadExample(BadInput):
     """The data of one example is wrong, not the config: it is counted and another takes its place.
 
     reason: a few words that are the same for all examples with that fault; they are counted by it.
-    Whoever knows the example's number adds it to the message.
+    always: whatever an op draws for it, as in another epoch. Whoever knows the example's number
+    adds it to the message.
     """
 
-    def __init__(self, message: str, reason: str):
+    def __init__(self, message: str, reason: str, always: bool = False):
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.always = reason, always
 
 
 class Source(Protocol):
@@ -56,7 +57,7 @@ class Source(Protocol):
 
     It raises BadExample when an example is broken, BadInput or ReadError when more than that is. A
     source of files that are best read from front to back also has `shards`, int64: how many
-    examples each holds, in the order of their numbers (see `data.order.LaneOrder`).
+    examples each holds, in the order of their numbers (see `data.lanes.windows`).
     """
 
     features: Mapping[str, Feature]

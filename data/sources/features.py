@@ -62,6 +62,8 @@ def from_json(value: Any, feature: Feature, where: str, key: str) -> Any:
         values = value if feature.ragged else [value]
         if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
             raise wrong_type(f"{where}: {key}", value, feature)
+        for item in values:
+            check_text(item, f"{where}: {key}")
         return shaped(values, feature, where, key)
     try:
         array = np.array(value)
@@ -73,6 +75,15 @@ def from_json(value: Any, feature: Feature, where: str, key: str) -> Any:
     if not feature.ragged and array.shape != feature.shape:
         raise wrong_shape(f"{where}: {key}", array.shape, feature)
     return shaped(array.ravel().tolist(), feature, where, key)
+
+
+def check_text(value: str, where: str) -> None:
+    """JSON can spell half of a surrogate pair, at which a tokenizer would break."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        message = f"{where}={value!a:.80}: {error.reason}"
+        raise BadExample(message, "text is no UTF-8") from error
 
 
 def text(encoded: bytes, where: str, key: str) -> str:

@@ -61,7 +61,7 @@ class Mixture:
     """Examples are numbered through all `parts`; part k begins at `starts[k]`."""
 
     def __init__(self, parts: Sequence[Source], names: Sequence[str], phases: Sequence[Phase]):
-        self.parts, self.names, self._phases = parts, names, phases
+        self.parts, self.names, self.phases = parts, names, phases
         sizes = np.array([len(part) for part in parts])
         self.starts = np.cumsum(sizes) - sizes
         self._size = int(sizes.sum())
@@ -75,7 +75,7 @@ class Mixture:
     @property
     def shares(self) -> Float64[np.ndarray, " parts"]:
         """The greatest share of the slots that each part has at any time."""
-        return np.max([phase.counts for phase in self._phases], axis=0) / _BLOCK
+        return np.max([phase.counts for phase in self.phases], axis=0) / _BLOCK
 
     def __len__(self) -> int:
         return self._size
@@ -95,14 +95,14 @@ class Mixture:
         self, seed: int, batch_size: int
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """slots [b] -> (part [b], how many earlier slots took that part [b])."""
-        firsts = np.array([phase.step * batch_size for phase in self._phases])
+        firsts = np.array([phase.step * batch_size for phase in self.phases])
         key = hash_seed(seed)
 
         @functools.lru_cache(_BLOCKS_KEPT)
         def deal(phase: int, block: int) -> tuple[np.ndarray, np.ndarray]:
             """(part, rank among the block's slots of that part) of each slot of a block."""
             keys = np.repeat(mix(mix(key, np.array([phase])), np.array([block])), _BLOCK)
-            ends = np.cumsum(self._phases[phase].counts)
+            ends = np.cumsum(self.phases[phase].counts)
             cards = permute(np.arange(_BLOCK), _BLOCK, keys)
             parts = np.searchsorted(ends, cards, side="right")
             ranks = np.empty(_BLOCK, np.int64)
@@ -115,7 +115,7 @@ class Mixture:
         for number, length in enumerate(np.diff(firsts)):
             blocks, rest = divmod(int(length), _BLOCK)
             taken = np.bincount(deal(number, blocks)[0][:rest], minlength=len(self.parts))
-            used.append(used[-1] + blocks * self._phases[number].counts + taken)
+            used.append(used[-1] + blocks * self.phases[number].counts + taken)
 
         def choose(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             slots = np.asarray(slots, np.int64)
@@ -126,7 +126,7 @@ class Mixture:
                 here = (phases == phase) & (blocks == block)
                 dealt, ranks = deal(phase, block)
                 part = parts[here] = dealt[places[here]]
-                before = used[phase] + block * self._phases[phase].counts
+                before = used[phase] + block * self.phases[phase].counts
                 earlier[here] = before[part] + ranks[places[here]]
             return parts, earlier
 

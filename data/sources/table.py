@@ -12,6 +12,7 @@ import numpy as np
 
 from data import files
 from data.sources import BadExample, Feature, Source
+from data.sources.features import check_text
 from data.sources.part import part
 from mm.config import BadInput, suggest
 
@@ -147,15 +148,8 @@ class _Table:
         return record
 
     def _check_text(self, index: int, column: str, value: str | list[str]) -> None:
-        """JSON can spell half of a surrogate pair, at which a tokenizer would break."""
-        try:
-            for text in [value] if isinstance(value, str) else value:
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise BadExample(
-                f"{self._rows.where(index)}: {column}={value!a:.80}: {error.reason}",
-                "text is no UTF-8",
-            ) from error
+        for text in [value] if isinstance(value, str) else value:
+            check_text(text, f"{self._rows.where(index)}: {column}")
 
     def _picture(self, index: int, value: Any) -> bytes:
         path = value

@@ -16,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from jaxtyping import Int64
 
+from data.files import ReadError
 from data.sources import BadExample, Feature, Source
 from data.sources.memory import InMemory
 from data.sources.part import part
@@ -71,7 +72,7 @@ def tfds_source(
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         readers = _tfrecords(paths, index_dir)
     else:
-        readers = [ArrayRecordReader(path, **_READER_OPTIONS).read for path in paths]
+        readers = [functools.partial(_read, path, _reader(path)) for path in paths]
     source = _Records(files, readers, _features(builder.info.features))
     for values, keep in ((only, True), (exclude, False)):
         for key, wanted in (values or {}).items():
@@ -127,6 +128,23 @@ def _features(features: tfds.features.FeaturesDict, prefix: str = "") -> dict[st
     return flat
 
 
+def _reader(path: str) -> ArrayRecordReader:
+    return ArrayRecordReader(path, **_READER_OPTIONS)
+
+
+def _read(path: str, reader: ArrayRecordReader, positions: Sequence[int]) -> list[bytes]:
+    """Of an ArrayRecord file; its checksums tell what is damaged."""
+    try:
+        return reader.read(positions)
+    except RuntimeError as error:
+        if len(positions) > 1:
+            return [_read(path, reader, [position])[0] for position in positions]
+        if "mismatch" not in str(error) and "orrupt" not in str(error):
+            raise ReadError(f"{path}: cannot be read ({error})") from error
+        message = f"{path} record {positions[0]}: {error}"
+        raise BadExample(message, "record is damaged") from error
+
+
 def _tfrecords(paths: Sequence[str], index_dir: str | None) -> list[ReadRaw]:
     kept = indexes(index_dir)
     kept.count(paths)  # all at once, and what is lost is said now
@@ -154,19 +172,15 @@ class _Records:
         self._paths = [str(file.filename) for file in files]
         self._first = np.array([file.skip for file in files])  # the record where each begins
         self._ends = np.cumsum([file.take for file in files])
-        self._rows = np.arange(self._ends[-1] if len(files) else 0)
-
-    @property
-    def shards(self) -> Int64[np.ndarray, " shards"]:
-        counts = np.bincount(self._shards(self._rows))
-        return counts[counts > 0]
+        self._rows: Int64[np.ndarray, " n"] | None = None  # what a filter left; all otherwise
+        self.shards = np.array([file.take for file in files], np.int64)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self.shards.sum())
 
     def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
         keys = tuple(self.features) if keys is None else keys
-        rows = self._rows[ids]
+        rows = ids if self._rows is None else self._rows[ids]
         shards = self._shards(rows)
         starts = np.concatenate([[0], self._ends[:-1]])
         positions = rows - starts[shards] + self._first[shards]
@@ -199,4 +213,7 @@ class _Records:
                 f"{key}={sorted(unknown)}: no example has that{suggest(min(unknown), have)}; "
                 f"there are {have[:20]}"
             )
-        self._rows = self._rows[[(value in values) == keep for value in found]]
+        rows = np.arange(len(self)) if self._rows is None else self._rows
+        self._rows = rows[[(value in values) == keep for value in found]]
+        counts = np.bincount(self._shards(self._rows))
+        self.shards = counts[counts > 0]

@@ -23,7 +23,7 @@ from mm import registry
 from mm.config import BadInput, Count
 
 FETCHED = ("bert", "clip")  # by data.tokenizers.fetch
-_MAX_CACHED_WORDS = 1 << 20
+_MAX_CACHED_WORDS = 1 << 17  # 70 MB for each tokenizer
 _LONGEST_CACHED_WORD = 64  # characters
 _LONG = 32  # characters a token: of a text with more, its start is tried first
 

@@ -19,8 +19,8 @@ from mm.evals.base import Model
 class Losses:
     """The mean of every loss and metric over the whole batches of `source`.
 
-    They hold `examples`; `left_out` is the rest, fewer than a batch: with fewer negatives, its loss
-    would be another one.
+    They hold `examples`; `left_out` is the rest, fewer than a batch (with fewer negatives, its loss
+    would be another one), and batches in which an example is broken.
 
     Without dropout, with the masks of a fixed seed, so checkpoints can be compared. shuffled: each
     picture comes with the text of another row: the control that a model which uses the pairing must
@@ -49,13 +49,17 @@ class Losses:
             self.source, self.preprocess, batch_size=self.batch_size, sharding=model.sharding
         )
         roll = jax.jit(shuffle, out_shardings=model.sharding)
-        found, count = [], len(self.source) // self.batch_size
+        found = []
         with contextlib.closing(batches):
-            for _ in range(count):
+            for _ in range(len(self.source) // self.batch_size):
                 batch = next(batches)
+                if not jnp.all(batch["valid"]):  # another took the place of a broken one
+                    continue
                 found.append(jax.device_get(model.losses(roll(batch) if self.shuffled else batch)))
+        if not found:
+            raise BadInput(f"losses: no batch of {self.batch_size} is without a broken example")
         means = {key: float(np.mean([metrics[key] for metrics in found])) for key in found[0]}
-        examples = count * self.batch_size
+        examples = len(found) * self.batch_size
         return means | {"examples": examples, "left_out": len(self.source) - examples}
 
 

@@ -17,6 +17,7 @@ from data.loader import eval_batches, train_batches
 from data.order import example_at
 from data.preprocess.parse import parse
 from data.sources import BadExample, Feature
+from data.tokenizers.train import train
 from mm.config import BadInput
 
 SIZE = 50
@@ -107,6 +108,38 @@ def test_a_bad_example_is_not_read_again():
     source = Some({3})
     ids(batches(source), 25)
     assert source.reads[3] <= 3  # in a chunk, in a smaller one, alone; in 8 epochs
+
+
+def test_what_was_drawn_badly_once_may_be_good_in_another_epoch(tmp_path):
+    """Wherever a run begins: it remembers no more than what is broken in every epoch."""
+
+    class Captions(Some):
+        features = {"captions": Feature("text", ragged=True)}
+
+        def read(self, ids, keys=None):
+            return [{"captions": ["a", "" if i == 3 else "b"]} for i in ids.tolist()]
+
+    (tmp_path / "t.json").write_text(train(["a", "b"], 16))
+    ops = parse(f"choose('captions')|tokenize('{tmp_path}/t.json', 4)", where="config.input.a")
+
+    def found(start):
+        given = dict(global_batch_size=8, seed=0, sharding=sharding(), max_bad_share=1.0)
+        with train_batches(Captions((), 8), ops, start_step=start, **given) as batches:
+            return [np.asarray(next(batches)["id"]) for _ in range(start, 20)]
+
+    whole = found(0)
+    replaced = [3 not in ids for ids in whole]
+    assert any(replaced) and not all(replaced)
+    for start in (3, 9, 15):
+        np.testing.assert_array_equal(found(start), whole[start:])
+
+
+def test_what_fills_up_the_last_batch_is_not_counted():
+    source = Some({100}, 101)
+    with eval_batches(source, OPS, batch_size=64, sharding=sharding()) as found:
+        valid = np.concatenate([np.asarray(batch["valid"]) for batch in found])
+        assert found.faults.counts == {"is even": 1}
+    np.testing.assert_array_equal(np.flatnonzero(valid), range(100))
 
 
 def test_in_an_evaluation_it_is_left_out(caplog):

@@ -66,6 +66,15 @@ def test_stars_match_far_away(flaky):
     assert files.expand(f"{folder}/*.bin") == [flaky]
 
 
+def test_a_link_that_leads_in_a_circle_is_followed_once(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.png").touch()
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    assert sorted(files.walk(str(tmp_path))) == ["a.png", "b/c.png"]
+
+
 @pytest.mark.parametrize("start, stop", [(0, None), (3, 10), (250, 300), (1000, 2000), (5, 5)])
 def test_a_part_of_a_file_is_the_same_near_and_far(tmp_path, flaky, monkeypatch, start, stop):
     monkeypatch.setattr(files, "_BLOCK_BYTES", 100)

@@ -45,17 +45,19 @@ def config(tmp_path_factory):
     return folder / "config.py"
 
 
-@pytest.fixture(scope="module")
-def address(config):
-    """Of a service in two processes."""
-    command = [sys.executable, "-m", "data.service", f"--config={config}"]
+def serve(config, *flags):
+    command = [sys.executable, "-m", "data.service", f"--config={config}", "--host=localhost"]
     given = dict(stdout=subprocess.PIPE, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    first = subprocess.Popen(command, **given)
-    flag = first.stdout.readline().strip()
-    address = flag.removeprefix("--config.input.service=")
-    second = subprocess.Popen([*command, f"--dispatcher={address.partition('://')[2]}"], **given)
-    yield address
-    for process in (second, first):
+    process = subprocess.Popen([*command, *flags], **given)
+    address = process.stdout.readline().strip().removeprefix("--config.input.service=")
+    return process, address
+
+
+@pytest.fixture
+def processes():
+    found = []
+    yield found
+    for process in reversed(found):
         process.kill()
         process.wait()
         process.stdout.close()
@@ -72,24 +74,29 @@ def batches(config, **changes):
     )
 
 
-def test_a_run_with_a_service_has_the_batches_of_one_without(config, address):
+def test_batches_are_those_of_a_run_without_a_service(config, processes, monkeypatch, caplog):
+    """Of two workers; and when both are gone, nothing but a line in the log is different."""
+    first, address = serve(config)
+    processes.append(first)
+    processes.append(serve(config, f"--dispatcher={address.partition('://')[2]}")[0])
+    with pytest.raises(BadInput, match="its workers prepare other data"):
+        with batches(config, service=address, seed=4) as far:
+            next(far)
+    monkeypatch.setattr(service, "_PATIENCE_SECONDS", 3.0)
     with (
         batches(config, start_step=1) as here,
         batches(config, start_step=1, service=address) as far,
     ):
-        for _ in range(6):
+        for number in range(30):
+            if number == 10:
+                for process in processes:
+                    process.kill()
             want, found = next(here), next(far)
             assert want.keys() == found.keys()
             for key in want:
                 np.testing.assert_array_equal(want[key], found[key], err_msg=key)
         assert far.faults.counts == here.faults.counts != {}
-        assert "service" in far.profile.seconds()
-
-
-def test_workers_of_another_config_are_refused(config, address):
-    with pytest.raises(BadInput, match="its workers prepare other data"):
-        with batches(config, service=address, seed=4) as far:
-            next(far)
+        assert "service" in far.profile.seconds() and "nothing came from" in caplog.text
 
 
 @pytest.mark.parametrize(
