@@ -32,10 +32,11 @@ class Packages:
         Raises:
           BadInput: the file is missing or not JSON, or the package has another version.
         """
-        self._check_version(package)
+        self.check(package)
         return self._parse(package, file)
 
-    def _check_version(self, package: str) -> None:
+    def check(self, package: str) -> None:
+        """Raises BadInput if the package is not there, or has another version."""
         found, expected = (
             self._parse(package, "package.json").get("version"),
             self.versions[package],
