@@ -26,7 +26,7 @@ CASES = cases()
 TRAINED = {
     "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
-    "distill-T-16": None, "menu": None,
+    "distill-T-16": None, "icons-tiny": None, "menu": None,
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
     "vilbert",

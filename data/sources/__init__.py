@@ -16,6 +16,7 @@ _MODULES = {
     "flickr30k": "coco",
     "folder": "folder",
     "hf": "hf",
+    "iconify": "iconify",
     "jsonl": "jsonl",
     "mixture": "mixture",
     "parquet": "parquet",

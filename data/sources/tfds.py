@@ -28,6 +28,7 @@ _FILTER_BLOCK = 1024  # records held at a time while filtering
 # Whole chunks are read by position: nothing to read ahead.
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 _FILE_FORMATS = (tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.TFRECORD)
+_OURS = ("emoji", "icons")  # data.builders has them; "icons_held_out" is one of icons
 # Reads the records at positions of one file.
 ReadRaw = Callable[[Sequence[int]], Sequence[bytes]]
 
@@ -89,8 +90,8 @@ def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
         builder = tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         command = f"tfds build {dataset} --file_format=array_record"
-        if dataset == "emoji":
-            command = "python -m data.builders.emoji"
+        if (ours := dataset.partition("_")[0]) in _OURS:
+            command = f"python -m data.builders.{ours}"
         raise BadInput(
             f"no data set {dataset!r} in {data_dir}: prepare it with `{command} "
             f"--data_dir={data_dir}`, or set data_dir to where it is"

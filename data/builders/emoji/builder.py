@@ -11,8 +11,6 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from data.builders.emoji.catalogue import LANGUAGES, read_catalogue
 from data.builders.emoji.icons import read_icon_set
-from data.builders.emoji.install import Packages, install
-from data.builders.emoji.render import SIZE, png, svg
 from data.builders.emoji.selection import (
     OWN_NAMES,
     VALIDATION_VENDOR,
@@ -22,8 +20,11 @@ from data.builders.emoji.selection import (
     select,
     vendor_ranges,
 )
+from data.builders.install import Packages, install
+from data.builders.render import SIZE, png, svg
 from mm.config import BadInput
 
+HERE = Path(__file__).parent
 # vendor -> author, licence (SPDX), licence text; compared with the packages' info.json.
 LICENCES = {
     "noto": ("Google Inc", "Apache-2.0",
@@ -116,7 +117,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             super()._download_and_prepare(*args, **kwargs)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        packages = install(Path(dl_manager.download_dir) / "emoji", self.log)
+        packages = install(Path(dl_manager.download_dir) / "emoji", HERE, self.log)
         check_licences(packages)
         icon_sets = {
             vendor: read_icon_set(packages, f"@iconify-json/{vendor}") for vendor in VENDORS

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from data.builders.emoji.family import families
-from data.builders.emoji.icons import IconSet
 from data.builders.emoji.join import concept_of
+from data.builders.iconify import IconSet
 from mm.config import BadInput
 
 LANGUAGES = tuple(

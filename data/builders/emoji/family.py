@@ -8,7 +8,6 @@ they stand together in TOGETHER.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 
@@ -94,9 +93,3 @@ def families(labels: Mapping[str, str]) -> dict[str, str]:
             a, b = sorted((root(members[0]), root(member)))
             parent[b] = a
     return {concept: root(concept) for concept in labels}
-
-
-def held_out(family: str, fraction: float = 0.1) -> bool:
-    """Whether the family is kept from training: a stable hash, so a new emoji moves no other."""
-    digest = hashlib.sha256(family.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from data.builders.emoji.icons import IconSet
+from data.builders.iconify import IconSet
 
 SKIN_TONES = frozenset({"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"})
 _SKIN_NAME = re.compile(r"skin-tone|-tone-?[1-5]$|-(light|medium|dark)$")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.builders.emoji.catalogue import Catalogue, Concept, name_tiers
-from data.builders.emoji.family import held_out
-from data.builders.emoji.icons import IconSet
 from data.builders.emoji.join import Joined, join, name_index
+from data.builders.holdout import held_out
+from data.builders.iconify import IconSet
 
 VALIDATION_VENDOR = "twemoji"
 TRAIN_VENDORS = (

@@ -140,6 +140,7 @@ def test_exclude_and_only_filter_by_a_text_field(data_dir):
     [
         ({"dataset": "tinny"}, r"no data set 'tinny' in .*: prepare it with `tfds build tinny"),
         ({"dataset": "emoji"}, r"prepare it with `python -m data.builders.emoji --data_dir=/"),
+        ({"dataset": "icons_held_out"}, r"it with `python -m data.builders.icons --data_dir=/"),
         ({"split": "trian"}, r"split 'trian'.*has \['train', 'seen'\]"),
         ({"split": "train[:x]"}, r"split 'train\[:x\]'.*cannot be read"),
         ({"exclude": {"vendr": "noto"}}, r"'vendr'.*did you mean 'vendor'"),

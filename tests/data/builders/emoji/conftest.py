@@ -6,8 +6,8 @@ import pytest
 
 from data.builders.emoji.builder import LICENCES
 from data.builders.emoji.catalogue import LANGUAGES
-from data.builders.emoji.install import Packages
 from data.builders.emoji.selection import VENDORS
+from data.builders.install import Packages
 
 # hexcode, label, group, subgroup. By its hash the family of honeybee is held out, the others not.
 CONCEPTS = [
@@ -70,7 +70,7 @@ def packages(tmp_path):
     groups = {str(i): name for i, name in enumerate(names)}
     write_json(home, "meta/groups.json", {"groups": groups, "subgroups": groups})
     versions = {f"@iconify-json/{vendor}": "1.0.0" for vendor in VENDORS}
-    return Packages(folder, {**versions, "emojibase-data": "1.0.0"})
+    return Packages(folder, {**versions, "emojibase-data": "1.0.0"}, "emoji")
 
 
 @pytest.fixture

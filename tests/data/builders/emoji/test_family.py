@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.builders.emoji.family import families, held_out
+from data.builders.emoji.family import families
+from data.builders.holdout import held_out
 
 LABELS = {
     "1F3C3": "person running",

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from data.builders.emoji.builder import HERE
 from data.builders.emoji.icons import read_icon_set
-from data.builders.emoji.install import HERE, failure, install, lock_file, npm_command
+from data.builders.install import failure, install, lock_file, npm_command
 from mm.config import BadInput
 
 
@@ -30,7 +31,7 @@ def calls(tmp_path):
 
 
 def test_lock_file_has_an_integrity_hash_and_no_address_for_every_package():
-    locked = lock_file()
+    locked = lock_file(HERE)
     assert len(locked) >= 9
     assert all(entry["integrity"].startswith("sha512-") for entry in locked.values())
     text = (HERE / "package-lock.json").read_text()
@@ -39,13 +40,13 @@ def test_lock_file_has_an_integrity_hash_and_no_address_for_every_package():
 
 def test_lock_file_has_the_versions_of_package_json():
     wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
-    assert {name: lock_file()[name]["version"] for name in wanted} == wanted
+    assert {name: lock_file(HERE)[name]["version"] for name in wanted} == wanted
 
 
 def test_install_runs_no_scripts_and_is_not_repeated(tmp_path, fake_npm):
     fake_npm("mkdir node_modules")
-    first = install(tmp_path / "cache", log=lambda line: None)
-    again = install(tmp_path / "cache", log=lambda line: None)
+    first = install(tmp_path / "cache", HERE, log=lambda line: None)
+    again = install(tmp_path / "cache", HERE, log=lambda line: None)
     assert first.folder == again.folder and (first.folder / "node_modules").is_dir()
     assert len(calls(tmp_path)) == 1
     assert calls(tmp_path)[0].startswith("ci --ignore-scripts")
@@ -54,12 +55,12 @@ def test_install_runs_no_scripts_and_is_not_repeated(tmp_path, fake_npm):
 def test_killed_installation_is_not_trusted(tmp_path, fake_npm, monkeypatch):
     fake_npm("mkdir node_modules; touch node_modules/half; kill -9 $PPID; exec sleep 9")
     if (child := os.fork()) == 0:  # the installation that dies with its npm at work
-        install(tmp_path / "cache", log=lambda line: None)
+        install(tmp_path / "cache", HERE, log=lambda line: None)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
     assert list((tmp_path / "cache").glob("*/node_modules/half"))
     fake_npm("mkdir node_modules; touch node_modules/whole")
-    packages = install(tmp_path / "cache", log=lambda line: None)
+    packages = install(tmp_path / "cache", HERE, log=lambda line: None)
     assert os.listdir(packages.folder / "node_modules") == ["whole"]
     assert os.listdir(tmp_path / "cache") == [packages.folder.name]
 
@@ -67,13 +68,13 @@ def test_killed_installation_is_not_trusted(tmp_path, fake_npm, monkeypatch):
 def test_failed_installation_is_one_line_and_leaves_nothing(tmp_path, fake_npm):
     fake_npm('echo "npm error code E404\nnpm error 404 Not Found - GET x" >&2; exit 1')
     with pytest.raises(BadInput) as raised:
-        install(tmp_path / "cache", log=lambda line: None)
+        install(tmp_path / "cache", HERE, log=lambda line: None)
     assert str(raised.value) == "emoji: npm ci failed: 404 Not Found - GET x"
     assert os.listdir(tmp_path / "cache") == []
 
 
 def test_damaged_archive_is_named():
-    locked = lock_file()
+    locked = lock_file(HERE)
     hash_of_noto = locked["@iconify-json/noto"]["integrity"]
     stderr = (
         "npm error code EINTEGRITY\n"

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.builders.emoji.icons import IconSet
 from data.builders.emoji.join import Drawing, concept_of, join, name_index, squeeze
+from data.builders.iconify import IconSet
 
 CONCEPTS = {"1F495", "2764", "1F355", "1F1EB-1F1F7", "1F449", "1F448"}
 NAMES = name_index(
@@ -17,7 +17,7 @@ NAMES = name_index(
 
 def icon_set(*icons, aliases=None, chars=None, **special):
     every = {**{name: {"body": "<g/>"} for name in icons}, **special}
-    return IconSet(every, aliases or {}, chars or {}, 16, 16)
+    return IconSet(every, aliases or {}, chars or {}, {"width": 16, "height": 16})
 
 
 def joined(icons):

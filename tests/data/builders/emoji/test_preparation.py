@@ -14,7 +14,7 @@ from mm.config import BadInput
 
 @pytest.fixture
 def installed(packages, monkeypatch):
-    monkeypatch.setattr(builder_module, "install", lambda cache, log: packages)
+    monkeypatch.setattr(builder_module, "install", lambda cache, manifests, log: packages)
     monkeypatch.setattr(builder_module, "OWN_NAMES", {})
     return packages
 
@@ -100,10 +100,10 @@ _IN_ANOTHER_PROCESS = """
 import os, signal, sys
 from pathlib import Path
 from data.builders.emoji import builder, prepare
-from data.builders.emoji.install import Packages
+from data.builders.install import Packages
 versions = dict.fromkeys([f"@iconify-json/{v}" for v in builder.VENDORS], "1.0.0")
-packages = Packages(Path(sys.argv[1]), {**versions, "emojibase-data": "1.0.0"})
-builder.install, builder.OWN_NAMES = lambda cache, log: packages, {}
+packages = Packages(Path(sys.argv[1]), {**versions, "emojibase-data": "1.0.0"}, "emoji")
+builder.install, builder.OWN_NAMES = lambda cache, manifests, log: packages, {}
 drawn, png = [], builder.png
 def png_and_die(*args):
     drawn.append(args)

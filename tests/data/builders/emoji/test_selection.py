@@ -3,7 +3,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.builders.emoji.catalogue import Catalogue, Concept
-from data.builders.emoji.icons import IconSet
 from data.builders.emoji.selection import (
     TRAIN_VENDORS,
     VENDORS,
@@ -11,6 +10,9 @@ from data.builders.emoji.selection import (
     select,
     vendor_ranges,
 )
+from data.builders.iconify import IconSet
+
+SIDES = {"width": 16, "height": 16}
 
 
 def labels(pictures):
@@ -87,7 +89,7 @@ def test_no_family_is_on_both_sides(data):
     for vendor in VENDORS:
         drawn = data.draw(st.lists(st.sampled_from(codes), unique=True))
         icons = {f"i{code}": {"body": "<g/>"} for code in drawn}
-        sets[vendor] = IconSet(icons, {}, {code: f"i{code}" for code in drawn}, 16, 16)
+        sets[vendor] = IconSet(icons, {}, {code: f"i{code}" for code in drawn}, SIDES)
     splits = select(Catalogue(concepts, frozenset(), []), sets, {}).splits
     sides = [{p.concept.family for p in splits[name]} for name in ("train", "unseen")]
     assert not sides[0] & sides[1]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import resvg_py
 from PIL import Image
 
-from mm.config import BadInput
+from data.sources import BadExample
 
 SIZE = 64  # pixels, both sides
 
@@ -48,7 +48,7 @@ def png(document: str, name: str) -> bytes:
     """The document as an RGB PNG of SIZE x SIZE pixels, on white.
 
     Raises:
-      BadInput: the document is not SVG that resvg can draw; the line has `name`.
+      BadExample: the document is not SVG that resvg can draw; the line has `name`.
     """
     try:
         drawn = resvg_py.svg_to_bytes(
@@ -60,7 +60,8 @@ def png(document: str, name: str) -> bytes:
             skip_system_fonts=True,  # the same bytes on every machine, and much faster
         )
     except ValueError as error:
-        raise BadInput(f"emoji: the picture {name} is damaged: {error}") from error
+        message = f"the picture {name} is damaged: {error}"
+        raise BadExample(message, "SVG cannot be drawn") from error
     with Image.open(io.BytesIO(drawn)) as image:
         picture = image.convert("RGB")  # the background is opaque, so no colour changes
     out = io.BytesIO()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.builders.emoji.render import SIZE, png, svg
-from mm.config import BadInput
+from data.builders.render import SIZE, png, svg
+from data.sources import BadExample
 
 LEFT_HALF = {"body": '<path fill="red" d="M0 0h8v16h-8z"/>', "width": 16, "height": 16}
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -59,5 +59,5 @@ def test_same_icon_gives_the_same_bytes():
 
 
 def test_damaged_picture_is_named():
-    with pytest.raises(BadInput, match="noto/1f600"):
+    with pytest.raises(BadExample, match="noto/1f600"):
         png("<svg", "noto/1f600")

