@@ -241,7 +241,7 @@ def test_beit_predicts_the_codes_of_replaced_patches():
     a_batch, an_objective = batch(), beit(SMALL)
     found, _ = run(an_objective, SMALL, a_batch)
     encoded = jax.jit(lambda x: views(SMALL, x).image(replace=0.4))(a_batch)
-    features = contrast(cut(a_batch["image"], 4)).reshape(4, 16, -1)
+    features = contrast(cut(a_batch["image"], (4, 4))).reshape(4, 16, -1)
     codes = np.asarray(an_objective.codes(features, jax.random.key(0)))
     assert (np.asarray(encoded.replaced).sum(1) == 6).all()
     logits = np.asarray(jax.jit(lambda x: an_objective.head(x).whole())(encoded.tokens), np.float64)
