@@ -83,7 +83,8 @@ def get_config(arg: str = "") -> ConfigDict:
         weight_decay=0.1,
         schedule=dict(name="cosine", warmup_steps=50 if tiny else 1000),
     )
-    config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="fsdp")
+    rules = "dp" if tiny else "fsdp"
+    config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules=rules)
     train, evaluation = _video(size) if video else _audio(size)
     ends = f'caption("caption")|tokenize({given["tokenizer"]!r}, {LENGTH})|group("caption")'
     config.accumulation_steps = 1

@@ -94,8 +94,11 @@ class MAE(MaskedImage):
         super().__init__("mae", ratio, context, text_mask, model)
         spec = {"dtype": model.image.dtype.name, **decoder}
         spec = registry.call(EncoderSpec, spec, "decoder")
-        if spec.width % 4:
-            raise BadInput(f"decoder.width={spec.width} must be a multiple of 4, for positions")
+        multiple = 4 if len(model.image.grid) == 2 else 16
+        if spec.width % multiple:
+            raise BadInput(
+                f"decoder.width={spec.width} must be a multiple of {multiple}, for positions"
+            )
         dtype, sizes = spec.dtype, ((self.width,), (spec.width,))
         self.embed = Linear(*sizes, (None, "embed"), dtype=dtype, rngs=rngs)
         self.mask_token = vectors(rngs, 1, spec.width)
