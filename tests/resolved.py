@@ -28,7 +28,11 @@ from tests import pods
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden/configs"
-MORE = {"flip": ["keep=0.25", "phase=tune"], "pairs": ["size=tiny"]}
+MORE = {
+    "flip": ["keep=0.25", "phase=tune"],
+    "pairs": ["size=tiny"],
+    "video": ["size=tiny", "modality=audio", "modality=audio,size=tiny"],
+}
 # To the input, by the program.
 GIVEN = ("global_batch_size", "seed", "sharding", "start_step", "bad_examples")
 
@@ -48,7 +52,7 @@ def cases() -> dict[str, str]:
         variants = [f"variant={variant}" for variant in getattr(module, "VARIANTS", ())]
         for argument in [*(variants or [""]), *MORE.get(path.stem, ())]:
             name = "-".join([*parts[1:], argument.removeprefix("variant=")]).rstrip("-")
-            found[re.sub("[/=]", "-", name)] = f"{path.relative_to(ROOT)}:{argument}".rstrip(":")
+            found[re.sub("[/=,]", "-", name)] = f"{path.relative_to(ROOT)}:{argument}".rstrip(":")
     return found
 
 

@@ -26,7 +26,7 @@ CASES = cases()
 TRAINED = {
     "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
-    "distill-T-16": None, "icons-tiny": None, "menu": None,
+    "distill-T-16": None, "icons-tiny": None, "menu": None, "video-size-tiny": None,
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
     "vilbert",
@@ -134,7 +134,10 @@ def test_a_tiny_variant_is_evaluated_on_whole_pictures(name):
     config = load(CASES[name])
     for evaluation in config.evals.values():
         plain = re.sub(r'view\("\w+", "[^"]+"\)\|', "", evaluation.preprocess)
-        assert re.match(r"decode\|resize\(\d+\)\|caption\(", plain), plain
+        whole = (
+            r"(decode|decode_video\(\d+\))\|resize\(\d+\)|decode_audio\([\d.]+\)\|log_mel\(\d+\)"
+        )
+        assert re.match(rf"({whole})\|caption\(", plain), plain
 
 
 @pytest.mark.parametrize("name", TRAINED)

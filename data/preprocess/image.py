@@ -26,7 +26,7 @@ _GREY = np.tile(_LUMA, (3, 1))  # a colour times this is its grey
 
 
 class Encoded(NamedTuple):
-    """Encoded bytes, or decoded uint8 [h, w, 3]; one a picture.
+    """Encoded bytes, or decoded uint8 [h, w, 3]; one a picture. Of clips decoded [t, h, w, 3].
 
     margin: how far the picture goes on beyond each edge, as a share of its side, in the value
     `outside` (0 .. 255).
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """How to make pictures [b, size, size, 3].
+    """How to make pictures [b, size, size, 3]; of clips [b, t, size, size, 3], all frames alike.
 
     boxes: float32 [b, 4], y0 x0 y1 x1 as fractions of the picture; x1 < x0 is mirrored. holes: what
     is painted over, before any colour. A colour p becomes matrix @ p + around @ m, where m is the
@@ -55,9 +55,9 @@ class Planned(NamedTuple):
     margin: float = 0.0
     outside: float = 0.0
 
-    def make(self) -> UInt8[np.ndarray, "b size size 3"]:
+    def make(self) -> UInt8[np.ndarray, "b *t size size 3"]:
         """The pictures, each by itself: a result does not depend on its neighbours."""
-        return _make(self)
+        return _make(self) if self.pictures[0].ndim == 3 else _make_clips(self)
 
 
 class Holes(NamedTuple):
@@ -130,7 +130,7 @@ def random_resized_crop(
         u = draws.uniform(4).astype(np.float64)
         area = scale[0] + u[0] * (scale[1] - scale[0])
         pictures = [_decoded(picture) for picture in image.pictures]
-        own = np.array([picture.shape[1] / picture.shape[0] for picture in pictures])
+        own = np.array([picture.shape[-2] / picture.shape[-3] for picture in pictures])
         drawn = np.exp(low + u[1] * (high - low))
         # Of the sides' shares, and no further from 1 than fits, or than in a square picture.
         aspect = np.clip(drawn / own, np.minimum(area, drawn), np.maximum(1 / area, drawn))
@@ -322,14 +322,16 @@ def _turn_hue(angle: Float32[np.ndarray, " b"]) -> Float32[np.ndarray, "b 3 3"]:
     return cos * _EYE + sin * cross + (1 - cos) / 3
 
 
-def _decoded(picture: bytes | UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def _decoded(picture: bytes | UInt8[np.ndarray, "*t h w 3"]) -> UInt8[np.ndarray, "*t h w 3"]:
     return decode_picture(picture) if isinstance(picture, bytes) else picture
 
 
 def _squash(
-    picture: UInt8[np.ndarray, "h w 3"], image: Encoded, size: int
-) -> UInt8[np.ndarray, "size size 3"]:
-    """`resize` of one picture with its margin."""
+    picture: UInt8[np.ndarray, "*t h w 3"], image: Encoded, size: int
+) -> UInt8[np.ndarray, "*t size size 3"]:
+    """`resize` of one picture with its margin, or of each frame of a clip."""
+    if picture.ndim == 4:
+        return np.stack([_squash(frame, image, size) for frame in picture])
     if image.margin:
         height, width = (round(image.margin * side) for side in picture.shape[:2])
         picture = np.pad(
@@ -338,6 +340,25 @@ def _squash(
             constant_values=round(image.outside),
         )
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _make_clips(image: Planned) -> UInt8[np.ndarray, "b t size size 3"]:
+    """Each frame as a picture, with the box, the holes and the colours of its clip."""
+    count = len(image.pictures[0])
+
+    def each(rows: np.ndarray | None) -> np.ndarray | None:
+        return None if rows is None else np.repeat(rows, count, axis=0)
+
+    made = _make(
+        image._replace(
+            pictures=[frame for clip in image.pictures for frame in clip],
+            boxes=each(image.boxes),
+            holes=tuple(hole._replace(corners=each(hole.corners)) for hole in image.holes),
+            matrix=each(image.matrix),
+            around=each(image.around),
+        )
+    )
+    return made.reshape(-1, count, *made.shape[1:])
 
 
 def _make(image: Planned) -> UInt8[np.ndarray, "b size size 3"]:

@@ -4,7 +4,7 @@ import ast
 import inspect
 from typing import Any
 
-from data.preprocess import Columns, Op, Preprocess, image, text  # noqa: F401  (registers ops)
+from data.preprocess import Columns, Op, Preprocess, image, media, text  # noqa: F401  (registers ops)
 from data.preprocess.draws import Draws
 from mm import registry
 from mm.config import BadInput

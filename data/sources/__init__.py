@@ -21,6 +21,8 @@ _MODULES = {
     "mixture": "mixture",
     "parquet": "parquet",
     "synthetic": "synthetic",
+    "synthetic_audio": "synthetic_media",
+    "synthetic_video": "synthetic_media",
     "text": "text",
     "tfds": "tfds",
     "tfrecord": "tfrecord",

@@ -12,7 +12,7 @@ from data.sources.memory import InMemory
 from mm import registry
 from mm.config import BadInput
 
-_COLORS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
     "blue": (50, 80, 220),
@@ -22,7 +22,7 @@ _COLORS = {
     "black": (20, 20, 20),
     "grey": (130, 130, 130),
 }
-_SHAPES = ("circle", "square", "diamond", "cross")
+SHAPES = ("circle", "square", "diamond", "cross")
 
 
 @registry.register("source", "synthetic")
@@ -61,7 +61,7 @@ class _Synthetic:
 
     def _example(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
         rng = np.random.default_rng(mix(hash_seed(self._seed), np.array([index])))
-        color, shape = rng.choice(list(_COLORS)), rng.choice(_SHAPES)
+        color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
         values = {
             "label": f"{color} {shape}",
             "tags": [str(color), str(shape), "shape", "colour"][: rng.integers(0, 5)],
@@ -72,15 +72,22 @@ class _Synthetic:
         return {key: values[key] for key in keys}
 
     def _draw(self, rng: np.random.Generator, color: str, shape: str) -> np.ndarray:
-        center, radius = rng.uniform(0.4, 0.6, (2, 1, 1)), rng.uniform(0.2, 0.35)
-        grid = (np.arange(self._size) + 0.5) / self._size
-        y, x = np.abs(np.stack(np.meshgrid(grid, grid, indexing="ij")) - center)
-        inside = {
-            "circle": np.hypot(y, x) < radius,
-            "square": np.maximum(y, x) < radius,
-            "diamond": y + x < radius,
-            "cross": (np.minimum(y, x) < radius / 3) & (np.maximum(y, x) < radius),
-        }[shape]
+        center, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
         noise = rng.integers(-15, 16, (self._size, self._size, 3))
-        picture = np.where(inside[..., None], _COLORS[color], 255) + noise
-        return np.clip(picture, 0, 255).astype(np.uint8)
+        return draw(self._size, color, shape, center, radius, noise)
+
+
+def draw(
+    size: int, color: str, shape: str, center: np.ndarray, radius: float, noise: np.ndarray
+) -> np.ndarray:
+    """A picture, uint8 [size, size, 3]; center (y, x) and radius are shares of its side."""
+    grid = (np.arange(size) + 0.5) / size
+    y, x = np.abs(np.stack(np.meshgrid(grid, grid, indexing="ij")) - center.reshape(2, 1, 1))
+    inside = {
+        "circle": np.hypot(y, x) < radius,
+        "square": np.maximum(y, x) < radius,
+        "diamond": y + x < radius,
+        "cross": (np.minimum(y, x) < radius / 3) & (np.maximum(y, x) < radius),
+    }[shape]
+    picture = np.where(inside[..., None], COLORS[color], 255) + noise
+    return np.clip(picture, 0, 255).astype(np.uint8)

@@ -18,9 +18,10 @@ ID = Read("id", (), "uint32")
 GROUP = Read("group", (), "int32")  # rows of the same number show the same thing
 
 
-def images(size: int, *names: str) -> tuple[Read, ...]:
-    """Square pictures."""
-    return tuple(Read(name, (size, size, 3), "uint8") for name in names)
+def images(shape: tuple[int, ...], *names: str) -> tuple[Read, ...]:
+    """Pictures [h, w, 3], clips [t, h, w, 3]; of other channels than 3, such as spectrograms."""
+    dtype = "uint8" if shape[-1] == 3 else "float32"
+    return tuple(Read(name, shape, dtype) for name in names)
 
 
 def texts(length: int, *names: str) -> tuple[Read, ...]:

@@ -100,7 +100,7 @@ class Multimodal(nnx.Module):
         self.decoder = build("decoder", decoder, "decoder", model=self)
         self.memory = self._extra(Memory, memory, "memory", dtype, rngs)
         self.entities = self._extra(Entities, entities, "entities", dtype, rngs)
-        self.reads = images(self.image.image_size, "image") if self.image else ()
+        self.reads = images(self.image.image_shape, "image") if self.image else ()
         if (words := self.text or self.decoder) is not None:
             self.reads += texts(words.length, "text")
         if self.entities is not None:
@@ -146,7 +146,7 @@ class Multimodal(nnx.Module):
         return 1 if self.fusion is None else self.fusion.levels
 
     def encode_image(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], **how: Any
+        self, image: UInt8[Array, "b *size c"] | Float[Array, "b *size c"], **how: Any
     ) -> Encoded:
         """The image tower. Of patches a share `keep` is read and a share `replace` hidden.
 
@@ -226,7 +226,9 @@ def share_part(image: nnx.Module, text: nnx.Module, part: str) -> None:
     setattr(*found[1][:2], found[0][2])
 
 
-def pixels(image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def pixels(
+    image: UInt8[Array, "b *size c"] | Float[Array, "b *size c"],
+) -> Float[Array, "b *size c"]:
     """Of uint8, 0 .. 255 becomes -1 .. 1."""
     return image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
 

@@ -54,7 +54,7 @@ class ResNet(nnx.Module):
         if groups < 1 or base_width % groups:
             raise BadInput(f"base_width={base_width} does not divide by groups={groups}; change it")
         conv = partial(ConvNorm, groups=groups, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
-        self.image_size, self.dtype = image_size, jnp.dtype(dtype)
+        self.image_shape, self.dtype = (image_size, image_size, 3), jnp.dtype(dtype)
         self.stem = conv(3, base_width, 7, 2)
         blocks, width = [], base_width
         for stage, count in enumerate(STAGES[depth]):

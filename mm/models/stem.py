@@ -1,4 +1,9 @@
-"""From pixels to patch tokens: by one matmul, or by two levels that look at small cells first."""
+"""From pixels to patch tokens: by one matmul, or by two levels that look at small cells first.
+
+`patch_shape` is (height, width, channels) of a patch, in clips (frames, height, width, channels).
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +21,24 @@ from mm.models.layers import ACTIVATIONS, Activation, Dtype, Linear, RMSNorm
 class LinearStem(nnx.Module):
     """Each patch by one matmul (Dosovitskiy et al. 2021); a reshape cuts the patches.
 
-    CLIP's has no `bias`.
+    A patch of a clip is a tubelet (Arnab et al. 2021, section 3.2). CLIP's has no `bias`.
     """
 
     def __init__(
         self,
         *,
-        patch_size: int,
+        patch_shape: tuple[int, ...],
         width: int,
         bias: bool = True,
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
-        self.patch_size = patch_size
-        sizes, axes = ((3 * patch_size**2,), (width,)), ("patch", "embed")
+        self.patch_shape = patch_shape
+        sizes, axes = ((math.prod(patch_shape),), (width,)), ("patch", "embed")
         self.embedding = Linear(*sizes, axes, bias=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        return self.embedding(rearrange(cut(image, self.patch_size), "b h w c -> b (h w) c"))
+    def __call__(self, image: Float[Array, "b *size c"]) -> Float[Array, "b n d"]:
+        return self.embedding(flat(cut(image, self.patch_shape[:-1])))
 
 
 @registry.register("stem", "cells")
@@ -49,7 +54,7 @@ class CellStem(nnx.Module):
     def __init__(
         self,
         *,
-        patch_size: int,
+        patch_shape: tuple[int, ...],
         width: int,
         cell_size: int = 4,
         cell_width: int = 64,
@@ -58,6 +63,9 @@ class CellStem(nnx.Module):
         dtype: Dtype = "float32",
         rngs: nnx.Rngs,
     ):
+        patch_size = patch_shape[0]
+        if patch_shape != (patch_size, patch_size, 3):
+            raise BadInput("cells are of pictures in colour; use stem=dict(name='linear')")
         if patch_size % cell_size:
             raise BadInput(f"patch_size={patch_size} does not divide by cell_size={cell_size}")
         self.cell_size, self.cells = cell_size, patch_size // cell_size
@@ -74,17 +82,25 @@ class CellStem(nnx.Module):
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         activation = ACTIVATIONS[self.activation]
-        x = self.norm(activation(self.cell(contrast(cut(image, self.cell_size)))))
-        x = rearrange(cut(x, self.cells), "b h w c -> b (h w) c")
+        x = self.norm(activation(self.cell(contrast(cut(image, (self.cell_size,) * 2)))))
+        x = flat(cut(x, (self.cells,) * 2))
         return self.out(activation(self.merge(x)))
 
 
-def cut(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b gh gw p"]:
-    """Squares of size x size, each as one vector, by a reshape."""
-    return rearrange(x, "b (gh p) (gw q) c -> b gh gw (p q c)", p=size, q=size)
+def cut(x: Float[Array, "b *size c"], sizes: tuple[int, ...]) -> Float[Array, "b *grid p"]:
+    """Blocks of `sizes`, of height and width or frames, height and width, each as one vector."""
+    if len(sizes) == 2:
+        return rearrange(x, "b (gh p) (gw q) c -> b gh gw (p q c)", p=sizes[0], q=sizes[1])
+    t, p, q = sizes
+    return rearrange(x, "b (gt t) (gh p) (gw q) c -> b gt gh gw (t p q c)", t=t, p=p, q=q)
 
 
-def contrast(cells: Float[Array, "b h w p"], epsilon: float = 0.1) -> Float[Array, "b h w q"]:
+def flat(x: Float[Array, "b *grid p"]) -> Float[Array, "b n p"]:
+    """The places of a grid in a row, as `reshape` orders them."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def contrast(cells: Float[Array, "b *grid p"], epsilon: float = 0.1) -> Float[Array, "b *grid q"]:
     """[(x - mean) / (deviation + epsilon), mean colour, deviation], q = p + 4.
 
     `epsilon`, in units of the pixels (-1 to 1), keeps flat cells flat.

@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021)."""
+"""Vision Transformer (Dosovitskiy et al. 2021), of pictures, clips and spectrograms."""
 
 import math
 from collections.abc import Mapping
@@ -24,31 +24,37 @@ from mm.sharding.rules import constrain
 
 @registry.register("image_encoder", "vit")
 class ViT(nnx.Module):
-    """Image [b, h, w, 3] to tokens [b, n, width] and a pooled [b, width].
+    """Image [b, h, w, channels] to tokens [b, n, width] and a pooled [b, width].
 
-    The other keys are those of `EncoderSpec`. `stem` is the spec of a registered stem (default: one
-    matmul a patch). `position` is "learned", "sincos2d" (MAE, fixed) or "rotary" (queries and
-    keys turned by row and column: Heo et al. 2024, section 3.2). Learned positions are those of
-    `position_size` pixels (default: image_size), resampled to the grid of the image. `pool` is
-    "cls", "mean", "map" (attention pooling) or "flatten" (a layer of `pool_dim` over all tokens
-    side by side, where the place of a part tells much). `pre_norm`: a norm before the first block,
-    too (CLIP). `registers` more learned tokens are read by all and not returned (Darcet et al.
-    2024). `window`: a patch attends to those at most so many rows and columns away, and to the
-    other tokens. `mask_token`: a learned token that can stand for patches (BEiT). The first
-    `prefix` tokens are no patches; `pooled_width` is the width of the pooled vector.
+    The other keys are those of `EncoderSpec`. `image_size` is a square's side or (height, width).
+    With `frames` it reads clips [b, frames, h, w, channels], and a patch is a tubelet of
+    `tubelet_size` frames (Arnab et al. 2021, section 3.2). `stem` is the spec of a registered stem
+    (default: one matmul a patch). `position` is "learned", "sincos2d" (MAE, fixed; of clips by
+    time, too) or "rotary" (queries and keys turned by row and column: Heo et al. 2024, section 3.2;
+    not of clips). Learned positions are those of `position_size` pixels (default: image_size),
+    resampled to the grid of the image. `pool` is "cls", "mean", "map" (attention pooling) or
+    "flatten" (a layer of `pool_dim` over all tokens side by side, where the place of a part tells
+    much). `pre_norm`: a norm before the first block, too (CLIP). `registers` more learned tokens
+    are read by all and not returned (Darcet et al. 2024). `window`: a patch attends to those at
+    most so many rows, columns and tubelets away, and to the other tokens. `mask_token`: a learned
+    token that can stand for patches (BEiT). The first `prefix` tokens are no patches;
+    `pooled_width` is the width of the pooled vector.
     """
 
     def __init__(
         self,
         *,
-        image_size: Positive,
+        image_size: int | tuple[int, ...],
         patch_size: Positive,
+        channels: Positive = 3,
+        frames: Positive | None = None,
+        tubelet_size: Positive = 1,
         stem: Mapping | None = None,
         pool: Literal["cls", "mean", "map", "flatten"] = "map",
         pool_dim: int | None = None,
         pool_dropout: Rate = 0.0,
         position: Literal["learned", "sincos2d", "rotary"] = "learned",
-        position_size: int | None = None,
+        position_size: int | tuple[int, ...] | None = None,
         pre_norm: bool = False,
         registers: Count = 0,
         window: Positive | None = None,
@@ -58,31 +64,39 @@ class ViT(nnx.Module):
     ):
         spec = EncoderSpec(**encoder)
         head = spec.width // spec.num_heads
-        for name, size in (("image_size", image_size), ("position_size", position_size)):
-            if size is not None and size % patch_size:
-                near = max(1, round(size / patch_size)) * patch_size
-                raise BadInput(
-                    f"{name}={size} does not divide by patch_size={patch_size}; "
-                    f"the nearest that does is {near}"
-                )
+        height, width = _sides("image_size", image_size, patch_size)
+        if frames is None and tubelet_size != 1:
+            raise BadInput(f"tubelet_size={tubelet_size} is of clips: set frames")
+        if frames is not None:
+            _divides("frames", frames, "tubelet_size", tubelet_size)
         if (pool == "flatten") != (pool_dim is not None):
             raise BadInput(f"pool_dim={pool_dim} goes with pool='flatten', not {pool!r}")
-        if position == "sincos2d" and spec.width % 4:
-            raise BadInput(f"width={spec.width} must be a multiple of 4 for position='sincos2d'")
+        multiple = 4 if frames is None else 16
+        if position == "sincos2d" and spec.width % multiple:
+            raise BadInput(
+                f"width={spec.width} must be a multiple of {multiple} for position='sincos2d'"
+            )
+        if position == "rotary" and frames is not None:
+            raise BadInput("position='rotary' is of pictures; with frames, use another")
         if position == "rotary" and head % 4:
             raise BadInput(f"heads are {head} wide; position='rotary' needs a multiple of 4")
         if position != "learned" and position_size is not None:
             raise BadInput(f"position_size={position_size} goes with position='learned'")
-        self.image_size, self.patch_size, self.width = image_size, patch_size, spec.width
+        self.patch_size, self.width = patch_size, spec.width
+        self.image_shape = (*(() if frames is None else (frames,)), height, width, channels)
+        tubelet = () if frames is None else (tubelet_size,)
+        self.patch_shape = (*tubelet, patch_size, patch_size, channels)
+        self.grid = self._grid(self.image_shape)
         self.pool, self.position, self.window = pool, position, window
         self.rotary_width = head
         self.dropout_rate, self.dtype = spec.dropout, jnp.dtype(spec.dtype)
         self.pooled_width, self.prefix = pool_dim or spec.width, int(pool == "cls")
-        num_tokens = (image_size // patch_size) ** 2
-        given = dict(patch_size=patch_size, width=spec.width, dtype=spec.dtype, rngs=rngs)
+        given = dict(patch_shape=self.patch_shape, width=spec.width, dtype=spec.dtype, rngs=rngs)
         self.stem = registry.build("stem", stem or {"name": "linear"}, "stem", **given)
         if position == "learned":
-            places, deviation = ((position_size or image_size) // patch_size) ** 2, spec.width**-0.5
+            sides = _sides("position_size", position_size or image_size, patch_size)
+            self.position_grid = self._grid((*self.image_shape[:-3], *sides, channels))
+            places, deviation = math.prod(self.position_grid), spec.width**-0.5
             table = vectors(rngs, places, spec.width, axis="tokens", deviation=deviation)
             self.position_embedding = table
         if pool == "cls":
@@ -92,13 +106,15 @@ class ViT(nnx.Module):
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, rngs=rngs)
         if pool == "flatten":
-            self.flatten_pool = FlattenPool(spec, num_tokens, pool_dim, pool_dropout, rngs=rngs)
+            self.flatten_pool = FlattenPool(
+                spec, math.prod(self.grid), pool_dim, pool_dropout, rngs=rngs
+            )
         if pool == "map":
             self.attention_pool = AttentionPool(spec, rngs=rngs)
 
     def __call__(
         self,
-        image: Float[Array, "b h w 3"],
+        image: Float[Array, "b *size c"],
         *,
         keep: float = 1.0,
         replace: float = 0.0,
@@ -112,7 +128,12 @@ class ViT(nnx.Module):
         other than image_size are taken too, if patches and pool can be.
         """
         keys = split(rng, 3)
-        grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
+        if image.ndim != len(self.image_shape) + 1 or image.shape[-1] != self.image_shape[-1]:
+            raise BadInput(
+                f"config.model.image: reads [{', '.join(map(str, self.image_shape))}], got "
+                f"{list(image.shape[1:])}; change its frames or channels, or the input"
+            )
+        grid = self._grid(image.shape[1:])
         x = self.stem(image.astype(self.dtype))
         kept, replaced = None, None
         if replace > 0.0:
@@ -148,29 +169,33 @@ class ViT(nnx.Module):
         levels_found = tuple(found) if levels > 1 else ()
         return Encoded(tokens, pooled, None, kept, replaced, levels_found)
 
-    def _add_positions(self, x: Array, grid: tuple[int, int]) -> Array:
+    def _grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """How many patches there are along each dimension of an image."""
+        sizes = zip(shape[:-1], self.patch_shape[:-1], strict=True)
+        return tuple(size // patch for size, patch in sizes)
+
+    def _add_positions(self, x: Array, grid: tuple[int, ...]) -> Array:
         if self.position == "rotary":
             return x
         if self.position == "sincos2d":
             return x + jnp.asarray(sincos2d(grid, self.width), x.dtype)
         table = self.position_embedding[...]
-        side = math.isqrt(len(table))
-        if grid == (side, side):
+        if grid == self.position_grid:
             return add_table(("tokens", "embed"), x, table)
-        return x + resample(table, side, grid).astype(x.dtype)
+        return x + resample(table, self.position_grid, grid).astype(x.dtype)
 
-    def _near(self, grid: tuple[int, int], others: int, kept: Array | None) -> Array | None:
+    def _near(self, grid: tuple[int, ...], others: int, kept: Array | None) -> Array | None:
         """Who may attend to whom, [1 or b, n, n], when there is a window."""
         if self.window is None:
             return None
-        places = np.stack(np.mgrid[: grid[0], : grid[1]], -1).reshape(-1, 2)
+        places = np.stack(np.indices(grid), -1).reshape(-1, len(grid))
         far = np.abs(places[:, None] - places[None]).max(-1)
         near = jnp.asarray(far <= self.window)[None]
         if kept is not None:
             near = jax.vmap(lambda rows: near[0][rows][:, rows])(kept)
         return jnp.pad(near, ((0, 0), (others, 0), (others, 0)), constant_values=True)
 
-    def _angles(self, grid: tuple[int, int], others: int, kept: Array | None) -> Array | None:
+    def _angles(self, grid: tuple[int, ...], others: int, kept: Array | None) -> Array | None:
         """Of queries and keys, [n, k/2] or [b, n, k/2]; tokens that are no patches stay."""
         if self.position != "rotary":
             return None
@@ -180,13 +205,22 @@ class ViT(nnx.Module):
 
 
 def sincos2d(
-    grid: tuple[int, int], width: int, temperature: float = 10_000.0
+    grid: tuple[int, ...], width: int, temperature: float = 10_000.0
 ) -> Float[np.ndarray, "n d"]:
     """Fixed sine and cosine embeddings of column and row, as in the released code of MAE.
 
     The frequencies are temperature ** -(i / (width / 4)), as in MoCo v3; big_vision's divide i by
-    width / 4 - 1.
+    width / 4 - 1. Of a clip's grid, (time, rows, columns), the first quarter of the width is of the
+    time, the rest of the place (as in PySlowFast's masked autoencoders).
     """
+    if len(grid) == 3:
+        quarter = width // 4
+        omega = temperature ** -(np.arange(quarter // 2) / (quarter // 2))
+        times = np.arange(grid[0])[:, None] * omega
+        times = np.concatenate([np.sin(times), np.cos(times)], axis=1).astype(np.float32)
+        places = sincos2d(grid[1:], width - quarter, temperature)
+        both = times.repeat(len(places), 0), np.tile(places, (grid[0], 1))
+        return np.concatenate(both, axis=1)
     omega = temperature ** -(np.arange(width // 4) / (width // 4))
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * omega
     parts = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
@@ -202,10 +236,30 @@ def rotary2d(
     return np.concatenate([rows, columns], axis=1).astype(np.float32)
 
 
-def resample(table: Float[Array, "n d"], side: int, grid: tuple[int, int]) -> Float[Array, "m d"]:
-    """Position embeddings of side x side patches for another grid, by cubic interpolation."""
-    table = table.reshape(side, side, -1)
+def resample(
+    table: Float[Array, "n d"], old: tuple[int, ...], grid: tuple[int, ...]
+) -> Float[Array, "m d"]:
+    """Position embeddings of the grid `old` for another one, by cubic interpolation."""
+    table = table.reshape(*old, -1)
     return jax.image.resize(table, (*grid, table.shape[-1]), "cubic").reshape(-1, table.shape[-1])
+
+
+def _sides(name: str, size: int | tuple[int, ...], patch_size: int) -> tuple[int, int]:
+    """Height and width."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise BadInput(f"{name}={size}: expected a side of at least 1, or (height, width)")
+    for side in sides:
+        _divides(name, side, "patch_size", patch_size)
+    return sides
+
+
+def _divides(name: str, size: int, part: str, by: int) -> None:
+    if size % by:
+        near = max(1, round(size / by)) * by
+        raise BadInput(
+            f"{name}={size} does not divide by {part}={by}; the nearest that does is {near}"
+        )
 
 
 def drawn(count: int, share: float, keys: Keys | None) -> Int[Array, "b k"]:

@@ -1,12 +1,12 @@
 """Masked images: tell pixels (MAE) or codes (BEiT) of patches from those that are left."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from mm.models.encoder import Encoded, Encoder
 from mm.models.keys import Keys
 from mm.models.layers import Linear, vectors
 from mm.models.multimodal import Multimodal, pixels
-from mm.models.stem import contrast, cut
+from mm.models.stem import contrast, cut, flat
 from mm.models.vit import sincos2d
 from mm.objectives.base import Loss, Objective
 from mm.objectives.codes import KMeans, RandomProjection
@@ -49,8 +49,8 @@ class MaskedImage(Objective):
         if text_mask is not None:
             self.text_mask = registry.call(TextMask, text_mask, "text_mask")
             self.reads = self.text_mask.reads(model)
-        self.ratio, self.context, self.patch_size = ratio, context, model.image.patch_size
-        patches = (model.image.image_size // self.patch_size) ** 2
+        self.ratio, self.context, self.patch_shape = ratio, context, model.image.patch_shape
+        patches = math.prod(model.image.grid)
         if round(patches * ratio) in (0, patches):
             raise BadInput(f"ratio={ratio}: of {patches} patches some must be hidden, some seen")
         self.width = (model.fusion if context == "fused" else model.image).width
@@ -64,9 +64,9 @@ class MaskedImage(Objective):
         text = TEXT if self.text_mask is None else self.text_mask.view(views)
         return encoded, views.fuse(image, text).image
 
-    def patches(self, views: Views) -> Float[Array, "b h w p"]:
+    def patches(self, views: Views) -> Float[Array, "b *grid p"]:
         """The pixels of each patch, row by row, colours last."""
-        return cut(pixels(views.batch["image"]).astype(jnp.float32), self.patch_size)
+        return cut(pixels(views.batch["image"]).astype(jnp.float32), self.patch_shape[:-1])
 
 
 @registry.register("objective", "mae")
@@ -94,13 +94,16 @@ class MAE(MaskedImage):
         super().__init__("mae", ratio, context, text_mask, model)
         spec = {"dtype": model.image.dtype.name, **decoder}
         spec = registry.call(EncoderSpec, spec, "decoder")
-        if spec.width % 4:
-            raise BadInput(f"decoder.width={spec.width} must be a multiple of 4, for positions")
+        multiple = 4 if len(model.image.grid) == 2 else 16
+        if spec.width % multiple:
+            raise BadInput(
+                f"decoder.width={spec.width} must be a multiple of {multiple}, for positions"
+            )
         dtype, sizes = spec.dtype, ((self.width,), (spec.width,))
         self.embed = Linear(*sizes, (None, "embed"), dtype=dtype, rngs=rngs)
         self.mask_token = vectors(rngs, 1, spec.width)
         self.decoder = Encoder(spec, rngs=rngs)
-        sizes = (spec.width,), (3 * self.patch_size**2,)
+        sizes = (spec.width,), (math.prod(self.patch_shape),)
         self.out = Linear(*sizes, ("embed", "patch"), dtype=dtype, rngs=rngs)
         self.prefix, self.normalize = model.image.prefix, normalize
 
@@ -108,7 +111,7 @@ class MAE(MaskedImage):
         # Rounded, so that keep=0.1 elsewhere is the same view.
         encoded, tokens = self.seen(views, keep=round(1 - self.ratio, 6))
         patches = self.patches(views)
-        grid, targets = patches.shape[1:3], rearrange(patches, "b h w p -> b (h w) p")
+        grid, targets = patches.shape[1:-1], flat(patches)
         mean = targets.mean(-1, keepdims=True)
         if self.normalize:
             deviation = jnp.sqrt(targets.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -123,9 +126,9 @@ class MAE(MaskedImage):
 
         loss = average(jnp.square(found - targets))
         # 1 is perfect; 0 is as good as the mean of each patch.
-        flat = average(jnp.square(targets - mean))
+        least = average(jnp.square(targets - mean))
         metrics = {
-            "explained_variance": 1 - loss / jnp.maximum(flat, 1e-12),
+            "explained_variance": 1 - loss / jnp.maximum(least, 1e-12),
             "prediction_variance": average(jnp.square(found - found.mean(0))),
         }
         return Loss(loss, jax.lax.stop_gradient(metrics))
@@ -134,13 +137,13 @@ class MAE(MaskedImage):
         self,
         tokens: Float[Array, "b k d"],
         kept: Int[Array, "b j"],
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         keys: Keys | None = None,
     ) -> Float[Array, "b n p"]:
         """The pixels of all patches; `kept` are those of the tokens after the prefix."""
         x = self.embed(tokens)
         prefix, x = x[:, : self.prefix], x[:, self.prefix :]
-        count, width = grid[0] * grid[1], x.shape[-1]
+        count, width = math.prod(grid), x.shape[-1]
         whole = jnp.broadcast_to(self.mask_token[...].astype(x.dtype), (len(x), count, width))
         x = jax.vmap(lambda whole, kept, x: whole.at[kept].set(x))(whole, kept, x)
         x = x + jnp.asarray(sincos2d(grid, width), x.dtype)
@@ -173,7 +176,9 @@ class BEiT(MaskedImage):
         super().__init__("beit", ratio, context, text_mask, model)
         if model.image.mask_token is None:
             raise BadInput("config.model.image: has no mask token; set mask_token=True")
-        features = 3 * self.patch_size**2 + 4
+        if self.patch_shape[-1] != 3:
+            raise BadInput("beit: its codes are of colours; set config.model.image.channels=3")
+        features = math.prod(self.patch_shape) + 4
         kinds = {"frozen": partial(RandomProjection, rngs=rngs), "learned": KMeans}
         self.codes = kinds[targets](features, num_codes)
         dtype = model.image.dtype.name
@@ -182,7 +187,7 @@ class BEiT(MaskedImage):
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         encoded, tokens = self.seen(views, replace=self.ratio)
-        features = rearrange(contrast(self.patches(views)), "b h w f -> b (h w) f")
+        features = flat(contrast(self.patches(views)))
         codes = self.codes(features, rng)
         # All examples have as many replaced as `ViT` draws.
         count = max(1, round(self.ratio * codes.shape[1]))

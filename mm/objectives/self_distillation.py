@@ -62,7 +62,8 @@ class SelfDistillation(Objective):
         if replace and getattr(model.image, "mask_token", None) is None:
             raise BadInput(f"replace={replace}: set config.model.image.mask_token=True")
         self.names, self.replace, self.patch_weight = views, replace, patch_weight
-        self.reads = images(view_size, *(f"image_{name}" for name in views)) if views else ()
+        shape = (*model.image.image_shape[:-3], view_size, view_size, model.image.image_shape[-1])
+        self.reads = images(shape, *(f"image_{name}" for name in views)) if views else ()
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.center_decay, self.prefix = center_decay, model.image.prefix
 

@@ -65,7 +65,7 @@ class SimCLR(Objective):
         self.tower, self.names, self.same = tower, tuple(views), same
         self.spans, self.special, self.temperature = spans, tuple(special), temperature
         names = [] if spans else [batch_key(view(tower, name)) for name in views]
-        made = images(read.image_size, *names) if tower == "image" else texts(read.length, *names)
+        made = images(read.image_shape, *names) if tower == "image" else texts(read.length, *names)
         self.reads = made + ((GROUP,) if same == "group" else ())
 
     def __call__(self, views: Views, rng: Array) -> Loss:

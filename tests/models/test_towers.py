@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -254,10 +255,10 @@ def test_positions_are_resampled_to_the_grid_of_the_image():
     """Halving a table that is linear over the grid keeps it linear."""
     rows = np.mgrid[:4, :4][0].reshape(-1, 1) + 0.5
     table = jnp.asarray(np.tile(rows, (1, 8)), jnp.float32)
-    found = np.asarray(resample(table, 4, (2, 2))).reshape(2, 2, 8)
+    found = np.asarray(resample(table, (4, 4), (2, 2))).reshape(2, 2, 8)
     np.testing.assert_allclose(found[0], 1.0, atol=0.1)
     np.testing.assert_allclose(found[1], 3.0, atol=0.1)
-    np.testing.assert_allclose(resample(table, 4, (4, 4)), table, atol=1e-5)
+    np.testing.assert_allclose(resample(table, (4, 4), (4, 4)), table, atol=1e-5)
 
 
 def test_a_table_of_another_size_keeps_its_shape():
@@ -386,3 +387,90 @@ def test_levels_are_the_tokens_at_evenly_spaced_depths():
     np.testing.assert_allclose(found.levels[1], whole.tokens, rtol=1e-5, atol=1e-6)
     with pytest.raises(BadInput, match="levels=3: does not divide depth=2"):
         vit(depth=2)(images(), levels=3)
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_a_clip_of_one_frame_is_a_picture():
+    """With the same weights: `frames` changes neither them nor the order of their draws."""
+    found, want = vit(frames=1)(images()[:, None]), vit()(images())
+    np.testing.assert_array_equal(found.tokens, want.tokens)
+
+
+@pytest.mark.parametrize(
+    "spec, shape, split, order",
+    [
+        (dict(image_size=(8, 12), channels=1), (8, 12, 1), (2, 4, 3, 4, 1), (0, 1, 3, 2, 4, 5)),
+        (
+            dict(image_size=(8, 12), frames=4, tubelet_size=2),
+            (4, 8, 12, 3),
+            (2, 2, 2, 4, 3, 4, 3),
+            (0, 1, 3, 5, 2, 4, 6, 7),
+        ),
+    ],
+    ids=["spectrogram", "clip"],
+)
+def test_patches_of_any_shape_equal_their_definition(spec, shape, split, order):
+    model = vit(depth=0, pool="mean", **spec)
+    image = numbers(2, *shape)
+    patches = image.astype(np.float64).reshape(2, *split).transpose(order)
+    patches = patches.reshape(2, math.prod(model.grid), -1)
+    want = patches @ np.asarray(model.stem.embedding.kernel[...], np.float64)
+    want += np.asarray(model.position_embedding[...])  # at depth 0 that is all
+    found = model(jnp.asarray(image)).tokens
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_tubelets_of_a_clip_are_dropped_and_hidden_as_patches_are():
+    model = vit(frames=4, tubelet_size=2, pool="mean", mask_token=True)
+    keys, clips = example_keys(jax.random.key(0), 3), jnp.asarray(numbers(3, 4, 16, 16, 3))
+    encoded = model(clips, keep=0.25, draw=keys)
+    assert encoded.tokens.shape == (3, 8, 16) and np.asarray(encoded.kept).max() > 15
+    assert model(clips, replace=0.25, draw=keys).replaced.sum(1).tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos2d"])
+def test_a_longer_or_larger_clip_has_its_own_grid(position):
+    model = vit(frames=4, tubelet_size=2, position=position, pool="mean")
+    assert model(jnp.asarray(numbers(1, 8, 16, 24, 3))).tokens.shape == (1, 4 * 4 * 6, 16)
+
+
+def test_positions_of_a_clip_are_those_of_its_time_and_place():
+    found = sincos2d((3, 2, 4), 32).reshape(3, 2, 4, 32)
+    place = sincos2d((2, 4), 24).reshape(2, 4, 24)
+    np.testing.assert_array_equal(found[..., 8:], np.broadcast_to(place, (3, 2, 4, 24)))
+    angles = np.arange(3)[:, None] * 10_000.0 ** -(np.arange(4) / 4)
+    time = np.concatenate([np.sin(angles), np.cos(angles)], 1)[:, None, None]
+    np.testing.assert_allclose(found[..., :8], np.broadcast_to(time, (3, 2, 4, 8)), atol=1e-6)
+
+
+def test_a_window_of_a_clip_reaches_over_time_as_over_space():
+    model = vit(frames=3, window=1)
+    near = np.asarray(model._near(model.grid, 0, None))[0].reshape(3, 4, 4, 3, 4, 4)
+    assert near[0, 0, 0, 1, 1, 1] and not near[0, 0, 0, 2, 0, 0] and not near[0, 0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(image_size=(16, 18)), "image_size=18 does not divide by patch_size=4"),
+        (dict(image_size=(16, 16, 16)), r"expected a side of at least 1, or \(height, width\)"),
+        (dict(image_size=0), "image_size=0: expected a side"),
+        (dict(frames=5, tubelet_size=2), "frames=5 does not divide by tubelet_size=2; .* 4"),
+        (dict(tubelet_size=2), "tubelet_size=2 is of clips: set frames"),
+        (dict(frames=4, position="rotary"), "position='rotary' is of pictures"),
+        (dict(frames=4, position="sincos2d", width=24), "must be a multiple of 16"),
+        (dict(channels=1, stem=dict(name="cells", cell_size=2)), "cells are of pictures in colour"),
+    ],
+)
+def test_clips_and_spectrograms_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        vit(**changes)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 4, 16, 16, 3)])
+def test_an_image_that_is_none_for_the_tower_is_refused(shape):
+    with pytest.raises(BadInput, match=r"config.model.image: reads \[16, 16, 3\], got"):
+        vit()(jnp.asarray(numbers(*shape)))

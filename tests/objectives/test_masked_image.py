@@ -139,6 +139,27 @@ def test_the_loss_is_the_squared_error_of_masked_patches(pool, normalize):
     np.testing.assert_allclose(found.value, np.mean(errors), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "spec, patch_shape",
+    [(dict(channels=1), (4, 4, 1)), (dict(frames=4, tubelet_size=2), (2, 4, 4, 3))],
+    ids=["spectrogram", "clip"],
+)
+def test_what_is_no_picture_is_masked_and_told_as_one(spec, patch_shape):
+    a_model, shape = model(image=dict(IMAGE, **spec)), (*[4][: "frames" in spec], 16, 16)
+    image = np.random.default_rng(0).standard_normal((4, *shape, patch_shape[-1]))
+    a_batch = batch() | {"image": jnp.asarray(image, jnp.float32)}
+    an_objective = mae(a_model, normalize=False, decoder=dict(width=16, depth=1, num_heads=2))
+    found, _ = run(an_objective, a_model, a_batch)
+    encoded = views(a_model, a_batch).image(keep=0.5)
+    grid = tuple(a // b for a, b in zip(shape, patch_shape[:-1], strict=True))
+    predicted = np.asarray(an_objective.decode(encoded.tokens, encoded.kept, grid))
+    assert predicted.shape == (4, np.prod(grid), np.prod(patch_shape))
+    want = np.asarray(cut(a_batch["image"], patch_shape[:-1])).reshape(predicted.shape)
+    hidden = np.ones(predicted.shape[:2], bool)
+    np.put_along_axis(hidden, np.asarray(encoded.kept), False, axis=1)
+    np.testing.assert_allclose(found.value, ((predicted - want) ** 2)[hidden].mean(), rtol=1e-4)
+
+
 def test_kept_tokens_return_to_their_places_before_the_decoder():
     an_objective = mae(model(image=dict(IMAGE, pool="cls")))
     # An identity but for its final norm: what goes in is what comes out, at the same place.
@@ -241,7 +262,7 @@ def test_beit_predicts_the_codes_of_replaced_patches():
     a_batch, an_objective = batch(), beit(SMALL)
     found, _ = run(an_objective, SMALL, a_batch)
     encoded = jax.jit(lambda x: views(SMALL, x).image(replace=0.4))(a_batch)
-    features = contrast(cut(a_batch["image"], 4)).reshape(4, 16, -1)
+    features = contrast(cut(a_batch["image"], (4, 4))).reshape(4, 16, -1)
     codes = np.asarray(an_objective.codes(features, jax.random.key(0)))
     assert (np.asarray(encoded.replaced).sum(1) == 6).all()
     logits = np.asarray(jax.jit(lambda x: an_objective.head(x).whole())(encoded.tokens), np.float64)
