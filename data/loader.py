@@ -20,6 +20,7 @@ from jaxtyping import Int64
 
 from data.chunks import Maker, Slots, Span
 from data.faults import FaultCount
+from data.heap import keep_freed_memory
 from data.iterator import Batch, BatchIterator, HostBatch
 from data.order import hash_seed, make_order, mix
 from data.preprocess import Preprocess
@@ -248,6 +249,7 @@ def host_batches(
     Made by threads here, or by the workers of `service`, who know the maker by that name.
     """
     maker.preprocess.check(maker.source.features)
+    keep_freed_memory()
     # One row now: mistakes in the config show here, and tf.data wants to know what is made.
     example, _ = maker(start, rows[:1])
     row_bytes = sum(value.nbytes for value in example.values())

@@ -17,33 +17,29 @@ def local_chunks(
     span: Span, profile: Profile, num_workers: int, prefetch: int
 ) -> Iterator[tuple[Chunk, dict[int, Fault]]]:
     """The chunks of a span, `prefetch` batches ahead; raises what went wrong making one."""
-    failed: dict[int, Exception] = {}  # by the number of the chunk
-    faults: dict[int, dict[int, Fault]] = {}
-    example = span.example
+    # By the number of the chunk, past TensorFlow, which would copy each.
+    made: dict[int, tuple[Chunk, dict[int, Fault]] | Exception] = {}
 
-    def make(number: np.ndarray) -> list[np.ndarray]:
-        number = int(number)
+    def make(number: np.ndarray) -> np.ndarray:
         try:
             with profile.counting():
-                chunk, found = span.make(number)
-            if found:
-                faults[number] = found
-            return [chunk[key] for key in example]
+                made[int(number)] = span.make(int(number))
         except Exception as error:  # tf.data would print a traceback and pass on its text only
-            failed[number] = error
-            return [value[:0] for value in example.values()]
+            made[int(number)] = error
+        return number
 
-    def mapped(number: tf.Tensor) -> list[tf.Tensor]:
-        return tf.numpy_function(make, [number], [value.dtype for value in example.values()])
-
-    chunks = tf.data.Dataset.range(span.start, span.stop)
-    chunks = chunks.map(mapped, num_parallel_calls=num_workers, deterministic=True)
-    chunks = chunks.prefetch(max(prefetch, 1) * len(span.parts))
-    arriving = chunks.with_options(_options(num_workers)).as_numpy_iterator()
-    for number, columns in enumerate(arriving, span.start):
-        if number in failed:
-            raise failed[number]
-        yield dict(zip(example, columns, strict=True)), faults.pop(number, {})
+    numbers = tf.data.Dataset.range(span.start, span.stop)
+    numbers = numbers.map(
+        lambda number: tf.numpy_function(make, [number], tf.int64),
+        num_parallel_calls=num_workers,
+        deterministic=True,
+    )
+    numbers = numbers.prefetch(max(prefetch, 1) * len(span.parts))
+    for number in numbers.with_options(_options(num_workers)).as_numpy_iterator():
+        found = made.pop(int(number))
+        if isinstance(found, Exception):
+            raise found
+        yield found
 
 
 def _options(num_workers: int) -> tf.data.Options:

@@ -89,6 +89,7 @@ class Preprocess(NamedTuple):
         """
         raw = dict(columns)
         seen: dict[str, int] = {}
+        writers: dict[str, str] = {}  # the first op that wrote a column
         for name, op in zip(self.names, self.ops, strict=True):
             kind = name.split("(")[0]
             seen[kind] = seen.get(kind, 0) + 1
@@ -101,12 +102,20 @@ class Preprocess(NamedTuple):
                 raise BadExample(message, error.reason, error.always) from error
             except BadInput as error:
                 raise BadInput(f"{self.where}: {name}: {error}") from error
+            for key, value in columns.items():
+                if raw.get(key) is not value:
+                    writers.setdefault(key, name)
         written = {}
-        for key, value in columns.items():
-            if raw.get(key) is value:
-                continue
-            with stage("augment"):
-                written[key] = value.make() if isinstance(value, Lazy) else value
+        for key in [key for key in writers if key in columns]:  # an op may take one away
+            value = columns[key]
+            try:
+                with stage("augment"):
+                    written[key] = value.make() if isinstance(value, Lazy) else value
+            except BadExample as error:
+                message = f"{self.where}: {writers[key]}: {error}"
+                raise BadExample(message, error.reason) from error
+            except BadInput as error:
+                raise BadInput(f"{self.where}: {key!r}: {error}") from error
             if not isinstance(written[key], np.ndarray):
                 raise BadInput(f"{self.where}: {key!r} is not yet numbers{_NEXT.get(key, '')}")
         return written

@@ -4,7 +4,18 @@ import ast
 import inspect
 from typing import Any
 
-from data.preprocess import Columns, Op, Preprocess, image, media, text  # noqa: F401  (registers ops)
+from data.preprocess import (  # noqa: F401  (the last ones register ops)
+    Columns,
+    Op,
+    Preprocess,
+    augment,
+    color,
+    geometry,
+    image,
+    mask,
+    media,
+    text,
+)
 from data.preprocess.draws import Draws
 from mm import registry
 from mm.config import BadInput

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.preprocess.color import _turn_hue
 from data.preprocess.draws import example_keys
-from data.preprocess.image import Planned, _turn_hue
+from data.preprocess.image import Planned
 from data.preprocess.parse import parse
 
 ALL = (

@@ -29,8 +29,8 @@ def test_reads_are_the_fields_of_all_ops():
     [
         ("decode|flipp", "no op 'flipp'; did you mean 'flip'"),
         ("decode|resize(sise=4)", r"resize\(sise=4\): unknown key 'sise'; did you mean 'size'"),
-        ("decode|resize('a')", r"resize\('a'\).size='a': expected int, got str"),
-        ("decode|resize(4, 5)", r"takes at most 1 arguments \(\['size'\]\)"),
+        ("decode|resize('a')", r"resize\('a'\).size='a': expected int or tuple, got str"),
+        ("decode|pad(0.1, 5, 6)", r"takes at most 2 arguments \(\['share', 'value'\]\)"),
         ("decode|resize(4, size=5)", "'size' is given twice"),
         ("decode|resize", "resize: missing 'size'"),
         ("decode|resize(n)", "size=n is no literal"),
