@@ -10,7 +10,10 @@ import logging
 import os
 import re
 import sys
+import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,8 +21,10 @@ from typing import Any, TextIO
 from data import files
 from data.prepare import store
 from data.prepare.job import open_job
+from data.prepare.scan import blocks
 from mm.config import BadInput, differences, suggest
 
+_PROGRESS_SECONDS = 20.0
 FORMAT = 1  # of the work folder and the manifest; a run does not go on with another's
 _ROOT = Path(__file__).resolve().parents[2]
 # The runner that works in this process. DirectRunner would choose between it and one that is
@@ -124,7 +129,11 @@ def _begin(output: str, given: Mapping[str, Any]) -> None:
 
 
 def _job_path(output: str) -> str:
-    return files.join(files.join(output, store.WORK), "job.json")
+    return files.join(_work(output), "job.json")
+
+
+def _work(output: str) -> str:
+    return files.join(output, store.WORK)
 
 
 def _check_same(output: str, given: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -141,7 +150,7 @@ def _only_one(output: str) -> Iterator[None]:
     if files.is_remote(output):
         yield
         return
-    folder = files.join(output, store.WORK)
+    folder = _work(output)
     try:
         os.makedirs(folder, exist_ok=True)
         file = open(files.join(folder, "lock"), "w")
@@ -160,15 +169,51 @@ def _run(options: Any, config: str, output: str, num_examples: int) -> None:
 
     from data.prepare.pipeline import Run, build
 
-    pipeline = beam.Pipeline(options=options)
-    build(pipeline, Run(config, output, num_examples))
+    quiet = contextlib.redirect_stderr(_WithoutTracebacks(sys.stderr))
     try:
-        with contextlib.redirect_stderr(_WithoutTracebacks(sys.stderr)):
+        with quiet, _temporary_files_in(output), _progress(output, len(blocks(num_examples))):
+            pipeline = beam.Pipeline(options=options)
+            build(pipeline, Run(config, output, num_examples))
             pipeline.run().wait_until_finish()
     except Exception as error:  # runners raise all kinds; a worker's BadInput is text within
         if said := _SAID.findall(str(error)):
             raise BadInput(said[-1]) from error
         raise
+
+
+@contextlib.contextmanager
+def _temporary_files_in(output: str) -> Iterator[None]:
+    """Those of Beam, here and in its processes."""
+    before = os.environ.get("TMPDIR"), tempfile.tempdir
+    with store.temporary_folder(output) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before[1]
+            os.environ.pop("TMPDIR")
+            if before[0] is not None:
+                os.environ["TMPDIR"] = before[0]
+
+
+@contextlib.contextmanager
+def _progress(output: str, num_blocks: int) -> Iterator[None]:
+    """Says now and then how far it is, by the files that there are: workers may be anywhere."""
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(_PROGRESS_SECONDS):
+            found = Counter(name.split("-")[0] for name in store.names(_work(output)))
+            looked, written = found["scan"], found["shard"]
+            print(f"{looked:,} of {num_blocks:,} blocks looked at, {written:,} shards written")
+
+    thread = threading.Thread(target=report, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class _WithoutTracebacks(io.TextIOBase):
@@ -190,7 +235,7 @@ def _finish(job: Any, output: str, given: Mapping[str, Any]) -> None:
     """Metadata, report and, last, the manifest: where it is, all is."""
     from data.prepare import report, shards
 
-    part = json.loads(files.read(files.join(files.join(output, store.WORK), "report.json")))
+    part = json.loads(files.read(files.join(_work(output), "report.json")))
     found = report.report(part, len(job.source))
     text = report.markdown(found, output.rstrip("/").rsplit("/", 1)[-1])
     store.write(files.join(output, "report.md"), text.encode(), output)

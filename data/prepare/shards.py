@@ -11,7 +11,6 @@ import io
 import json
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def finish(job: Job, output: str, total: int) -> list[Entry]:
         }
         store.write(files.join(output, "index.json"), _json(index), output)
         return entries
-    with tempfile.TemporaryDirectory() as folder:
+    with store.temporary_folder(output) as folder:
         _write_metadata(job, output, folder, entries)
         for file in sorted(Path(folder).iterdir()):
             store.write(files.join(output, f"{VERSION}/{file.name}"), file.read_bytes(), output)

@@ -6,8 +6,8 @@ the same disk, flushed to it, and renamed; a remote one is uploaded in one piece
 
 import contextlib
 import os
+import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from data import files
 from mm.config import BadInput
 
 WORK = ".work"  # of a folder that is not finished: what a run has found out, and half files
+_HALF = "half-"
 
 
 def exists(path: str) -> bool:
@@ -47,7 +48,8 @@ def new_file(path: str, output: str) -> Iterator[str]:
     Raises BadInput when there is no room, or no right, to write; then nothing is left behind.
     """
     try:
-        with _temporary(output) as temporary:
+        with temporary_folder(output) as folder:
+            temporary = os.path.join(folder, "file")
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -65,20 +67,14 @@ def new_file(path: str, output: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _temporary(output: str) -> Iterator[str]:
-    """A path for a new file, which is gone afterwards; unlike any other that is being written."""
-    if files.is_remote(output):
-        with tempfile.TemporaryDirectory() as folder:
-            yield os.path.join(folder, "file")
-        return
-    folder = files.join(output, WORK)
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f"half-{uuid.uuid4().hex}")
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # it has its name
-            os.remove(path)
+def temporary_folder(output: str) -> Iterator[str]:
+    """A folder that is gone afterwards: in the work folder, or this machine's of a remote one."""
+    work = None
+    if not files.is_remote(output):
+        work = files.join(output, WORK)
+        os.makedirs(work, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_HALF, dir=work) as folder:
+        yield folder
 
 
 def remove_work(output: str) -> None:
@@ -94,5 +90,5 @@ def remove_half_files(output: str) -> None:
     if files.is_remote(output) or not os.path.isdir(folder):
         return
     for name in os.listdir(folder):
-        if name.startswith("half-"):
-            os.remove(os.path.join(folder, name))
+        if name.startswith(_HALF):
+            shutil.rmtree(os.path.join(folder, name))

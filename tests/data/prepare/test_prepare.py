@@ -240,6 +240,12 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(
     assert files_of(output) == files_of(prepared)
 
 
+def test_how_far_a_run_is_can_be_seen(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "_PROGRESS_SECONDS", 0.01)
+    prepare(planted.config(folder), str(tmp_path / "pairs"))
+    assert " of 4 blocks looked at, 0 shards written" in capsys.readouterr().out
+
+
 def test_two_runs_do_not_write_to_one_folder(folder, tmp_path):
     with run._only_one(str(tmp_path / "pairs")):
         with pytest.raises(BadInput, match="another run is writing to it"):
@@ -261,6 +267,33 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_shard(folder, tmp_path)
     assert "Traceback" not in found.stderr
     assert not list((tmp_path / "pairs").glob("1.0.0/*"))
     assert not list((tmp_path / "pairs").glob(".work/half-*"))
+
+
+WATCH = """
+import sys
+seen = set()
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and set(str(arguments[1])) & set("wax+"):
+        seen.add(arguments[0])
+    elif event in ("os.mkdir", "os.rename"):
+        seen.update(str(path) for path in arguments[:2] if isinstance(path, str))
+sys.addaudithook(watch)
+from data.prepare.__main__ import main
+code = main()
+print("WRITTEN", *sorted(seen), sep="\\n")
+raise SystemExit(code)
+"""
+
+
+def test_nothing_is_written_outside_of_the_output(folder, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-B", "-c", WATCH, *flags(folder, tmp_path / "pairs")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    written = found.stdout.split("WRITTEN\n")[1].split()
+    assert len(written) > 10
+    outside = [path for path in written if not path.startswith(str(tmp_path / "pairs"))]
+    assert [path for path in outside if path not in ("/dev/null",)] == []
 
 
 def flags(folder, output):
