@@ -2,9 +2,11 @@
 
 Each epoch puts the files in a random order and lays their examples end to end. The line is cut into
 lanes of equal length, and each lane into windows, which are shuffled. A batch takes a few rows of
-every lane, always the same rows: so a host reads few lanes, each from front to back but for the
-window that is open, and a run that is continued reads the open windows again and no more. Nothing
-of it depends on the number of hosts.
+every lane, and where the lanes divide the batch always the same: so a host reads few lanes, each
+from front to back but for the window that is open, and a run that is continued reads the open
+windows again and no more. Nothing of it depends on the number of hosts. Where lanes do not divide
+the batch, or in a mixture, whose parts have a varying share of it, lanes go round between hosts:
+the order is as good, but more than one host reads a lane.
 
 A lane counts its own epochs: where lanes differ in length by one example, so do their epochs.
 """
@@ -28,9 +30,10 @@ def windows(
 ) -> Order:
     """Shuffles windows of `size` examples in each of `lanes` lanes: see the module.
 
-    So lanes * size examples mix at a time, beside the order of the files. Of as many lanes as there
-    are hosts or more, each is read by one host; far away, a host keeps the windows of its lanes in
-    memory. Raises BadInput when the source does not say what its files hold (`shards`).
+    So lanes * size examples mix at a time, beside the order of the files. There should be as many
+    lanes as hosts or more. Far away, a host keeps the windows of its lanes in memory, 1 GiB at
+    most: where lanes * size examples per host are more, they are read again and again. Raises
+    BadInput when the source does not say what its files hold (`shards`).
     """
     shards = getattr(source, "shards", None)
     if shards is None:

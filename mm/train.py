@@ -24,7 +24,7 @@ from mm.program import Program, build_program, check_batch
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
-from mm.runtime.input_log import InputLog
+from mm.runtime.input_log import InputLog, check_alike
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
 from mm.start import first_state, layout, say
@@ -75,8 +75,11 @@ def train(config: ConfigDict, directory: str) -> int:
         jax.eval_shape(program.train_step, program.state, program.batch_spec)
         opened = open_input(recipe.input, "config.input")
         source, preprocess, loading = opened
+        check_alike("config.input", [len(source), sorted(source.features), sha256(opened.last)])
         check_phases(program, opened)
         evaluations = open_evaluations(program, data_manifest(source, opened.last))
+        for name, (evaluator, _) in evaluations.items():
+            check_alike(f"config.evals.{name}", len(evaluator.source))
         check_best(recipe.checkpoint, recipe.evals)
         if jax.process_index() == 0:
             stack.enter_context(workdir.lock(directory))

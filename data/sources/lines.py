@@ -29,7 +29,7 @@ class Bounds(NamedTuple):
 
 
 class Lines:
-    """The lines that are not blank of files, one after the other.
+    """The lines that are not blank of files, one after the other; `shards` is how many each has.
 
     bounds: finds them in a file. unit: what messages call one. expected: what the files should
     hold, for the error when there is no line at all.
@@ -46,6 +46,7 @@ class Lines:
         with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:
             self._bounds = list(pool.map(bounds or line_bounds, paths))
         counts = [len(found.starts) - 1 - len(found.blank) for found in self._bounds]
+        self.shards = np.array(counts, np.int64)  # far away, lines are best read by windows
         self._ends = np.cumsum(counts)
         # How many lines that are not blank stand before each that is.
         self._before = [found.blank - np.arange(len(found.blank)) for found in self._bounds]

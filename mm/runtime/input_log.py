@@ -1,6 +1,7 @@
 """What a run says of its input: broken examples, and where the time goes when the loop waits."""
 
 import collections
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from mm.config import BadInput
 
 _WAIT = 0.05  # a larger share of waiting is told of
 _QUIET_SECONDS = 60.0  # between two such lines
@@ -84,6 +87,23 @@ class InputLog:
             self._message(self._batches.faults.told(counts=counts))
         self._told = counts
         return counts
+
+
+def check_alike(where: str, facts: Any) -> None:
+    """Raises BadInput, in all processes, if some see other data: `facts` as JSON differ.
+
+    All processes have to call it.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
+    rows = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    other = np.flatnonzero((rows != rows[0]).any(axis=1)).tolist()
+    if other:
+        raise BadInput(
+            f"{where}: processes {other} see other data than process 0: a file is missing, cut off "
+            f"or another there, or the tokenizer; process {jax.process_index()} has {facts}"
+        )
 
 
 def gathered(counts: Mapping[str, int]) -> dict[str, int]:

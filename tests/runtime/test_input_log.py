@@ -11,7 +11,8 @@ from jax.experimental import multihost_utils
 
 from data.profile import TRANSFER, Profile, stage
 from data.tokenizers import Cut
-from mm.runtime.input_log import InputLog, gathered
+from mm.config import BadInput
+from mm.runtime.input_log import InputLog, check_alike, gathered
 
 
 class Batches:
@@ -115,6 +116,17 @@ def test_the_counts_of_all_processes_add_up(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack([x, other]))
     assert gathered({"is odd": 2}) == {"is even": 3, "is odd": 3}
+
+
+def test_a_process_that_sees_other_data_is_named_in_all(monkeypatch):
+    check_alike("config.input", [40, "a"])  # alone there is nobody to differ from
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    rows = []
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack([x, x, *rows, x]))
+    check_alike("config.input", [40, "a"])
+    rows.append(np.zeros(32, np.uint8))
+    with pytest.raises(BadInput, match=r"config.input: processes \[2\] see other data .*\[40, 'a'"):
+        check_alike("config.input", [40, "a"])
 
 
 def test_an_inner_stage_does_not_count_for_the_outer():
