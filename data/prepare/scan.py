@@ -4,7 +4,8 @@ Examples are looked at in blocks. What was found out about a block is a file in 
 that a killed run does not look again, and later stages read from it what they need.
 """
 
-import io
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,7 +46,7 @@ def block_ids(block: int, num_examples: int) -> Int64[np.ndarray, " n"]:
 
 
 def scan_path(output: str, block: int) -> str:
-    return files.join(files.join(output, store.WORK), f"scan-{block:06d}.npz")
+    return files.join(files.join(output, store.WORK), f"scan-{block:06d}")
 
 
 def scan(job: Job, block: int, output: str) -> None:
@@ -60,16 +61,32 @@ def scan(job: Job, block: int, output: str) -> None:
     if store.exists(path):
         return
     columns = gather(look(job, block_ids(block, len(job.source))))
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns)
-    store.write(path, buffer.getvalue(), output)
+    store.write(path, packed(columns), output)
 
 
 def read_scan(output: str, block: int, keys: Sequence[str]) -> Columns:
     """Some columns of what `scan` wrote."""
-    data = files.read(scan_path(output, block))
-    with np.load(io.BytesIO(data), allow_pickle=False) as columns:
-        return {key: columns[key] for key in keys}
+    head, _, body = files.read(scan_path(output, block)).partition(b"\n")
+    found = json.loads(head)
+    return {key: _column(body, *found[key]) for key in keys}
+
+
+def packed(columns: Columns) -> bytes:
+    """A line of JSON that says what is where, then the arrays.
+
+    Not .npz: to read that, numpy parses Python, which Python 3.11 cannot always do in several
+    threads (cpython issue 106905).
+    """
+    places, bodies, start = {}, [], 0
+    for key, column in columns.items():
+        places[key] = (column.dtype.str, column.shape, start)
+        bodies.append(column.tobytes())
+        start += column.nbytes
+    return b"\n".join([json.dumps(places).encode(), b"".join(bodies)])
+
+
+def _column(body: bytes, dtype: str, shape: list[int], start: int) -> np.ndarray:
+    return np.frombuffer(body, dtype, math.prod(shape), start).reshape(shape)
 
 
 def look(job: Job, ids: Int64[np.ndarray, " n"]) -> list[Look]:

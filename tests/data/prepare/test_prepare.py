@@ -163,6 +163,10 @@ def test_tar_shards_hold_what_stays(folder, tmp_path, shuffle):
             found.append(rank)
             place += 1
     assert sorted(found) == KEPT and (found == KEPT) is not shuffle
+    spec = {"name": "webdataset", "path": f"{tmp_path}/My-Pairs/train-*.tar"}
+    source = open_source(spec | {"index_dir": str(tmp_path / "index")}, "config.input.source")
+    assert len(source) == len(KEPT)
+    assert source.read(np.array([12]))[0]["image"] == originals[found[12]][1]
 
 
 def test_a_score_file_decides_what_stays(folder, tmp_path):
@@ -337,6 +341,18 @@ def test_when_all_is_dropped_the_report_says_why(folder, tmp_path):
     with pytest.raises(BadInput, match="all 51 examples are dropped; see .*report.md"):
         prepare(planted.config(folder, rules=rules), str(tmp_path / "pairs"))
     assert report(tmp_path / "pairs")["dropped"]["rule size"]["count"] == 49
+
+
+def test_lines_that_cannot_be_read_are_counted_by_what_is_wrong(folder, tmp_path):
+    lines = (folder / "pairs.jsonl").read_text().splitlines()[:20]
+    lines[3], lines[7] = "{", lines[7].replace("7.png", "none.png")
+    lines[18] = lines[18].replace("caption", "kaption")
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    prepare(planted.config(tmp_path, decontaminate=None), str(tmp_path / "new/pairs"))
+    lost = report(tmp_path / "new/pairs")["dropped"].values()
+    assert sorted(entry["examples"] for entry in lost) == [[3], [7], [18]]
 
 
 class Broken:
