@@ -22,6 +22,8 @@ from data.sources import BadExample
 
 # Before TensorFlow's first operation, or it would take the memory of the GPUs.
 tf.config.set_visible_devices([], "GPU")
+# What it warns of comes as a BadExample, with more to go by.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow, too, begins to warn of a bomb
 MAX_RATIO = 8  # by which a JPEG can be shrunk while it is decoded
