@@ -18,7 +18,7 @@ PLANTED = {
     46: ("rule aspect", 6),
     47: ("rule caption", 7),
     48: ("picture cannot be decoded", 8),
-    49: ("picture cannot be decoded", 9),  # cut short
+    49: ("picture is cut off", 9),
     50: ("caption near another", 10),
 }
 CONTAMINATED = {11: 0, 12: 1}  # near pictures of the evaluation
