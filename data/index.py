@@ -42,6 +42,8 @@ _LOSSES_TOLD = 20
 _DAMAGE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, struct.error)
 _DAMAGE += (zipfile.BadZipFile, zipfile.LargeZipFile)
 
+_PARSING = threading.Lock()
+
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +108,10 @@ class Indexes:
         """What `make` makes, from its file if that is there."""
         try:
             if self.is_kept and files.exists(file):
-                with np.load(io.BytesIO(files.read(file)), allow_pickle=False) as arrays:
+                content = io.BytesIO(files.read(file))
+                # NumPy parses the heads of arrays by `ast`, in which the threads of Python 3.11
+                # get in each other's way (CPython issue 106905): a SystemError in a hundred loads.
+                with _PARSING, np.load(content, allow_pickle=False) as arrays:
                     return {name: arrays[name] for name in arrays.files}
         except BadInput as error:
             self._give_up(error)

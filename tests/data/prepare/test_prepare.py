@@ -140,7 +140,10 @@ def test_nothing_is_dropped_that_is_not_asked_for(folder, tmp_path):
     off = {"bytes": False, "pixels": False, "pictures": False, "captions": False}
     config = planted.config(folder, rules=None, duplicates=off, decontaminate=None)
     prepare(config, str(tmp_path / "pairs"))
-    assert list(report(tmp_path / "pairs")["dropped"]) == ["picture cannot be decoded", "picture is cut off"]
+    assert list(report(tmp_path / "pairs")["dropped"]) == [
+        "picture cannot be decoded",
+        "picture is cut off",
+    ]
     assert report(tmp_path / "pairs")["kept"] == 49
 
 
