@@ -86,7 +86,8 @@ def check(name: str, make, table: Table, run) -> None:
     assert outputs.keys() == golden.output.keys()
     for key, want in golden.output.items():
         error = np.abs(outputs[key] - want).max()
-        assert error <= 1e-5 * np.abs(want).max(), (key, error)
+        # Both are float32: after fifty layers they differ by 1.1e-5 on some processors.
+        assert error <= 2e-5 * np.abs(want).max(), (key, error)
     assert golden.gradient.keys() <= gradients.keys()
     largest = max(np.abs(x).max() for x in golden.gradient.values())
     for key, want in golden.gradient.items():
