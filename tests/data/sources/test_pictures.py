@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -135,12 +136,13 @@ WINDOW = st.tuples(*[st.floats(0, 1)] * 4)
 
 @given(
     st.integers(1, 70), st.integers(1, 70), st.integers(1, 8), st.sampled_from([0, 1, 2]),
-    st.booleans(), st.sampled_from([1, 2, 4, 8]), WINDOW,
+    st.booleans(), st.sampled_from([1, 2, 4, 8]), WINDOW, st.sampled_from([0, 1 << 18]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_a_window_of_a_jpeg_is_that_of_the_whole(
-    height, width, orientation, subsampling, progressive, ratio, window
+    height, width, orientation, subsampling, progressive, ratio, window, small
 ):
+    """Both by OpenCV and, as of a large picture, by TensorFlow."""
     how = dict(subsampling=subsampling, progressive=progressive, exif=turned(orientation))
     jpeg = read(encoded(photo(height, width), "JPEG", **how))
     assert isinstance(jpeg, Jpeg)
@@ -150,7 +152,8 @@ def test_a_window_of_a_jpeg_is_that_of_the_whole(
     top, left = int(window[0] * (tall - 1)), int(window[1] * (wide - 1))
     bottom = top + 1 + int(window[2] * (tall - top - 1))
     right = left + 1 + int(window[3] * (wide - left - 1))
-    found = jpeg.decode(top, left, bottom, right, ratio)
+    with mock.patch.multiple(pictures, _SMALL_PIXELS=small, _MIDDLING_PIXELS=small):
+        found = jpeg.decode(top, left, bottom, right, ratio)
     np.testing.assert_array_equal(found, whole[top:bottom, left:right])
 
 
