@@ -19,6 +19,7 @@ def get_config(arg: str = "pairs.jsonl") -> ConfigDict:
     config.source = guess(arg)
     config.image_key = "image"
     config.caption_key = "caption"
+    config.fields = None  # all; ("similarity",) writes that one beside picture and caption
     config.rules = dict(
         size=dict(name="size", min_side=32),
         aspect=dict(name="aspect", max_ratio=3.0),

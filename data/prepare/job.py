@@ -3,9 +3,11 @@
 import functools
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
 
 from data.prepare.rules import Rule
 from data.sources import Feature, Source, open_source
@@ -98,16 +100,23 @@ def _job(
     source: Mapping,
     image_key: str = "image",
     caption_key: str | None = None,
+    fields: tuple | list | None = None,
     rules: Mapping | None = None,
     duplicates: Mapping | None = None,
     decontaminate: Mapping | None = None,
     output: Mapping | None = None,
 ) -> Job:
-    """The schema. rules: name -> {"name": of the rule, ...}, asked in the order of their names."""
+    """The schema. rules: name -> {"name": of the rule, ...}, asked in the order of their names.
+
+    fields: what is written beside the picture and the caption; None is all that the source has. An
+    example in which one of them is broken, or null, is dropped.
+    """
     found = open_source(source, "config.source")
     _check_field(found.features, image_key, "image", "config.image_key")
     if caption_key is not None:
         _check_field(found.features, caption_key, "text", "config.caption_key")
+    if fields is not None:
+        found = _Only(found, dict.fromkeys([image_key, caption_key or image_key, *fields]))
     made = {
         key: registry.build("rule", spec, f"config.rules.{key}")
         for key, spec in sorted((rules or {}).items())
@@ -130,6 +139,26 @@ def _job(
     }
     written = registry.call(Output, output or {}, "config.output")
     return Job(found, image_key, caption_key, made, kinds, clean, references, written)
+
+
+class _Only:
+    """A source without the other fields."""
+
+    def __init__(self, source: Source, names: Iterable[str]):
+        self._source = source
+        for name in names:
+            if name not in source.features:
+                raise BadInput(
+                    f"fields: the source has no field {name!r}{suggest(name, source.features)} "
+                    f"(have {sorted(source.features)})"
+                )
+        self.features = {name: source.features[name] for name in names}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        return self._source.read(ids, tuple(self.features) if keys is None else keys)
 
 
 def _reference(*, source: Mapping, image_key: str = "image") -> tuple[Source, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.prepare import __main__ as command
 from data.prepare import run, scan, store
@@ -419,3 +420,27 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
     written = sum(path.stat().st_size for path in (tmp_path / "pictures_1200").rglob("*"))
     assert written > 100 * 2**20
     assert peaks[1] - peaks[0] < 50, peaks
+
+
+def test_a_null_in_a_field_that_is_written_drops_the_example(tmp_path):
+    """It used to stop the run when all was looked at and the shards were written."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(6):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        width = None if i == 4 else i
+        lines.append({"image": f"{i}.png", "caption": f"picture {i}", "width": width})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = {"source": guess(str(tmp_path / "pairs.jsonl")), "caption_key": "caption"}
+    prepare(config, str(tmp_path / "all"))
+    assert report(tmp_path / "all")["dropped"]["field is null"]["examples"] == [4]
+    assert [record["width"] for record in read_back(tmp_path / "all")] == [0, 1, 2, 3, 5]
+    prepare(config | {"fields": ()}, str(tmp_path / "two"))
+    assert report(tmp_path / "two")["kept"] == 6
+    assert sorted(read_back(tmp_path / "two")[0]) == ["caption", "image"]
+
+
+def test_a_field_that_is_not_there_is_refused(folder, tmp_path):
+    with pytest.raises(BadInput, match="no field 'captoin'; did you mean 'caption'"):
+        prepare(planted.config(folder) | {"fields": ("captoin",)}, str(tmp_path / "pairs"))
