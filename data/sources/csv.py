@@ -22,6 +22,7 @@ from mm.config import BadInput, suggest
 # Python's own limit, 128 kB, would break a row with a long text; without any, a quote that is never
 # closed would take the rest of the file into memory.
 csv.field_size_limit(1 << 25)
+_UNCLOSED_LINES = 100  # fewer that the last quote takes in are one broken row
 
 
 @registry.register("source", "csv")
@@ -145,8 +146,23 @@ class _Csv(Lines):
             if row != [] and path not in self._headers:
                 self._headers[path] = _header(path, row)
             starts.append(start)
+        if starts:
+            self._check_closed(path, starts[-1], end)
         starts.append(end)
         return Bounds(np.array(starts), np.array(blank))
+
+    def _check_closed(self, path: str, start: int, end: int) -> None:
+        """Raises BadInput if a quote in the last row is never closed: it would hide many rows."""
+        last = files.read(path, start, end).decode("latin-1")
+        try:
+            _parse(last, self._delimiter)
+        except csv.Error as error:
+            lines = last.count("\n")
+            if lines > _UNCLOSED_LINES:
+                raise BadInput(
+                    f"{path}: {error}; it takes in {lines:,} lines from byte {start:,} on: close "
+                    "it, or double it where it is a part of the text"
+                ) from error
 
 
 def _header(path: str, row: list[str] | None) -> list[str]:

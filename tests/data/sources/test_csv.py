@@ -10,6 +10,14 @@ from data.sources import BadExample, Feature, open_source
 from mm.config import BadInput
 
 
+def test_a_quote_that_is_never_closed_is_refused_before_it_hides_rows(tmp_path):
+    rows = [f"{i}.png,a cat {i}\n" for i in range(200)]
+    rows[10] = '10.png,"a cat of 5 inches\n'
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(rows))
+    with pytest.raises(BadInput, match="not closed before the end .* takes in 190 lines from byte"):
+        open_source({"name": "csv", "path": str(tmp_path / "pairs.csv")}, "source")
+
+
 def open_csv(folder, text, name="pairs.csv", **kwargs):
     data = text if isinstance(text, bytes) else text.encode()
     (folder / name).write_bytes(data)
