@@ -149,7 +149,7 @@ def test_a_run_that_is_told_to_stop_saves_before_it_evaluates(run, tmp_path, mon
 def test_a_run_does_not_continue_on_a_changed_source(finished, run, monkeypatch):
     from data.sources import synthetic
 
-    monkeypatch.setattr(synthetic._Synthetic, "__len__", lambda self: self._num_examples + 1)
+    monkeypatch.setattr(synthetic.Made, "__len__", lambda self: self._num_examples + 1)
     code, _, err = run(finished)
     assert code == 2 and "has 41 examples, had 40 when this run began" in err
 

@@ -1,6 +1,6 @@
 """Pictures made up from their number: for tests and benchmarks, no file needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ COLORS = {
     "grey": (130, 130, 130),
 }
 SHAPES = ("circle", "square", "diamond", "cross")
+_FEATURES = {
+    "image": Feature("image"),
+    "label": Feature("text"),
+    "tags": Feature("text", ragged=True),
+    "concept": Feature("text"),
+}
 
 
 @registry.register("source", "synthetic")
@@ -37,30 +43,8 @@ def synthetic(
         raise BadInput(
             f"num_examples={num_examples}, image_size={image_size}: expected at least 1 and 4"
         )
-    source = _Synthetic(num_examples, image_size, seed)
-    return InMemory(source) if cache else source
 
-
-class _Synthetic:
-    features: Mapping[str, Feature] = {
-        "image": Feature("image"),
-        "label": Feature("text"),
-        "tags": Feature("text", ragged=True),
-        "concept": Feature("text"),
-    }
-
-    def __init__(self, num_examples: int, image_size: int, seed: int):
-        self._num_examples, self._size, self._seed = num_examples, image_size, seed
-
-    def __len__(self) -> int:
-        return self._num_examples
-
-    def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        keys = self.features if keys is None else keys
-        return [self._example(int(i), keys) for i in ids]
-
-    def _example(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
-        rng = np.random.default_rng(mix(hash_seed(self._seed), np.array([index])))
+    def make(rng: np.random.Generator, keys: Sequence[str]) -> dict[str, Any]:
         color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
         values = {
             "label": f"{color} {shape}",
@@ -68,13 +52,38 @@ class _Synthetic:
             "concept": f"{color} {shape}",
         }
         if "image" in keys:
-            values["image"] = tf.io.encode_png(self._draw(rng, color, shape)).numpy()
-        return {key: values[key] for key in keys}
+            center, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
+            noise = rng.integers(-15, 16, (image_size, image_size, 3))
+            picture = draw(image_size, color, shape, center, radius, noise)
+            values["image"] = tf.io.encode_png(picture).numpy()
+        return values
 
-    def _draw(self, rng: np.random.Generator, color: str, shape: str) -> np.ndarray:
-        center, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
-        noise = rng.integers(-15, 16, (self._size, self._size, 3))
-        return draw(self._size, color, shape, center, radius, noise)
+    source = Made(_FEATURES, num_examples, seed, make)
+    return InMemory(source) if cache else source
+
+
+class Made:
+    """Examples made up from their number. make: (random numbers of its own, which fields) -> at
+    least those fields."""
+
+    def __init__(
+        self,
+        features: Mapping[str, Feature],
+        num_examples: int,
+        seed: int,
+        make: Callable[[np.random.Generator, Sequence[str]], dict[str, Any]],
+    ):
+        self.features = features
+        self._num_examples, self._seed, self._make = num_examples, seed, make
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        keys = tuple(self.features) if keys is None else keys
+        keyed = mix(hash_seed(self._seed), np.asarray(ids))
+        records = [self._make(np.random.default_rng(key), keys) for key in keyed[:, None]]
+        return [{key: record[key] for key in keys} for record in records]
 
 
 def draw(

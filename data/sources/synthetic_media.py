@@ -2,14 +2,13 @@
 
 import io
 import wave
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data.order import hash_seed, mix
 from data.sources import Feature, Source
-from data.sources.synthetic import COLORS, SHAPES, draw
+from data.sources.synthetic import COLORS, SHAPES, Made, draw
 from mm import registry
 from mm.config import BadInput, Positive, Scale
 
@@ -17,6 +16,7 @@ _MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 _PITCHES = {"low": 250.0, "middle": 700.0, "high": 2000.0}  # Hz
 _SLOPES = {"falling": -0.5, "steady": 0.0, "rising": 0.5}  # octaves a second
 _VOICES = {"soft": (1.0,), "rough": (1.0, 0.0, 1 / 3, 0.0, 1 / 5)}  # of the overtones
+_FEATURES = {"image": Feature("bytes"), "caption": Feature("text")}
 
 
 @registry.register("source", "synthetic_video")
@@ -35,7 +35,7 @@ def synthetic_video(
     if image_size < 16 or image_size % 2:
         raise BadInput(f"image_size={image_size}: expected an even number, at least 16")
 
-    def make(rng: np.random.Generator) -> tuple[str, Callable[[], bytes]]:
+    def make(rng: np.random.Generator, keys: Sequence[str]) -> dict[str, Any]:
         color, shape, move = rng.choice([*COLORS]), rng.choice(SHAPES), rng.choice([*_MOVES])
 
         def encode() -> bytes:
@@ -45,9 +45,10 @@ def synthetic_video(
             pictures = [draw(image_size, color, shape, middle + at, radius, noise) for at in way]
             return mp4(pictures, rate)
 
-        return f"{color} {shape} moves {move}", encode
+        caption = f"{color} {shape} moves {move}"
+        return {"caption": caption} | ({"image": encode()} if "image" in keys else {})
 
-    return _Made(num_examples, seed, make)
+    return Made(_FEATURES, num_examples, seed, make)
 
 
 @registry.register("source", "synthetic_audio")
@@ -58,7 +59,7 @@ def synthetic_audio(
     if round(seconds * rate) < 1:
         raise BadInput(f"seconds={seconds}, rate={rate}: is not one sample")
 
-    def make(rng: np.random.Generator) -> tuple[str, Callable[[], bytes]]:
+    def make(rng: np.random.Generator, keys: Sequence[str]) -> dict[str, Any]:
         voice, pitch, slope = (rng.choice([*kind]) for kind in (_VOICES, _PITCHES, _SLOPES))
 
         def encode() -> bytes:
@@ -69,35 +70,10 @@ def synthetic_audio(
             sound = rng.uniform(0.2, 0.5) * sum(parts) + 0.01 * rng.standard_normal(len(time))
             return wav(sound, rate)
 
-        return f"{voice} {pitch} {slope} tone", encode
+        caption = f"{voice} {pitch} {slope} tone"
+        return {"caption": caption} | ({"image": encode()} if "image" in keys else {})
 
-    return _Made(num_examples, seed, make)
-
-
-class _Made:
-    """make: random numbers of an example -> (caption, what makes its bytes)."""
-
-    features: Mapping[str, Feature] = {"image": Feature("bytes"), "caption": Feature("text")}
-
-    def __init__(
-        self,
-        num_examples: int,
-        seed: int,
-        make: Callable[[np.random.Generator], tuple[str, Callable[[], bytes]]],
-    ):
-        self._num_examples, self._seed, self._make = num_examples, seed, make
-
-    def __len__(self) -> int:
-        return self._num_examples
-
-    def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        keys = self.features if keys is None else keys
-        return [self._example(int(i), keys) for i in ids]
-
-    def _example(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
-        rng = np.random.default_rng(mix(hash_seed(self._seed), np.array([index])))
-        caption, encode = self._make(rng)
-        return {key: encode() if key == "image" else caption for key in keys}
+    return Made(_FEATURES, num_examples, seed, make)
 
 
 def mp4(pictures: Sequence[np.ndarray], rate: int, key_every: int = 12) -> bytes:
