@@ -52,7 +52,7 @@ def train_batches(
     order: Mapping | None = None,
     max_bad_share: Share = 0.01,
     num_workers: Positive | None = None,
-    prefetch: Count = 2,
+    prefetch: Positive = 2,
     profile: Count = 0,
     service: str | None = None,
 ) -> BatchIterator:
@@ -68,7 +68,8 @@ def train_batches(
     num_workers: threads that prepare chunks; None is one for two cores, 16 at most: beside a model
     on the same cores, more of them only wait for Python's lock. prefetch: batches ready on the
     host, besides those on the devices. profile: 1 has the time of each stage logged. service:
-    grpc://HOST:PORT of machines that prepare the chunks, see `data.service`. Raises BadInput when
+    grpc://HOST:PORT of machines that prepare the chunks with all of their cores, see
+    `data.service`. Raises BadInput when
     the batch does not divide over the sharding, the source lacks a field or nobody serves there.
     """
     makers = train_makers(
@@ -260,7 +261,7 @@ def host_batches(
     if service is None:
         chunks = local_chunks(span, profile, num_workers, prefetch)
     else:
-        chunks = remote_chunks(span, profile, service, name())
+        chunks = remote_chunks(span, profile, service, name(), prefetch)
 
     def joined() -> Iterator[HostBatch]:
         while made := list(itertools.islice(chunks, len(parts))):

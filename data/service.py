@@ -60,12 +60,12 @@ def serve(name: str, maker: Maker) -> None:
 
 
 def remote_chunks(
-    span: Span, profile: Profile, service: str, name: str
+    span: Span, profile: Profile, service: str, name: str, prefetch: int
 ) -> Iterator[tuple[Chunk, dict[int, Fault]]]:
     """The chunks of a span in order, made by the workers of `service`, or here if one is late.
 
-    name: under which the workers serve the same maker. Raises BadInput when nobody serves there, or
-    a worker could not make a chunk.
+    name: under which the workers serve the same maker. prefetch: batches taken ahead. Raises
+    BadInput when nobody serves there, or a worker could not make a chunk.
     """
     _check_there(service)
     keys, count = sorted(span.example), len(span.parts)
@@ -83,13 +83,14 @@ def remote_chunks(
     chunks = chunks.with_options(options).apply(
         _SERVICE.distribute(processing_mode=_SERVICE.ShardingPolicy.DYNAMIC, service=service)
     )
-    return _in_order(span, profile, chunks, keys, service)
+    arriving = _Arriving(chunks, service, prefetch * count)
+    return _in_order(span, profile, arriving, keys, service)
 
 
 def _in_order(
-    span: Span, profile: Profile, chunks: tf.data.Dataset, keys: Sequence[str], service: str
+    span: Span, profile: Profile, arriving: "_Arriving", keys: Sequence[str], service: str
 ) -> Iterator[tuple[Chunk, dict[int, Fault]]]:
-    arriving, early = _Arriving(chunks, service, 2 * len(span.parts)), {}
+    early: dict[int, Sequence[Any]] = {}
     for number in range(span.start, span.stop):
         with profile.counting(), stage("service"):
             while number not in early and len(early) < 2 * len(span.parts) + _EARLY:

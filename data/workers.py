@@ -34,7 +34,7 @@ def local_chunks(
         num_parallel_calls=num_workers,
         deterministic=True,
     )
-    numbers = numbers.prefetch(max(prefetch, 1) * len(span.parts))
+    numbers = numbers.prefetch(prefetch * len(span.parts))
     for number in numbers.with_options(_options(num_workers)).as_numpy_iterator():
         found = made.pop(int(number))
         if isinstance(found, Exception):

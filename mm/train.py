@@ -7,24 +7,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 import mm
-from data.input import Input, check_source, check_tokenizer, example, open_input
+from data.input import check_source, check_tokenizer
 from data.input import manifest as data_manifest
 from data.loader import train_batches
-from data.preprocess import Preprocess
 from mm import registry
 from mm.assembly import Batch, TrainState
 from mm.config import BadInput, plain, suggest
-from mm.evaluate import Evaluation, open_evaluations, run_evaluations, show
-from mm.program import Program, build_program, check_batch
+from mm.evaluate import Evaluation, run_evaluations, show
+from mm.inputs import open_all
+from mm.program import Program, build_program
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
-from mm.runtime.input_log import InputLog, check_alike
+from mm.runtime.input_log import InputLog
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
 from mm.start import first_state, layout, say
@@ -73,13 +72,8 @@ def train(config: ConfigDict, directory: str) -> int:
             )
         # What only shows when a step is traced is refused before anything is opened.
         jax.eval_shape(program.train_step, program.state, program.batch_spec)
-        opened = open_input(recipe.input, "config.input")
+        opened, evaluations = open_all(program)
         source, preprocess, loading = opened
-        check_alike("config.input", [len(source), sorted(source.features), sha256(opened.last)])
-        check_phases(program, opened)
-        evaluations = open_evaluations(program, data_manifest(source, opened.last))
-        for name, (evaluator, _) in evaluations.items():
-            check_alike(f"config.evals.{name}", len(evaluator.source))
         check_best(recipe.checkpoint, recipe.evals)
         if jax.process_index() == 0:
             stack.enter_context(workdir.lock(directory))
@@ -184,31 +178,6 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
         if stop and not last:
             return state, {}, True
     return state, results, False
-
-
-def check_phases(program: Program, opened: Input) -> None:
-    """Raises BadInput if a batch, of any phase of config.input, is not one that a step can take."""
-    rows, sharding = program.recipe.global_batch_size, program.batch_sharding
-    spans = [("config.input.preprocess", opened.preprocess)]
-    spans += [(ops.where, ops) for _, ops in opened.rest.get("phases", ())]
-    for where, ops in spans:
-        made = {"id": np.zeros(1, np.uint32), **example(opened.source, ops)}
-        made.setdefault("group", np.zeros(1, np.int32))
-        batch = {
-            name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding)
-            for name, x in made.items()
-        }
-        check_batch(program, batch, where, program.batch_spec, any_size=len(spans) > 1)
-        check_tokenizer(ops, program.recipe.model)
-        if sha256(ops) != sha256(opened.preprocess):
-            raise BadInput(f"{where}: has another tokenizer than the ops before; use one for all")
-        if len(spans) > 1:
-            jax.eval_shape(program.train_step, program.state, batch)
-
-
-def sha256(ops: Preprocess) -> str | None:
-    """That of the tokenizer."""
-    return ops.tokenizer and ops.tokenizer.manifest()["sha256"]
 
 
 def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) -> None:

@@ -55,7 +55,7 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
         print(f"{output}: is prepared already, as this config says")
         return
     if others := [name for name in store.names(output) if name != store.WORK]:
-        if not store.exists(_job_path(output)):
+        if not files.exists(_job_path(output)):
             raise BadInput(
                 f"--output={output}: has {others[:3]} in it; expected a new or empty folder"
             )
@@ -112,7 +112,7 @@ def _options(flags: Sequence[str]) -> Any:
 
 def _is_done(output: str, given: Mapping[str, Any]) -> bool:
     path = files.join(output, "manifest.json")
-    if not store.exists(path):
+    if not files.exists(path):
         return False
     found = json.loads(files.read(path))
     _check_same(output, given, {key: found.get(key) for key in given})
@@ -121,7 +121,7 @@ def _is_done(output: str, given: Mapping[str, Any]) -> bool:
 
 def _begin(output: str, given: Mapping[str, Any]) -> None:
     """Makes the work folder, or checks that what is in it belongs to this config."""
-    if store.exists(path := _job_path(output)):
+    if files.exists(path := _job_path(output)):
         _check_same(output, given, json.loads(files.read(path)))
         store.remove_half_files(output)
     else:

@@ -58,7 +58,7 @@ def scan(job: Job, block: int, output: str) -> None:
     and reason [d], of all others. k + d is the length of the block.
     """
     path = scan_path(output, block)
-    if store.exists(path):
+    if files.exists(path):
         return
     columns = gather(look(job, block_ids(block, len(job.source))))
     store.write(path, packed(columns), output)

@@ -40,7 +40,7 @@ def write(job: Job, output: str, shard: int, total: int, ids: Int64[np.ndarray, 
     """Writes the shard of these examples, unless it is there as it was written."""
     name = shard_name(job, output, shard, total)
     path, note = files.join(output, name), _note(output, shard)
-    if store.exists(path) and store.exists(note):
+    if files.exists(path) and files.exists(note):
         if json.loads(files.read(note)) == _entry(path, name, len(ids)):
             return
     with store.new_file(path, output) as temporary:

@@ -20,16 +20,11 @@ WORK = ".work"  # of a folder that is not finished: what a run has found out, an
 _HALF = "half-"
 
 
-def exists(path: str) -> bool:
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return filesystem.exists(inner)
-
-
 def names(folder: str) -> list[str]:
     """The names in a folder, sorted; none if there is no such folder."""
-    filesystem, inner = fsspec.core.url_to_fs(folder)
-    if not filesystem.exists(inner):
+    if not files.exists(folder):
         return []
+    filesystem, inner = fsspec.core.url_to_fs(folder)
     return sorted(
         path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False)
     )

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m data.tokenizers.train", description="Trains a tokenizer on a data set."
     )
     parser.add_argument("--dataset", help="a prepared TFDS data set")
-    parser.add_argument("--split", default="train", help="never one that is scored on")
+    parser.add_argument("--split", help="of the data set (default: train); never one scored on")
     parser.add_argument("--data_dir", help="where data sets are")
     parser.add_argument("--source", help="any source, as a literal, instead of --dataset")
     parser.add_argument("--fields", default="label,tags", help="text fields, with commas")
@@ -64,13 +64,18 @@ def _arguments(args: argparse.Namespace) -> tuple[Iterator[str], str]:
     """The texts and the path to write."""
     if (args.dataset is None) == (args.source is None):
         raise BadInput("give one of --dataset and --source")
+    for name in ("split", "data_dir"):
+        if args.source is not None and getattr(args, name) is not None:
+            raise BadInput(
+                f"--{name}={getattr(args, name)}: goes with --dataset; --source has its own"
+            )
     if not args.output and not (args.dataset and args.data_dir):
         raise BadInput("give --output, or --dataset and --data_dir to write beside it")
     output = args.output or path_beside(args.dataset, args.data_dir, args.vocab_size)
     if args.source and not args.source.lstrip().startswith("{"):
         return lines(args.source), output
     if args.source is None:
-        spec = {"name": "tfds", "dataset": args.dataset, "split": args.split}
+        spec = {"name": "tfds", "dataset": args.dataset, "split": args.split or "train"}
         source = open_source(spec | {"data_dir": args.data_dir}, "--dataset")
     else:
         try:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.lanes import lane_order, windows
+from data.lanes import lane_order
 from data.order import make_order
 from data.sources import open_source
 from mm.config import BadInput
@@ -115,4 +115,3 @@ def test_a_source_without_files_is_refused():
     with pytest.raises(BadInput, match="config.input.order: the source has no shards"):
         spec = {"name": "windows"}
         make_order(source, spec, seed=0, batch_size=4, where="config.input.order")
-    assert windows(lanes=1, size=1, source=Files(3), seed=0, batch_size=1) is not None

@@ -129,7 +129,8 @@ def in_order(arriving, stop=40):
                 report = f'{{"faults": {faults}}}'.replace("'", '"').encode()
                 yield np.int64(number), report, np.array([number])
 
-    found = list(service._in_order(span(stop), Profile(1), Chunks(), ["n"], "grpc://a:1"))
+    taken = service._Arriving(Chunks(), "grpc://a:1", 4)
+    found = list(service._in_order(span(stop), Profile(1), taken, ["n"], "grpc://a:1"))
     return [int(chunk["n"][0]) for chunk, _ in found], [faults for _, faults in found]
 
 
@@ -156,4 +157,5 @@ def test_what_a_worker_could_not_make_ends_the_run():
             yield np.int64(0), b'{"error": "config.input: no"}', np.zeros(0)
 
     with pytest.raises(BadInput, match="a worker of grpc://a:1: config.input: no"):
-        list(service._in_order(span(4), Profile(1), Chunks(), ["n"], "grpc://a:1"))
+        taken = service._Arriving(Chunks(), "grpc://a:1", 4)
+        list(service._in_order(span(4), Profile(1), taken, ["n"], "grpc://a:1"))

@@ -470,6 +470,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
         (["--source={'name': 'synthetic', 'num_examples': 3}"], "give --output"),
         (["--source={nonsense", "--output=/x"], "is no literal mapping"),
         (["--source=/nowhere.txt", "--output=/x"], "/nowhere.txt: cannot be read"),
+        (["--source=a.txt", "--split=train", "--output=/x"], "--split=train: goes with --dataset"),
         (
             ["--source={'name': 'synthetic', 'num_examples': 3}", "--fields=labl", "--output=/x"],
             "did you mean 'label'",
