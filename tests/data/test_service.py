@@ -87,16 +87,20 @@ def test_batches_are_those_of_a_run_without_a_service(config, processes, monkeyp
         batches(config, start_step=1) as here,
         batches(config, start_step=1, service=address) as far,
     ):
-        for number in range(30):
+        number = 0
+        while number <= 10 or "nothing came from" not in caplog.text:
+            assert number < 1000  # TensorFlow holds some that came before
             if number == 10:
+                caplog.clear()
                 for process in processes:
                     process.kill()
             want, found = next(here), next(far)
             assert want.keys() == found.keys()
             for key in want:
                 np.testing.assert_array_equal(want[key], found[key], err_msg=key)
+            number += 1
         assert far.faults.counts == here.faults.counts != {}
-        assert "service" in far.profile.seconds() and "nothing came from" in caplog.text
+        assert "service" in far.profile.seconds()
 
 
 @pytest.mark.parametrize(
