@@ -7,12 +7,12 @@ It reads pairs.jsonl and tokenizer.json, or `path` and `tokenizer` of the argume
 says what they are and how to make them (with --vocab_size=64010).
 
 From the paper (section 2, table 2): one stack of blocks with the attention of both and an MLP of
-each (multiway, over towers of depth 0); 40% of patches and half of a pair's words are masked and
-predicted; the giant has 40 blocks, 1,408 wide; 14 by 14 patches of 224 pixels, batch 6,144, 1M
-steps, 1e-3 with 10k of warm-up, betas 0.9 and 0.98, decay 0.05, stochastic depth 0.1. Other than
-theirs: pairs alone, without lone pictures and texts; codes of our tokenizer for BEiT v2's; masks
-are not in blocks; no third expert in the last blocks; no norms within attention and MLP (Sub-LN),
-but one before the first block.
+each (multiway, over towers of depth 0); 40% of patches, in blocks, and half of a pair's words are
+masked and predicted; the giant has 40 blocks, 1,408 wide; 14 by 14 patches of 224 pixels, batch
+6,144, 1M steps, 1e-3 with 10k of warm-up, betas 0.9 and 0.98, decay 0.05, stochastic depth 0.1.
+Other than theirs: pairs alone, without lone pictures and texts; codes of our tokenizer for BEiT
+v2's; no third expert in the last blocks; no norms within attention and MLP (Sub-LN), but one before
+the first block.
 """
 
 from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
         ),
         objectives=dict(
             text=dict(name="masked_text", context="fused", ratio=0.5),
-            image=dict(name="beit", context="fused", ratio=0.4, num_codes=8192),
+            image=dict(name="beit", context="fused", ratio=0.4, masks="patch_mask", num_codes=8192),
         ),
         optimizer=dict(
             learning_rate=1e-3,
@@ -66,5 +66,6 @@ def get_config(arg: str = "") -> ConfigDict:
             schedule=dict(name="cosine", warmup_steps=10_000),
         ),
         augment="random_resized_crop({image}, scale=(0.5, 1.0))|flip|color_jitter(0.4, 0.4, 0.4)",
+        masks=f"|patch_mask({variant['patch_size']}, 0.4, 'block')",
         words=True,
     )  # fmt: skip

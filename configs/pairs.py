@@ -93,6 +93,7 @@ def add_pairs(
     *,
     augment: str = SQUASH,
     views: str = "",
+    masks: str = "",
     words: bool = False,
     numbers: Mapping[str, int] = {},
     batch_size: int = 4096,
@@ -103,9 +104,10 @@ def add_pairs(
 
     given: `ARGUMENTS` as the recipe's argument has them, and `image`, the pictures' size.
     augment: the ops that make a picture of training of it; views: those that make more of it, each
-    ending in |. words: whether the words of tokens are told, for masked text. numbers: fields of so
-    many numbers, read as they are. batch_size: of the evaluation, retrieval where the model has
-    embeddings and else the objectives' own losses.
+    ending in |; masks: those that say what is hidden of it, each beginning with |. words:
+    whether the words of tokens are told, for masked text. numbers: fields of so many numbers, read
+    as they are. batch_size: of the evaluation, retrieval where the model has embeddings and else
+    the objectives' own losses.
     """
     source = pairs_source(given)
     retrieves = config.model.get("embed_dim") is not None
@@ -116,7 +118,7 @@ def add_pairs(
         # Pairs with the very same caption are positives of each other, never negatives.
         return dict(
             source=dict(first=first, last=last, **source),
-            preprocess=f"decode|{ops.format(image=given['image'])}|{text}"
+            preprocess=f"decode|{ops.format(image=given['image'])}{masks}|{text}"
             f'|tokenize({given["tokenizer"]!r}, {length}{words})|group("caption")',
         )
 

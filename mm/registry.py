@@ -189,4 +189,9 @@ def _checked_union(where: str, value: Any, args: tuple) -> Any:
 
 
 def _spell(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{_spell(args[0])} {' and '.join(limit.expected for limit in hint.__metadata__)}"
+    if origin is Literal:
+        return " or ".join(map(repr, args))
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

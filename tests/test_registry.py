@@ -41,6 +41,7 @@ class Limited:
         self,
         *,
         share: Share = 0.5,
+        some: Share | Literal["all"] = "all",
         rate: Rate = 0.0,
         scale: Scale = 1.0,
         window: Positive | None = None,
@@ -59,6 +60,8 @@ class Limited:
         (dict(scale=float("nan")), "config.x.scale=nan: expected above 0"),
         (dict(window=0), "config.x.window=0: expected"),
         (dict(depth=-1), "config.x.depth=-1: expected at least 0"),
+        (dict(some="most"), "some='most': expected float 0 to 1 or 'all', got str"),
+        (dict(some=1.5), "some=1.5: expected float 0 to 1 or 'all', got float"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused(spec, message):

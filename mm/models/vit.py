@@ -117,15 +117,16 @@ class ViT(nnx.Module):
         image: Float[Array, "b *size c"],
         *,
         keep: float = 1.0,
-        replace: float = 0.0,
+        replace: float | Bool[Array, "b n"] = 0.0,
         levels: int = 1,
         draw: Keys | None = None,
         rng: Keys | None = None,
     ) -> Encoded:
         """Of patches, a share `keep` goes on and a share `replace` becomes the mask token.
 
-        Which ones is drawn from `draw`, for each example its own; dropout draws from `rng`. Sizes
-        other than image_size are taken too, if patches and pool can be.
+        Which ones is drawn from `draw`, for each example its own, or `replace` is True for them.
+        Dropout draws from `rng`. Sizes other than image_size are taken too, if patches and pool can
+        be.
         """
         keys = split(rng, 3)
         if image.ndim != len(self.image_shape) + 1 or image.shape[-1] != self.image_shape[-1]:
@@ -135,11 +136,12 @@ class ViT(nnx.Module):
             )
         grid = self._grid(image.shape[1:])
         x = self.stem(image.astype(self.dtype))
-        kept, replaced = None, None
-        if replace > 0.0:
+        kept, replaced = None, replace
+        if isinstance(replace, float):
+            replaced = choose(x.shape[1], replace, draw) if replace else None
+        if replaced is not None:
             if self.mask_token is None:
                 raise BadInput("config.model.image: has no mask token; set mask_token=True")
-            replaced = choose(x.shape[1], replace, draw)
             x = jnp.where(replaced[..., None], self.mask_token[...].astype(x.dtype), x)
         x = self._add_positions(x, grid)
         if keep < 1.0:

@@ -24,7 +24,7 @@ from mm.objectives.base import Loss, Objective
 from mm.objectives.codes import KMeans, RandomProjection
 from mm.objectives.masked_text import TextMask
 from mm.objectives.tokens import TokenHead, predict
-from mm.objectives.views import TEXT, Views, view
+from mm.objectives.views import TEXT, View, Views, image_view, mask_reads
 
 
 class MaskedImage(Objective):
@@ -55,9 +55,8 @@ class MaskedImage(Objective):
             raise BadInput(f"ratio={ratio}: of {patches} patches some must be hidden, some seen")
         self.width = (model.fusion if context == "fused" else model.image).width
 
-    def seen(self, views: Views, **how: float) -> tuple[Encoded, Float[Array, "b n d"]]:
-        """The image's encoding in that way, and its tokens with or without context."""
-        image = view("image", **how)
+    def seen(self, views: Views, image: View) -> tuple[Encoded, Float[Array, "b n d"]]:
+        """The image's encoding in that view, and its tokens with or without context."""
         encoded = views.encode(image)
         if self.context == "none":
             return encoded, encoded.tokens
@@ -109,7 +108,7 @@ class MAE(MaskedImage):
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         # Rounded, so that keep=0.1 elsewhere is the same view.
-        encoded, tokens = self.seen(views, keep=round(1 - self.ratio, 6))
+        encoded, tokens = self.seen(views, image_view(keep=round(1 - self.ratio, 6)))
         patches = self.patches(views)
         grid, targets = patches.shape[1:-1], flat(patches)
         mean = targets.mean(-1, keepdims=True)
@@ -159,13 +158,16 @@ class BEiT(MaskedImage):
     (BEST-RQ), "learned" a codebook of means that follow the images (VQ-VAE); see
     `mm.objectives.codes`. It reads each patch's pattern over its deviation, its mean colour and its
     deviation (`contrast`), so that codes tell more than light from dark. "code_perplexity" is how
-    many codes the batch's patches use: 1 is collapse.
+    many codes the batch's patches use: 1 is collapse. `masks`: "drawn" hides patches
+    one by one, "patch_mask" those that the input's op of that name drew with the same ratio, such
+    as blocks.
     """
 
     def __init__(
         self,
         *,
         ratio: Part = 0.4,
+        masks: Literal["drawn", "patch_mask"] = "drawn",
         targets: Literal["frozen", "learned"] = "frozen",
         num_codes: Annotated[int, Range("at least 2", lambda n: n > 1)] = 8192,
         context: Literal["none", "fused"] = "none",
@@ -184,9 +186,11 @@ class BEiT(MaskedImage):
         dtype = model.image.dtype.name
         self.head = TokenHead(self.width, num_codes, dtype=dtype, rngs=rngs)
         self.prefix, self.num_codes = model.image.prefix, num_codes
+        self.image = image_view(replace=ratio if masks == "drawn" else masks)
+        self.reads += mask_reads(self.image, model)
 
     def __call__(self, views: Views, rng: Array) -> Loss:
-        encoded, tokens = self.seen(views, replace=self.ratio)
+        encoded, tokens = self.seen(views, self.image)
         features = flat(contrast(self.patches(views)))
         codes = self.codes(features, rng)
         # All examples have as many replaced as `ViT` draws.

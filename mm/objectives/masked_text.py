@@ -19,7 +19,7 @@ from mm.models.layers import Activation
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
 from mm.objectives.tokens import TokenHead, predict
-from mm.objectives.views import IMAGE, View, Views, batch_key, image_view, view
+from mm.objectives.views import IMAGE, View, Views, batch_key, image_view, mask_reads, view
 
 _LONGEST_WORD = 16  # tokens
 
@@ -133,8 +133,8 @@ class MaskedText(Objective):
 
     The other keys are those of `TextMask`. `context` "none" predicts from the text tower's tokens
     (BERT), "fused" from those of the fusion with the image (ViLBERT, ALBEF), of which a share
-    `image_keep` of patches is seen (M3AE) and `image_replace` hidden (FLAVA). The head ends in the
-    text tower's word embeddings.
+    `image_keep` of patches is seen (M3AE) and `image_replace` hidden, or those of the input's
+    `patch_mask` (FLAVA). The head ends in the text tower's word embeddings.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class MaskedText(Objective):
         *,
         context: Literal["none", "fused"] = "none",
         image_keep: Keep = 1.0,
-        image_replace: Rate = 0.0,
+        image_replace: Rate | Literal["patch_mask"] = 0.0,
         activation: Activation = "gelu",
         norm_epsilon: float = 1e-6,
         model: Multimodal,
@@ -152,10 +152,11 @@ class MaskedText(Objective):
         model.need("masked_text", *["fusion.text"] if context == "fused" else ["text"])
         self.uses = ("fusion",) if context == "fused" else ()
         self.mask, self.context, self.length = TextMask(**mask), context, model.text.length
-        self.image, self.reads = image_view(image_keep, image_replace), self.mask.reads(model)
+        self.image = image_view(image_keep, image_replace)
         if self.image != IMAGE and context == "none":
             given = f"image_keep={image_keep}, image_replace={image_replace}"
             raise BadInput(f"{given}: no image is read; set context='fused' or leave it away")
+        self.reads = self.mask.reads(model) + mask_reads(self.image, model)
         read = "fusion" if context == "fused" else "text"
         tokens = getattr(model, read)
         if getattr(tokens, "causal", False):

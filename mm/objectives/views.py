@@ -1,5 +1,6 @@
 """One batch seen through the model: each (tower, view) is computed once, when first asked for."""
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from mm.config import BadInput
 from mm.models.decoder import fused_memory
 from mm.models.encoder import Encoded
 from mm.models.fusion.base import Fused
+from mm.models.inputs import Read
 from mm.models.keys import Keys, fold_in
 from mm.models.logits import Logits
 from mm.models.multimodal import Embedding, Multimodal
@@ -107,7 +109,7 @@ class Views:
                 alike.setdefault(kind, []).append(view)
         for (kind, *_), group in alike.items():
             reads = interleave(list(map(self._reads, group)))
-            encoded = getattr(self.model, f"encode_{kind.tower}")(**reads, **dict(kind.how))
+            encoded = getattr(self.model, f"encode_{kind.tower}")(**dict(kind.how) | reads)
             self._encoded |= zip(group, separate(encoded, len(group)), strict=True)
         return [self._encoded[view] for view in views]
 
@@ -120,6 +122,7 @@ class Views:
             reads["segments"] = self.batch.get(f"{key}_segments")
         elif view.how:
             reads["draw"] = self.draws(f"draw {view}")
+            reads |= {key: self.batch[name] for key, name in view.how if isinstance(name, str)}
         return reads
 
     def fuse(self, image: View = IMAGE, text: View = TEXT) -> Fused:
@@ -231,8 +234,9 @@ def view(tower: str, name: str = "clean", **how: Any) -> View:
     return View(tower, name, tuple(sorted(how.items())))
 
 
-def image_view(keep: float = 1.0, replace: float = 0.0) -> View:
-    """The clean image of which a share `keep` of patches is read, or a share `replace` hidden.
+def image_view(keep: float = 1.0, replace: float | str = 0.0) -> View:
+    """The clean image of which a share `keep` of patches is read, or a share `replace` hidden,
+    or those that the batch names under `replace`.
 
     Raises BadInput for both at once, in the words of `image_keep` and `image_replace`.
     """
@@ -240,6 +244,12 @@ def image_view(keep: float = 1.0, replace: float = 0.0) -> View:
         raise BadInput(f"image_keep={keep}, image_replace={replace}: drop patches or hide them")
     how = {"keep": keep} if keep < 1 else {"replace": replace} if replace else {}
     return view("image", **how)
+
+
+def mask_reads(view: View, model: Multimodal) -> tuple[Read, ...]:
+    """What a view of the image takes from the batch to hide patches."""
+    names = [value for _, value in view.how if isinstance(value, str)]
+    return tuple(Read(name, (math.prod(model.image.grid),), "bool") for name in names)
 
 
 def batch_key(view: View) -> str:

@@ -277,6 +277,28 @@ def test_beit_predicts_the_codes_of_replaced_patches():
     np.testing.assert_allclose(found.metrics["code_perplexity"], want, rtol=1e-5)
 
 
+def test_beit_and_masked_text_hide_the_patches_that_the_input_names():
+    """The loss is that of masks drawn, where they are the same; and both read one encoding."""
+    a_batch = batch()
+    hidden = jax.jit(lambda x: views(SMALL, x).image(replace=0.4).replaced)(a_batch)
+    drawn, _ = run(beit(SMALL), SMALL, a_batch)
+    an_objective = beit(SMALL, masks="patch_mask")
+    assert an_objective.reads == (("patch_mask", (16,), "bool"),)
+    named, _ = run(an_objective, SMALL, a_batch | {"patch_mask": hidden})
+    other, _ = run(an_objective, SMALL, a_batch | {"patch_mask": hidden[::-1]})
+    assert named.value == drawn.value != other.value
+    fused = model(fusion=CROSS | dict(queries="text"))
+    spec = dict(context="fused", image_replace="patch_mask")
+    masked_text = registry.call(MaskedText, spec, "", model=fused, rngs=nnx.Rngs(0))
+    assert masked_text.image == an_objective.image
+    assert masked_text.reads[-1] == an_objective.reads[0]
+    a, b = (
+        run(masked_text, fused, a_batch | {"patch_mask": x})[0].value
+        for x in (hidden, hidden[::-1])
+    )
+    assert a != b
+
+
 def test_codes_tell_more_than_light_from_dark():
     """Of patches of few colours and edges, as pictures have, many codes are used."""
     rng = np.random.default_rng(0)
