@@ -60,7 +60,7 @@ def expand(pattern: str | Sequence[str]) -> list[str]:
     for path in itertools.chain.from_iterable(map(_unbrace, patterns)):
         path = os.path.expanduser(path)
         paths = [path]
-        if glob.has_magic(path):
+        if glob.has_magic(path) and not os.path.exists(path):  # names may have [brackets]
             paths = _glob(path)
             if not paths:
                 raise BadInput(f"{path}: matches no file")

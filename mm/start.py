@@ -90,7 +90,7 @@ def read_teacher(
     other sizes than the model that it teaches.
     """
     for part, key in (("image", "image_size"), ("text", "length")):
-        own, theirs = (m.get(part) for m in (program.recipe.model, model))
+        own, theirs = (plain(m.get(part)) for m in (program.recipe.model, model))
         if own and theirs and own[key] != theirs[key]:
             raise BadInput(
                 f"config.teacher.model.{part}.{key}={theirs[key]}: the teacher reads the same "

@@ -103,7 +103,8 @@ def _examine(
     source: Source, ids: np.ndarray, fields: Fields, encoder: tokenizers.Tokenizer | None
 ) -> Found:
     found = Found(examples=len(ids))
-    for example, record in zip(ids.tolist(), read_each(source, ids), strict=True):
+    keys = [key for key in fields if key is not None]
+    for example, record in zip(ids.tolist(), read_each(source, ids, keys or None), strict=True):
         try:
             if isinstance(record, BadExample):
                 raise record
@@ -112,7 +113,9 @@ def _examine(
         except BadExample as error:
             found.broken.setdefault(error.reason, []).append(example)
             continue
-        found.first = found.first or record
+        if found.first is None:
+            whole = read_each(source, np.array([example]))[0]
+            found.first = record if isinstance(whole, BadExample) else whole
         if fields.caption is not None:
             captions = texts(record[fields.caption])
             found.captions.update(captions)

@@ -36,7 +36,7 @@ def describe(spec: Mapping[str, Any], source: Source, fields: Fields, found: Fou
 def _fields(features: Mapping[str, Feature], first: Mapping[str, Any] | None) -> list[str]:
     rows = []
     for key, feature in features.items():
-        value = "" if first is None else _shown(first[key])
+        value = _shown(first[key]) if first and key in first else ""
         rows.append((key, _kind(feature), value))
     return ["fields", *_table(rows, align="<<<")]
 

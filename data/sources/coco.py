@@ -52,6 +52,7 @@ def coco(
     own folder. Pictures without a caption are left out, with a note of how many. Raises BadInput
     when the file, the folder or the split is not there.
     """
+    path = os.path.expanduser(path)
     found = _json(path)
     try:
         if "annotations" in found:
@@ -77,6 +78,7 @@ def flickr30k(
     lines "1.jpg| 0| A dog .". images: the folder of pictures; None is flickr30k-images/ or
     flickr30k_images/ beside the file.
     """
+    path = os.path.expanduser(path)
     captions: dict[str, list[str]] = collections.defaultdict(list)
     try:
         lines = files.read(path).decode("utf-8-sig").replace("\r\n", "\n").split("\n")

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from data.sources import Feature, Source
+from data.sources import BadExample, Feature, Source
 from data.sources.pictures import decode
 from mm.config import BadInput
+
+_TRIES = 100  # examples that may be broken before one shows the shapes
 
 
 class InMemory:
@@ -22,12 +24,22 @@ class InMemory:
         self._source = source
         self._records: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
         self._images = [key for key, f in source.features.items() if f.dtype == "image"]
-        first = source.read(np.zeros(1, np.int64), self._images)[0]
-        self._shapes = {key: decode(first[key]).shape for key in self._images}
+        self._first, self._shapes = self._look()
         self.features: Mapping[str, Feature] = {
             key: Feature("uint8", shape=self._shapes[key]) if key in self._shapes else feature
             for key, feature in source.features.items()
         }
+
+    def _look(self) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """The first example that is whole, and the shapes of its pictures."""
+        last = None
+        for number in range(min(len(self._source), _TRIES)):
+            try:
+                record = self._source.read(np.array([number]), self._images)[0]
+                return number, {key: decode(record[key]).shape for key in self._images}
+            except BadExample as error:
+                last = error
+        raise BadInput(f"cache=True: no example up to {number} is whole: {last}")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -48,8 +60,8 @@ class InMemory:
             if pixels.shape != self._shapes[key]:
                 raise BadInput(
                     f"cache=True needs pictures of one size: {key} of example {index} is "
-                    f"{list(pixels.shape)}, that of example 0 {list(self._shapes[key])}; set "
-                    "cache=False"
+                    f"{list(pixels.shape)}, that of example {self._first} "
+                    f"{list(self._shapes[key])}; set cache=False"
                 )
             record[key] = pixels
         return record

@@ -61,6 +61,11 @@ def test_stars_match_what_is_there_in_order(tmp_path):
         files.expand(f"{tmp_path}/*.png")
 
 
+def test_brackets_in_a_name_that_is_there_are_of_the_name(tmp_path):
+    (tmp_path / "some[1].tar").touch()
+    assert files.expand(f"{tmp_path}/some[1].tar") == [f"{tmp_path}/some[1].tar"]
+
+
 def test_stars_match_far_away(flaky):
     folder = files.parent(flaky)
     assert files.expand(f"{folder}/*.bin") == [flaky]

@@ -171,10 +171,12 @@ def test_a_teacher_is_needed_by_who_asks_for_it():
 
 
 def test_a_student_learns_from_the_checkpoint_of_another_run(tokenizer, tmp_path):
-    teacher = get_config(f"tokenizer={tokenizer}")
+    teacher, student = (get_config(f"tokenizer={tokenizer}") for _ in range(2))
+    for config in (teacher, student):  # a tuple here, a list in the run's config.json
+        with config.ignore_type():
+            config.model.image.image_size = (config.model.image.image_size,) * 2
     teacher.total_steps = 4
     assert train(teacher, str(tmp_path / "teacher")) == 0
-    student = get_config(f"tokenizer={tokenizer}")
     student.model.image.depth = student.model.text.depth = 1
     student.total_steps = 4
     student.objectives = dict(distil=dict(name="response_distillation"))

@@ -72,6 +72,16 @@ def test_fields_have_types_and_a_value(shown):
     assert f"image    picture       {len(encoded(30, 20, 'PNG'))} bytes" in out
 
 
+def test_what_is_missing_of_other_fields_does_not_count(tmp_path, capsys):
+    (tmp_path / "1.png").write_bytes(encoded(30, 20, "PNG"))
+    users = ("x", None, "y")
+    lines = [{"image": "1.png", "caption": f"a cat of {user}", "user": user} for user in users]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main([str(tmp_path / "pairs.jsonl")]) == 0
+    assert "captions (caption): 3" in (out := capsys.readouterr().out)
+    assert "broken: 0 of 3" in out
+
+
 def test_other_fields_can_be_looked_at(shown):
     _, (out, _) = shown("--caption_key=tags")
     assert "captions (tags): 48" in out and row(out, "of an example")[0::3] == ["0", "2"]

@@ -53,6 +53,15 @@ def test_an_example_is_a_picture_with_all_its_captions(annotations, caplog):
     assert "1 captions are of no picture" in caplog.text
 
 
+def test_a_tilde_is_the_home_folder(annotations, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = annotations.relative_to(tmp_path)
+    assert len(opened("coco", f"~/{path}")) == 2
+    pictures(tmp_path / "flickr30k-images", "7.jpg")
+    (tmp_path / "results.token").write_text("7.jpg#0\tA dog .")
+    assert len(opened("flickr30k", "~/results.token")) == 1
+
+
 def test_pictures_may_be_elsewhere(annotations, tmp_path):
     pictures(tmp_path / "far", "3.jpg")
     (tmp_path / "far/3.jpg").write_bytes(b"other")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.sources import Feature
+from data.sources import BadExample, Feature
 from data.sources.memory import InMemory
 from mm.config import BadInput
 
@@ -38,6 +38,30 @@ def test_each_record_is_read_once():
     memory.read(np.array([1, 2]), ["label"])
     memory.read(np.array([2, 1, 0]), ["label"])
     assert source.read_ids == [1, 2, 0]
+
+
+def test_the_first_pictures_may_be_broken():
+    class Broken(Counting):
+        def read(self, ids, keys=None):
+            records = super().read(ids, keys)
+            return [r | {"image": b"no"} if i < 2 else r for i, r in zip(ids, records, strict=True)]
+
+    memory = InMemory(Broken())
+    assert memory.features["image"].shape == (4, 4, 3)
+    assert memory.read(np.array([2]), ["image"])[0]["image"][0, 0, 0] == 2
+    with pytest.raises(BadExample):
+        memory.read(np.array([1]), ["image"])
+    with pytest.raises(BadInput, match=r"is \[6, 4, 3\], that of example 2"):
+        memory.read(np.array([3]), ["image"])
+
+
+def test_pictures_of_which_none_is_whole_are_refused():
+    class Broken(Counting):
+        def read(self, ids, keys=None):
+            return [{"image": b"no"} for _ in ids]
+
+    with pytest.raises(BadInput, match="no example up to 3 is whole: a picture of 2 bytes"):
+        InMemory(Broken())
 
 
 def test_pictures_of_several_sizes_are_refused():
