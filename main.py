@@ -12,7 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-MODES = ("train", "eval", "plan")
+MODES = ("train", "eval", "embed", "plan")
+# Flags that go with some modes only.
+_OF = {
+    "step": ("eval", "embed"),
+    "source": ("embed",),
+    "preprocess": ("embed",),
+    "output": ("embed",),
+    "topology": ("plan",),
+    "sweep": ("plan",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -26,8 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--workdir", help="where the run lives (gs:// works too), or its plan")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument(
-        "--step", help="for eval: the checkpoint, a number, latest (default) or best"
+        "--step", help="for eval and embed: the checkpoint, a number, latest (default) or best"
     )
+    parser.add_argument(
+        "--source", help="for embed: a path or a source's spec (default: config.input.source)"
+    )
+    parser.add_argument("--preprocess", help="for embed: ops (default: those of the retrieval)")
+    parser.add_argument("--output", help="for embed: a folder (default: in --workdir)")
     parser.add_argument(
         "--topology",
         help="for plan: TPUs to compile for, as v5e:16x16 or 2*v5e:16x16 (two slices), or h100:64",
@@ -58,11 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from mm.runtime import distributed
 
     try:
-        if flags.step and flags.mode != "eval":
-            raise BadInput(f"--step={flags.step}: goes with --mode=eval, not {flags.mode}")
-        for name in ("topology", "sweep"):
-            if (value := getattr(flags, name)) is not None and flags.mode != "plan":
-                raise BadInput(f"--{name}={value}: goes with --mode=plan, not {flags.mode}")
+        for name, modes in _OF.items():
+            if (value := getattr(flags, name)) is not None and flags.mode not in modes:
+                wanted = " or ".join(modes)
+                raise BadInput(f"--{name}={value}: goes with --mode={wanted}, not {flags.mode}")
         if flags.mode == "plan":
             flags.workdir = flags.workdir or "plans"
         if not flags.workdir:
@@ -99,6 +112,11 @@ def run(flags: argparse.Namespace, config) -> int:
         if flags.sweep is not None:
             return plan_variants(config, flags.workdir, flags.topology, flags.sweep.split(","))
         return plan(config, flags.workdir, flags.topology)
+    if flags.mode == "embed":
+        from mm.embed import embed
+
+        given = flags.source, flags.preprocess, flags.output
+        return embed(config, flags.workdir, flags.step or "latest", *given)
     from mm.evaluate import evaluate
 
     return evaluate(config, flags.workdir, flags.step or "latest")

@@ -168,6 +168,7 @@ def eval_batches(
     *,
     batch_size: int,
     sharding: jax.sharding.NamedSharding,
+    start_step: int = 0,
     max_bad_share: float = 0.01,
     num_workers: int | None = None,
     prefetch: int = 2,
@@ -193,6 +194,7 @@ def eval_batches(
     batches = host_batches(
         Maker(source, preprocess, slots, valid=True),
         rows,
+        start=start_step,
         profile=profile,
         num_workers=workers(num_workers),
         prefetch=prefetch,

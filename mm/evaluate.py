@@ -90,14 +90,7 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
     such checkpoint, it cannot be read or it belongs to another model.
     """
     program = build_program(config)
-    checkpointer = Checkpointer(
-        epath.Path(directory) / "checkpoints",
-        keep_best=program.recipe.checkpoint.get("keep_best"),
-        read_only=True,
-    )
-    number = find_step(checkpointer, step)
-    check_model(program, checkpointer.manifest(number)["config"]["model"])
-    state, manifest = checkpointer.restore(program.state, number)
+    state, manifest = restored(program, directory, step)
     evaluations = open_evaluations(program, manifest)
     path = epath.Path(directory) / f"eval-{manifest['step']}"
     path.mkdir(exist_ok=True)
@@ -106,6 +99,18 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
         workdir.write_json(path / "results.json", results)
         print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}")
     return 0
+
+
+def restored(program: Program, directory: str, step: str) -> tuple[TrainState, dict]:
+    """The state of a checkpoint of a run, and its manifest; `step` as for `evaluate`."""
+    checkpointer = Checkpointer(
+        epath.Path(directory) / "checkpoints",
+        keep_best=program.recipe.checkpoint.get("keep_best"),
+        read_only=True,
+    )
+    number = find_step(checkpointer, step)
+    check_model(program, checkpointer.manifest(number)["config"]["model"])
+    return checkpointer.restore(program.state, number)
 
 
 def find_step(checkpointer: Checkpointer, step: str) -> int | None:

@@ -8,11 +8,9 @@ nothing but the sheet.
 """
 
 import argparse
-import ast
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mm.config import BadInput
 
@@ -53,8 +51,9 @@ def _inspected(flags: argparse.Namespace) -> str:
     from data.inspect.sheet import draw
     from data.inspect.text import describe
     from data.sources import open_source
+    from data.sources.guess import parse_source
 
-    spec = parse_source(flags.source)
+    spec = parse_source(flags.source, "SOURCE")
     source = open_source(spec, "SOURCE")
     fields = choose_fields(source.features, flags.image_key, flags.caption_key)
     ids = sample(len(source), flags.num_examples, flags.seed)
@@ -72,23 +71,6 @@ def _inspected(flags: argparse.Namespace) -> str:
             ) from error
         lines += ["", f"sheet of pictures: {flags.sheet}"]
     return "\n".join(lines)
-
-
-def parse_source(text: str) -> Mapping[str, Any]:
-    """A literal as in a config, or a path that says by its ending what it is."""
-    from data.sources.guess import guess
-
-    if not text.lstrip().startswith("{"):
-        return guess(text)
-    try:
-        spec = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise BadInput(
-            f'SOURCE={text}: is no literal mapping; expected \'{{"name": "jsonl", ...}}\' or a path'
-        ) from error
-    if not isinstance(spec, Mapping):
-        raise BadInput(f"SOURCE={text}: is a set; expected a mapping with a 'name'")
-    return spec
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Which source reads a path: by how it ends, or by what is in the folder."""
 
+import ast
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from data import files
@@ -59,3 +61,19 @@ def guess(path: str) -> dict[str, Any]:
         if any(name.endswith(ending) for name in names):
             return {"name": ENDINGS[ending], "path": f"{path}/*{ending}"}
     return {"name": "folder", "path": path}
+
+
+def parse_source(text: str, where: str) -> Mapping[str, Any]:
+    """The spec that a flag gives: a literal as in a config, or a path that says what it is."""
+    if not text.lstrip().startswith("{"):
+        return guess(text)
+    try:
+        spec = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise BadInput(
+            f"{where}={text}: is no literal mapping; expected a path or "
+            '\'{"name": "jsonl", ...}\''
+        ) from error
+    if not isinstance(spec, Mapping):
+        raise BadInput(f"{where}={text}: is a set; expected a mapping with a 'name'")
+    return spec
