@@ -32,6 +32,19 @@ class Filter(NamedTuple):
     exact: bool = False
 
 
+class _Work(NamedTuple):
+    """Of each picture its sides, where the box begins and the step to the next new pixel, in pixels
+    of the picture; a step is negative where the box is mirrored."""
+
+    pictures: list[Picture]
+    sides: Float[np.ndarray, "b 2"]
+    first: Float[np.ndarray, "b 2"]
+    step: Float[np.ndarray, "b 2"]
+    size: tuple[int, int]
+    filter: Filter
+    outside: float | None
+
+
 def sampler(
     pictures: list[Picture],
     boxes: Float[np.ndarray, "b 4"],
@@ -46,11 +59,12 @@ def sampler(
     """
     sides = np.array([picture.shape[:2] for picture in pictures], boxes.dtype)
     first = boxes[:, :2] * sides
-    step = (boxes[:, 2:] * sides - first) / np.array(size, boxes.dtype)  # negative if mirrored
+    step = (boxes[:, 2:] * sides - first) / np.array(size, boxes.dtype)
     # Pixels that only move are copied.
     still = (sides == size).all(1) & (step[:, 0] == 1) & (np.abs(step[:, 1]) == 1)
     still &= (first == np.where(step > 0, 0, sides)).all(1)
-    draw = (_exact if filter.exact else _quick)(pictures, sides, first, step, size, filter, outside)
+    work = _Work(pictures, sides, first, step, size, filter, outside)
+    draw = _exact(work) if filter.exact else _quick(work)
 
     def copy_or_draw(i: int, out: UInt8[np.ndarray, "height width 3"]) -> None:
         if still[i] and not isinstance(pictures[i], Jpeg):
@@ -61,15 +75,8 @@ def sampler(
     return copy_or_draw
 
 
-def _quick(
-    pictures: list[Picture],
-    sides: Float[np.ndarray, "b 2"],
-    first: Float[np.ndarray, "b 2"],
-    step: Float[np.ndarray, "b 2"],
-    size: tuple[int, int],
-    filter: Filter,
-    outside: float | None,
-) -> Draw:
+def _quick(work: _Work) -> Draw:
+    pictures, sides, first, step, size, filter, outside = work
     wide = np.maximum(np.abs(step), 1)
     spread = np.zeros_like(wide)  # variance of the weights so far, in pixels of the picture
     ratios, factors = [1] * len(pictures), np.ones(wide.shape, int)
@@ -143,15 +150,8 @@ def _part(picture: Picture, window: list[int], ratio: int = 1) -> UInt8[np.ndarr
     return picture[top:bottom, left:right]
 
 
-def _exact(
-    pictures: list[Picture],
-    sides: Float[np.ndarray, "b 2"],
-    first: Float[np.ndarray, "b 2"],
-    step: Float[np.ndarray, "b 2"],
-    size: tuple[int, int],
-    filter: Filter,
-    outside: float | None,
-) -> Draw:
+def _exact(work: _Work) -> Draw:
+    pictures, sides, first, step, size, filter, outside = work
     method = Image.Resampling[filter.method.upper()]
     mirrored = step[:, 1] < 0
     first = np.minimum(first, first + step * size)
