@@ -6,8 +6,9 @@ RUN := $(VENV)/bin/python
 DATA := .data
 WORKDIR ?= workdirs/quickstart
 FLAGS ?=
-# Two processes, whole files to each: a test compiles, which is work for one core.
-TOGETHER := --numprocesses=2 --dist=loadfile
+# Two processes, whole files to each: a test compiles, which is work for one core. The slowest are
+# shown, since all of `.ci/run` has to stay under 40 minutes.
+TOGETHER := --numprocesses=2 --dist=loadfile --durations=20
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: quickstart data test test-slow test-all golden plan-tools plan-all prepare-tools lint clean
