@@ -4,6 +4,7 @@ What is in a row depends on its number alone, also where an example is broken: t
 others, always the same ones, until one is whole.
 """
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data.faults import Fault
+from data.heap import Recycler
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.profile import stage
@@ -48,9 +50,12 @@ class Maker:
         self._known: dict[int, Fault] = {}  # what is broken whatever is drawn for it
 
     def __call__(
-        self, step: int, rows: Int64[np.ndarray, " rows"]
+        self, step: int, rows: Int64[np.ndarray, " rows"], out: Chunk | None = None
     ) -> tuple[Chunk, dict[int, Fault]]:
-        """The rows of a batch, and what was wrong with those that another example took."""
+        """The rows of a batch, and what was wrong with those that another example took.
+
+        out: arrays that the rows are written to and that are returned; of None they are new ones.
+        """
         ids, epochs, valid = self.slots.at(step, rows)
         ids, valid, faults = ids.copy(), valid.copy(), {}
         for place in np.flatnonzero([i in self._known for i in ids.tolist()]):
@@ -60,21 +65,24 @@ class Maker:
             ids[place] = self._untried(step, row)
             valid[place] &= self.slots.keep
         try:
-            return self._make(ids, epochs, valid), faults
+            return self._make(ids, epochs, valid, out), faults
         except BadExample as error:
             if len(rows) == 1:
-                return self._one(step, rows, error)
+                return self._one(step, rows, error, out)
         # By pieces, so that what is whole is not made again and again.
-        pieces = [self(step, part) for part in np.array_split(rows, min(len(rows), _PARTS))]
+        parts = np.array_split(np.arange(len(rows)), min(len(rows), _PARTS))
+        pieces = [self(step, rows[part], out and _rows(out, part)) for part in parts]
         chunks = [chunk for chunk, _ in pieces]
-        joined = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-        return joined, {row: fault for _, found in pieces for row, fault in found.items()}
+        if out is None:
+            out = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        return out, {row: fault for _, found in pieces for row, fault in found.items()}
 
     def _one(
         self,
         step: int,
         rows: Int64[np.ndarray, "1"],
         error: BadExample,
+        out: Chunk | None,
     ) -> tuple[Chunk, dict[int, Fault]]:
         """A row whose example, or the one that took its place, was just found broken."""
         row = int(rows[0])
@@ -86,7 +94,7 @@ class Maker:
             if int(ids[0]) in self._known:
                 continue
             try:
-                return self._make(ids, epochs, valid & self.slots.keep), faults
+                return self._make(ids, epochs, valid & self.slots.keep, out), faults
             except BadExample as broken:
                 self._remember(int(ids[0]), broken)
         raise BadInput(
@@ -110,6 +118,7 @@ class Maker:
         ids: Int64[np.ndarray, " rows"],
         epochs: Int64[np.ndarray, " rows"],
         valid: np.ndarray,
+        out: Chunk | None,
     ) -> Chunk:
         with stage("read"):
             try:
@@ -118,23 +127,70 @@ class Maker:
                 error.always = True
                 raise
         columns = {key: [record[key] for record in records] for key in self.preprocess.reads}
-        batch = self.preprocess.apply(columns, example_keys(self.slots.seed, ids, epochs))
+        keys = example_keys(self.slots.seed, ids, epochs)
+        batch = self.preprocess.apply(columns, keys, out or {})
         batch.setdefault("group", (ids & (2**31 - 1)).astype(np.int32))
         batch["id"] = ids.astype(np.uint32)
-        return batch | ({"valid": valid} if self._valid else {})
+        batch |= {"valid": valid} if self._valid else {}
+        return batch if out is None else fill(out, batch)
+
+
+def fill(out: Chunk, chunk: Chunk) -> Chunk:
+    """Copies into `out` what is not there; returns it."""
+    for key, value in chunk.items():
+        if not np.may_share_memory(value, out[key]):
+            out[key][...] = value
+    return out
+
+
+def _rows(chunk: Chunk, rows: Int64[np.ndarray, " n"]) -> Chunk:
+    """Rows that follow each other."""
+    return {key: value[rows[0] : rows[-1] + 1] for key, value in chunk.items()}
+
+
+class Room:
+    """Where the chunks of a batch, parts of so many rows, lie side by side.
+
+    example: one row, for names and types. Of a batch the memory is taken when its first chunk is
+    made, and given away as a whole.
+    """
+
+    def __init__(self, parts: list[np.ndarray], example: Chunk):
+        self._example, self._recycler, self._lock = example, Recycler(), threading.Lock()
+        self._parts = np.split(np.arange(sum(map(len, parts))), np.cumsum([*map(len, parts)])[:-1])
+        self._batches: dict[int, Chunk] = {}
+
+    def part(self, step: int, part: int) -> Chunk:
+        """The place of one chunk."""
+        return _rows(self._batch(step), self._parts[part])
+
+    def take(self, step: int) -> Chunk:
+        """The arrays of a whole batch; nothing is kept of it here."""
+        return self._batches.pop(step)
+
+    def _batch(self, step: int) -> Chunk:
+        with self._lock:
+            if step not in self._batches:
+                count = self._parts[-1][-1] + 1
+                self._batches[step] = {
+                    key: self._recycler.empty((int(count), *value.shape[1:]), value.dtype)
+                    for key, value in self._example.items()
+                }
+            return self._batches[step]
 
 
 class Span(NamedTuple):
     """Chunks start .. stop - 1, of which chunk n is rows parts[n % len(parts)] of batch
-    n // len(parts). example: one row, for names and types."""
+    n // len(parts). example: one row, for names and types. room: where they are put."""
 
     maker: Maker
     parts: list[np.ndarray]
     start: int
     stop: int
     example: Chunk
+    room: Room
 
     def make(self, number: int) -> tuple[Chunk, dict[int, Fault]]:
         """Chunk `number`."""
         step, part = divmod(number, len(self.parts))
-        return self.maker(step, self.parts[part])
+        return self.maker(step, self.parts[part], self.room.part(step, part))

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
-from data.chunks import Maker, Slots, Span
-from data.faults import FaultCount
+from data.chunks import Maker, Room, Slots, Span, fill
+from data.faults import Fault, FaultCount
 from data.heap import keep_freed_memory
 from data.iterator import Batch, BatchIterator, HostBatch
 from data.order import hash_seed, make_order, mix
@@ -34,9 +34,9 @@ from mm.config import BadInput, Count, Positive, Share, plain
 tf.config.set_visible_devices([], "GPU")
 
 # Rows that are worked on at once: many, since a chunk by itself costs about a millisecond, but not
-# more than a cache or a heap likes. 512 pictures of 48 x 48, 55 of 224 x 224.
+# more than a cache likes. 512 pictures of 48 x 48, 55 of 224 x 224.
 _CHUNK_ROWS = 512
-_CHUNK_BYTES = 8 << 20
+_CHUNK_NUMBERS = 8 << 20
 
 
 def train_batches(
@@ -255,21 +255,26 @@ def host_batches(
     keep_freed_memory()
     # One row now: mistakes in the config show here, and tf.data wants to know what is made.
     example, _ = maker(start, rows[:1])
-    row_bytes = sum(value.nbytes for value in example.values())
-    chunk_rows = min(max(_CHUNK_BYTES // row_bytes, 16), _CHUNK_ROWS)
+    row_numbers = sum(value.size for value in example.values())
+    chunk_rows = min(max(_CHUNK_NUMBERS // row_numbers, 16), _CHUNK_ROWS)
     parts = np.array_split(rows, -(-len(rows) // chunk_rows))
     stop = np.iinfo(np.int64).max // len(parts) if maker.slots.stop is None else maker.slots.stop
-    span = Span(maker, parts, start * len(parts), stop * len(parts), example)
+    room = Room(parts, example)
+    span = Span(maker, parts, start * len(parts), stop * len(parts), example, room)
     if service is None:
         chunks = local_chunks(span, profile, num_workers, prefetch)
     else:
         chunks = remote_chunks(span, profile, service, name(), prefetch)
 
     def joined() -> Iterator[HostBatch]:
-        while made := list(itertools.islice(chunks, len(parts))):
-            columns = {key: [chunk[key] for chunk, _ in made] for key in example}
-            batch = {key: x[0] if len(x) == 1 else np.concatenate(x) for key, x in columns.items()}
-            yield HostBatch(batch, {row: f for _, found in made for row, f in found.items()})
+        for step in itertools.count(start):
+            if step == maker.slots.stop:
+                return
+            faults: dict[int, Fault] = {}
+            for part, (chunk, found) in enumerate(itertools.islice(chunks, len(parts))):
+                fill(room.part(step, part), chunk)  # what another machine made is not there yet
+                faults |= found
+            yield HostBatch(room.take(step), faults)
 
     return joined()
 

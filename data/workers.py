@@ -31,7 +31,8 @@ def local_chunks(
     numbers = tf.data.Dataset.range(span.start, span.stop)
     numbers = numbers.map(
         lambda number: tf.numpy_function(make, [number], tf.int64),
-        num_parallel_calls=num_workers,
+        # One more than threads: what is made before its turn keeps none from going on.
+        num_parallel_calls=num_workers + 1,
         deterministic=True,
     )
     numbers = numbers.prefetch(prefetch * len(span.parts))

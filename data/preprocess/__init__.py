@@ -28,8 +28,8 @@ Columns = dict[str, Any]  # name -> list of values, array, or what is Lazy
 class Lazy(Protocol):
     """A column that is made when no op has more to say about it."""
 
-    def make(self) -> np.ndarray:
-        """The array [b, ...]."""
+    def make(self, out: np.ndarray | None = None) -> np.ndarray:
+        """The array [b, ...]: `out`, where that is given."""
         ...
 
 
@@ -82,10 +82,16 @@ class Preprocess(NamedTuple):
                         f"{suggest(key, features)} (have {sorted(features)})"
                     )
 
-    def apply(self, columns: Columns, keys: UInt64[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+    def apply(
+        self,
+        columns: Columns,
+        keys: UInt64[np.ndarray, " b"],
+        out: Mapping[str, np.ndarray] = {},
+    ) -> dict[str, np.ndarray]:
         """Runs the ops over b examples; returns the arrays [b, ...] that they wrote.
 
-        columns: the fields `reads`, lists of b values. keys: one an example, see `draws`.
+        columns: the fields `reads`, lists of b values. keys: one an example, see `draws`. out:
+        arrays that what is made last of all, pictures, is written to.
         """
         raw = dict(columns)
         seen: dict[str, int] = {}
@@ -110,7 +116,7 @@ class Preprocess(NamedTuple):
             value = columns[key]
             try:
                 with stage("augment"):
-                    written[key] = value.make() if isinstance(value, Lazy) else value
+                    written[key] = value.make(out.get(key)) if isinstance(value, Lazy) else value
             except BadExample as error:
                 message = f"{self.where}: {writers[key]}: {error}"
                 raise BadExample(message, error.reason) from error

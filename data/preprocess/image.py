@@ -68,9 +68,9 @@ class Planned(NamedTuple):
             raise BadInput("the pictures have several sizes; put center_crop or random_crop before")
         return tuple(sizes[0].tolist())
 
-    def make(self) -> UInt8[np.ndarray, "b *t height width 3"]:
+    def make(self, out: np.ndarray | None = None) -> UInt8[np.ndarray, "b *t height width 3"]:
         """The pictures, each by itself: a result does not depend on its neighbours."""
-        return _make(self, None)
+        return _make(self, None, out)
 
 
 class Holes(NamedTuple):
@@ -86,8 +86,8 @@ class Valued(NamedTuple):
     image: Planned
     values: Float32[np.ndarray, "1 256 channels"]
 
-    def make(self) -> Float32[np.ndarray, "b *t height width 3"]:
-        return _make(self.image, self.values)
+    def make(self, out: np.ndarray | None = None) -> Float32[np.ndarray, "b *t height width 3"]:
+        return _make(self.image, self.values, out)
 
 
 @registry.register("op", "decode")
@@ -194,15 +194,18 @@ def _frames(image: Planned) -> Planned:
     )
 
 
-def _make(image: Planned, values: np.ndarray | None) -> np.ndarray:
+def _make(image: Planned, values: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
     """One resampling, one colour matrix and one table a picture; see `Planned` and `Valued`."""
     if is_clip(image.pictures[0]):
-        made = _make(_frames(image), values)
-        return made.reshape(len(image.pictures), -1, *made.shape[1:])
-    size = image.shape
+        frames = _frames(image)
+        made = _make(frames, values, None if out is None else out.reshape(-1, *frames.shape, 3))
+        return made.reshape(len(image.pictures), -1, *made.shape[1:]) if out is None else out
+    size, done = image.shape, out
     outside = image.outside if image.margin else None
     draw = sampler(image.pictures, image.boxes, size, image.filter, outside)
-    done = np.empty((len(image.pictures), *size, 3), np.uint8 if values is None else np.float32)
+    if done is None:
+        kind = np.uint8 if values is None else np.float32
+        done = np.empty((len(image.pictures), *size, 3), kind)
     drawn, colored = np.empty((2, *size, 3), np.uint8)
     for i in range(len(done)):
         last = colored if values is not None else done[i]

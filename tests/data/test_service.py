@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data import service
-from data.chunks import Span
+from data.chunks import Room, Span
 from data.faults import Fault
 from data.input import open_input
 from data.loader import train_batches
@@ -118,11 +118,12 @@ def test_a_service_that_is_not_there_is_refused(config, there, message):
 def span(stop, parts=2):
     """Chunks that hold their number; those made here are negative."""
 
-    def make(step, rows):
+    def make(step, rows, out=None):
         return {"n": np.full(len(rows), -(parts * step + rows[0]))}, {}
 
     rows = [np.array([part]) for part in range(parts)]
-    return Span(make, rows, 0, stop, {"n": np.zeros(1, np.int64)})
+    example = {"n": np.zeros(1, np.int64)}
+    return Span(make, rows, 0, stop, example, Room(rows, example))
 
 
 def in_order(arriving, stop=40):
