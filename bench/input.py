@@ -1,6 +1,7 @@
 """How many pictures a second does the input prepare, beside torch's DataLoader with Pillow?
 
-  python -m venv VENV && VENV/bin/pip install torch==2.13.0 pillow==13.0.0 tokenizers==0.23.3 numpy==2.4.6
+  python -m venv VENV
+  VENV/bin/pip install torch==2.13.0 pillow==13.0.0 tokenizers==0.23.3 numpy==2.4.6
   python -m bench.input --peer_python=VENV/bin/python
   python -m bench.input --parts          # the ways to decode and to resize, one by one
 

@@ -3,8 +3,8 @@
   python main.py --config=configs/mae.py:variant=L/16 --workdir=workdirs/mae
   python main.py --config=configs/mae.py:variant=tiny --workdir=workdirs/mae  # emoji, on a CPU
 
-It reads the pictures of pairs.jsonl, or of `path` of the argument; configs/pairs.py says what that
-is. Captions are not read, but a tokenizer.json has to be there.
+It reads the pictures of pairs.jsonl, or of `path` of the argument, which may be a folder of
+pictures; configs/pairs.py says what else. Captions need not be there.
 
 From the paper (section 4, table 8): three quarters of the patches hidden, a decoder of 8 blocks of
 512, normalized pixels, crops of 0.2 to 1 of the area and flips alone, batch 4,096, 1.5e-4 for each

@@ -111,16 +111,16 @@ def add_pairs(
     """
     source = pairs_source(given)
     retrieves = config.model.get("embed_dim") is not None
+    reads_text = any(config.model.get(part) is not None for part in ("text", "decoder"))
     words = ", words=True" if words else ""
     fields = "".join(f'|numbers("{name}", {size})' for name, size in numbers.items())
 
     def part(first: float, last: float, ops: str, text: str = 'caption("caption")') -> dict:
-        # Pairs with the very same caption are positives of each other, never negatives.
-        return dict(
-            source=dict(first=first, last=last, **source),
-            preprocess=f"decode|{ops.format(image=given['image'])}{masks}|{text}"
-            f'|tokenize({given["tokenizer"]!r}, {length}{words})|group("caption")',
-        )
+        preprocess = f"decode|{ops.format(image=given['image'])}{masks}"
+        if reads_text:  # pairs with the very same caption are positives of each other
+            tokens = f"tokenize({given['tokenizer']!r}, {length}{words})"
+            preprocess += f'|{text}|{tokens}|group("caption")'
+        return dict(source=dict(first=first, last=last, **source), preprocess=preprocess)
 
     config.accumulation_steps = 1
     several = {"text": 'choose("captions")'} if source["name"] in SEVERAL else {}

@@ -22,11 +22,14 @@ class FaultCount:
     """How many of the examples drawn by this process were broken, by reason.
 
     max_share: more of them stop the run; 0 is none at all. before: the counts of a run that is
-    continued.
+    continued. processes: how many draw as many examples. One alone stops the run only when it has
+    more than the share of all that were drawn; `check` is for who knows the sum.
     """
 
-    def __init__(self, where: str, max_share: float, before: Mapping[str, int] = {}):
-        self._where, self._max_share = where, max_share
+    def __init__(
+        self, where: str, max_share: float, before: Mapping[str, int] = {}, processes: int = 1
+    ):
+        self._where, self._max_share, self._processes = where, max_share, processes
         self._before = collections.Counter(before)
         self._drawn, self._bad = 0, collections.Counter()
         self._named: dict[str, dict[int, str]] = {}
@@ -36,6 +39,11 @@ class FaultCount:
         """By reason, those from before included."""
         return dict(sorted((self._before + self._bad).items()))
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """Of this process, since the run began or was continued."""
+        return {"drawn": self._drawn, "bad": self._bad.total()}
+
     def add(self, drawn: int, faults: Iterable[Fault]) -> None:
         """Counts the faults of `drawn` examples. Raises BadInput when they are too many by now."""
         self._drawn += drawn
@@ -44,10 +52,13 @@ class FaultCount:
             named = self._named.setdefault(fault.reason, {})
             if len(named) < _SHOWN:
                 named[fault.example] = fault.message
-        bad = self._bad.total()
-        if bad > self._max_share * max(self._drawn, _FEWEST):
+        self.check(drawn=self._drawn * self._processes, bad=self._bad.total())
+
+    def check(self, drawn: int, bad: int) -> None:
+        """Raises BadInput when so many are too many."""
+        if bad > self._max_share * max(drawn, _FEWEST):
             raise BadInput(
-                f"{self._where}: {bad:,} of {self._drawn:,} examples are broken, more than "
+                f"{self._where}: {bad:,} of {drawn:,} examples are broken, more than "
                 f"max_bad_share={self._max_share:g}; mend or leave them out (python -m "
                 f"data.inspect tells which), or allow a larger share\n{self.table()}"
             )

@@ -28,16 +28,17 @@ TRIES = 5
 _FIRST_PAUSE_SECONDS = 0.2  # doubled after each try: 3 seconds in all
 _SLOW_SECONDS = 30.0
 _BLOCK_BYTES = 4 << 20  # of a remote file: long enough that the way there costs little
-_CACHE_BYTES = 1 << 30
+_CACHE_BYTES = int(os.environ.get("MM_READ_CACHE_MB", 1024)) << 20
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of a file that can be
 _MAX_NEAR = 100  # names in a folder: to find the nearest takes 27 us of each
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 # Whose errors of the network are no OSError.
-_CLIENTS = ("aiohttp", "botocore", "gcsfs", "s3fs")
+_CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "http", "s3fs")
 
 log = logging.getLogger(__name__)
+_reading: dict[int, tuple[float, str]] = {}  # by thread: since when, and what
 
 
 class ReadError(BadInput):
@@ -191,8 +192,22 @@ def _walk_local(folder: str) -> list[str]:
     return names
 
 
+def longest_read() -> tuple[float, str] | None:
+    """Of the reads that have not returned yet, the seconds of the longest, and its path."""
+    running = min(list(_reading.values()), default=None)
+    return running and (time.monotonic() - running[0], running[1])
+
+
 def _retried(path: str, function: Callable[[], T]) -> T:
     begin = time.monotonic()
+    _reading[threading.get_ident()] = begin, path
+    try:
+        return _tried(path, function, begin)
+    finally:
+        del _reading[threading.get_ident()]
+
+
+def _tried(path: str, function: Callable[[], T], begin: float) -> T:
     for attempt in range(TRIES):
         try:
             result = function()

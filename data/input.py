@@ -69,10 +69,10 @@ def _phases(phases: Any, where: str, data_dir: str | None) -> tuple[tuple[int, P
 def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
     """What the ops make of the first example that is whole, with a leading axis of one.
 
-    Raises BadInput if none of the first ones is.
+    Raises BadInput if none of some, all over the source, is.
     """
-    first = None
-    for number in range(min(len(source), _TRIES)):
+    first, tries = None, min(len(source), _TRIES)
+    for number in np.linspace(0, len(source) - 1, tries).astype(int):
         ids = np.array([number])
         try:
             records = source.read(ids, preprocess.reads)
@@ -80,7 +80,7 @@ def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
             return preprocess.apply(columns, example_keys(0, ids, np.zeros_like(ids)))
         except BadExample as error:
             first = first or error
-    raise BadInput(f"none of the first {number + 1} examples is whole; of the first: {first}")
+    raise BadInput(f"none of {tries} examples all over the source is whole; of the first: {first}")
 
 
 def manifest(source: Source, preprocess: Preprocess) -> dict[str, Any]:

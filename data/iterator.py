@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,9 +12,11 @@ import jax
 import numpy as np
 
 from data.faults import Fault, FaultCount
+from data.files import longest_read
 from data.profile import TRANSFER, Profile, stage
 
 _BATCHES_ON_DEVICE = 2  # made ahead: one waits while the next is on its way
+_LONG_SECONDS = 30.0  # without a batch; it is said then, and after twice as long, and so on
 _POLL_SECONDS = 0.2  # how soon a thread that waits notices that nobody wants it any more
 
 Batch = dict[str, jax.Array]
@@ -63,10 +66,14 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Batch:
+        begin, told = time.monotonic(), 1
         while self._end.alive:
             try:
                 item = self._ready.get(timeout=_POLL_SECONDS)
             except queue.Empty:  # look whether a signal's handler has closed it meanwhile
+                if (waited := time.monotonic() - begin) > told * _LONG_SECONDS:
+                    told *= 2
+                    _tell(waited)
                 continue
             if isinstance(item, tuple):
                 batch, faults = item
@@ -88,6 +95,13 @@ class BatchIterator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _tell(waited: float) -> None:
+    """A loop that stands still, for a read that hangs maybe, must not be silent."""
+    read = longest_read()
+    reason = f"; {read[1]} is being read since {read[0]:.0f} s" if read else ""
+    log.warning("no batch for %.0f s%s", waited, reason)
 
 
 def _produce(

@@ -26,14 +26,15 @@ _EPOCHS_KEPT = 4  # the order of the files of so many epochs
 
 @registry.register("order", "windows")
 def windows(
-    *, lanes: Positive = 64, size: Positive = 256, source: Any, seed: int, batch_size: int
+    *, lanes: Positive = 64, size: Positive = 128, source: Any, seed: int, batch_size: int
 ) -> Order:
     """Shuffles windows of `size` examples in each of `lanes` lanes: see the module.
 
     So lanes * size examples mix at a time, beside the order of the files. There should be as many
-    lanes as hosts or more. Far away, a host keeps the windows of its lanes in memory, 1 GiB at
-    most: where lanes * size examples per host are more, they are read again and again. Raises
-    BadInput when the source does not say what its files hold (`shards`).
+    lanes as hosts or more. Far away, a host keeps the windows of its lanes in memory, 1 GiB at most
+    (or MM_READ_CACHE_MB, of the environment): where lanes * size examples per host are more, they
+    are read again and again. Raises BadInput when the source does not say what its files hold
+    (`shards`).
     """
     shards = getattr(source, "shards", None)
     if shards is None:

@@ -100,7 +100,7 @@ def train_batches(
         itertools.chain.from_iterable(parts),
         lambda local: _place(local, rows, global_batch_size, sharding),
         own_rows(global_batch_size, sharding),
-        FaultCount(where_of(preprocess), max_bad_share, bad_examples),
+        FaultCount(where_of(preprocess), max_bad_share, bad_examples, jax.process_count()),
         times,
     )
 
@@ -186,7 +186,9 @@ def eval_batches(
         return ids, np.zeros_like(ids), slots < size
 
     def instead(step: int, row: int, number: int) -> int:
-        return (step * batch_size + row + number + 1) % size
+        """Any: the row does not count, and neighbours may be broken as well."""
+        slot = np.array([step * batch_size + row])
+        return int(mix(mix(hash_seed(0), slot), np.array([number]))[0] % np.uint64(size))
 
     rows = host_rows(batch_size, sharding)
     slots = Slots(at, instead, 0, stop=-(-size // batch_size), keep=False)
@@ -203,7 +205,7 @@ def eval_batches(
         batches,
         lambda local: _place(local, rows, batch_size, sharding),
         own_rows(batch_size, sharding),
-        FaultCount(where_of(preprocess), max_bad_share),
+        FaultCount(where_of(preprocess), max_bad_share, processes=jax.process_count()),
         profile,
         tell=True,
     )

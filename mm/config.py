@@ -143,7 +143,7 @@ def _converted(where: str, text: str, current: Any) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         value = text
     wanted = type(current)
     if isinstance(current, float) and type(value) is int:

@@ -119,9 +119,10 @@ def train(config: ConfigDict, directory: str) -> int:
         stack.callback(writer.close)
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
-        elsewhere = loading.get("service") or loading.get("phases")  # not all is counted here
-        tokenizer = None if elsewhere else preprocess.tokenizer
-        input_log = InputLog(batches, start_step, progress.message, tokenizer)
+        # With a service, not all is counted here.
+        spans = [] if loading.get("service") else [(0, preprocess), *loading.get("phases", ())]
+        tokenizers = [(first, ops.tokenizer) for first, ops in spans if ops.tokenizer]
+        input_log = InputLog(batches, start_step, progress.message, tokenizers)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
             manifest, writer, progress, signals,

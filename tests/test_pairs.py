@@ -12,7 +12,9 @@ import pytest
 from configs.pairs import ARGUMENTS, pairs_source
 from data.input import example, open_input
 from data.sources import open_source
-from mm.config import BadInput, load
+from mm.config import BadInput, load, plain
+from mm.train import train
+from tests.tiny import TEXT, TEXTS, get_config
 
 COUNT = 100
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,3 +98,30 @@ def test_a_data_set_dict_trains_on_its_train_split():
         "image_key": "image", "caption_key": "caption",
     }  # fmt: skip
     assert len(open_source(source(SAVED), "pairs")) == 7
+
+
+def test_pictures_alone_need_no_captions(tmp_path):
+    for i in range(COUNT):
+        (tmp_path / f"{i}.png").write_bytes(pair(i)["image"])
+    config = load(f"configs/mae.py:variant=B/16,image=32,path={tmp_path}")
+    for spec in (config.input, config.evals.held_out):
+        opened = open_input(plain(spec), "config.input")
+        assert example(opened.source, opened.preprocess)["image"].shape == (1, 32, 32, 3)
+
+
+def test_texts_alone_train_a_text_tower(tmp_path, tokenizer):
+    """From a file of lines to masked words told."""
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS * 8))
+    config = get_config(f"tokenizer={tokenizer}")
+    words = f'caption("text")|tokenize("{tokenizer}", 8, words=True)'
+    with config.unlocked():
+        config.model = dict(text=TEXT | dict(mask_token=True))
+        config.objectives = dict(masked_text=dict(name="masked_text"))
+        config.input = dict(
+            source=dict(name="text", path=str(tmp_path / "lines.txt")), preprocess=words
+        )
+        config.evals = dict(losses=dict(name="losses", batch_size=16, **config.input))
+        config.checkpoint.keep_best = None
+    assert train(config, str(tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert 0 < results["losses/masked_text/loss"] < 5

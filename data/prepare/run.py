@@ -32,7 +32,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 LOCAL_RUNNER = "FnApiRunner"
 # How workers' errors reach us, on any runner: as text.
 _SAID = re.compile(
-    r"^(?:[\w.]+\.)?(?:BadInput|BadExample|ReadError): (.*?)(?: \[while running .*\])?$", re.M
+    r"^(?:[\w.]+\.)?(?:Bad(?:Input|Example)|(?:Read|Missing)Error): "
+    r"(.*?)(?: \[while running .*\])?$",
+    re.M,
 )
 
 
@@ -42,6 +44,11 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
     Raises BadInput when the config, a flag or the source is wrong, when the folder holds something
     else, and when it cannot be written to.
     """
+    with _indexes_in(output):
+        _prepare(config, output, beam_flags)
+
+
+def _prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str]) -> None:
     find_beam()
     from data.prepare import shards
 
@@ -53,6 +60,7 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
     given = {"format": FORMAT, "num_examples": len(job.source), "config": dict(config)}
     if _is_done(output, given):
         print(f"{output}: is prepared already, as this config says")
+        store.remove_work(output)  # indexes of the source, looked for once more
         return
     if others := [name for name in store.names(output) if name != store.WORK]:
         if not files.exists(_job_path(output)):
@@ -67,6 +75,18 @@ def prepare(config: Mapping[str, Any], output: str, beam_flags: Sequence[str] = 
     seconds = time.monotonic() - begin
     print(f"{len(job.source):,} examples in {seconds:.0f} s, {len(job.source) / seconds:,.0f}/s")
     print(_how_to_read(job, output))
+
+
+@contextlib.contextmanager
+def _indexes_in(output: str) -> Iterator[None]:
+    """What is where in tar shards is written there and nowhere else, by processes of Beam, too."""
+    given = "MM_INDEX_DIR" in os.environ
+    os.environ.setdefault("MM_INDEX_DIR", files.join(_work(output), "index"))
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ["MM_INDEX_DIR"]
 
 
 def find_beam() -> None:
@@ -178,6 +198,10 @@ def _run(options: Any, config: str, output: str, num_examples: int) -> None:
     except Exception as error:  # runners raise all kinds; a worker's BadInput is text within
         if said := _SAID.findall(str(error)):
             raise BadInput(said[-1]) from error
+        # DataflowRunner wants apache_beam[gcp], and flags of its own.
+        if isinstance(error, ImportError) or str(error).startswith("Pipeline has validations"):
+            runner = options.get_all_options()["runner"]
+            raise BadInput(f"--runner={runner}: {' '.join(str(error).split())}") from error
         raise
 
 

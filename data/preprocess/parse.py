@@ -101,7 +101,7 @@ def _build(node: ast.Name | ast.Call, where: str, data_dir: str | None) -> Op:
 def _literal(node: ast.expr, where: str, key: str | None) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # {[1]: 2} has no hash
         raise BadInput(
             f"{where}: {key}={ast.unparse(node)} is no literal; expected a number, a string, a "
             "tuple, True, False or None"

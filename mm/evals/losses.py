@@ -11,7 +11,7 @@ from etils import epath
 from jax import Array
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Share
 from mm.evals.base import Model
 
 
@@ -24,13 +24,22 @@ class Losses:
 
     Without dropout, with the masks of a fixed seed, so checkpoints can be compared. shuffled: each
     picture comes with the text of another row: the control that a model which uses the pairing must
-    fail. Raises BadInput when the source is less than a batch.
+    fail. max_bad_share: of broken examples, which are left out. Raises BadInput when the source is
+    less than a batch.
     """
 
     needs = ()
     reads = None  # all that a step reads
 
-    def __init__(self, *, source: Any, preprocess: Any, batch_size: int, shuffled: bool = False):
+    def __init__(
+        self,
+        *,
+        source: Any,
+        preprocess: Any,
+        batch_size: int,
+        shuffled: bool = False,
+        max_bad_share: Share = 0.01,
+    ):
         if batch_size < 1 or len(source) < batch_size:
             raise BadInput(
                 f"losses: batch_size={batch_size} must be from 1 to the {len(source)} examples of "
@@ -39,14 +48,18 @@ class Losses:
         if shuffled and batch_size < 2:
             raise BadInput(f"losses: shuffled=True needs a batch_size of 2, given {batch_size}")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.shuffled = shuffled
+        self.shuffled, self.max_bad_share = shuffled, max_bad_share
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "contrastive/loss" and so on; the same on every process. No picture."""
         from data.loader import eval_batches  # here, since it loads TensorFlow
 
         batches = eval_batches(
-            self.source, self.preprocess, batch_size=self.batch_size, sharding=model.sharding
+            self.source,
+            self.preprocess,
+            batch_size=self.batch_size,
+            sharding=model.sharding,
+            max_bad_share=self.max_bad_share,
         )
         roll = jax.jit(shuffle, out_shardings=model.sharding)
         found = []

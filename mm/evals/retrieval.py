@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Share
 from mm.evals.base import Model
 from mm.evals.rerank import of_pairs, place, reranked
 from mm.report import retrieval as report
@@ -36,13 +36,22 @@ class Retrieval:
 
     rerank: so many of the first are put in order by the matching head as well, which gives
     "reranked/text_to_image/recall@1" and so on. The arrays of all examples are then kept in the
-    memory of each host. Raises BadInput when the source is empty.
+    memory of each host. max_bad_share: of broken examples, which are left out. Raises BadInput when
+    the source is empty.
     """
 
     needs = ("image", "text", "embed_dim")  # of the model
     reads = ("image", "text", "text_mask")  # of a batch, where the model reads them
 
-    def __init__(self, *, source: Any, preprocess: Any, batch_size: int, rerank: int = 0):
+    def __init__(
+        self,
+        *,
+        source: Any,
+        preprocess: Any,
+        batch_size: int,
+        rerank: int = 0,
+        max_bad_share: Share = 0.01,
+    ):
         if len(source) < 1:
             raise BadInput("retrieval: the source is empty")
         if batch_size < 1:
@@ -50,7 +59,7 @@ class Retrieval:
         if rerank < 0:
             raise BadInput(f"rerank={rerank} must be at least 0")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.rerank = rerank
+        self.rerank, self.max_bad_share = rerank, max_bad_share
         if rerank:
             self.needs, self.reads = (*self.needs, "match"), (*self.reads, "entities")
 
@@ -63,7 +72,9 @@ class Retrieval:
         from data.loader import eval_batches  # here, since it loads TensorFlow
 
         given = dict(batch_size=self.batch_size, sharding=sharding)
-        batches = eval_batches(self.source, self.preprocess, **given)
+        batches = eval_batches(
+            self.source, self.preprocess, max_bad_share=self.max_bad_share, **given
+        )
         with contextlib.closing(batches):
             zimg, ztxt, pool = embed_pool(model.embed, batches, sharding.mesh, bool(self.rerank))
         ids = pool.pop("id")

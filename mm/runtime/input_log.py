@@ -4,7 +4,7 @@ import collections
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ _BYTES = 1 << 14  # of the counts of one process, as text
 class InputLog:
     """Follows `batches`, a `data.iterator.BatchIterator`, of a loop that begins at `start_step`.
 
-    message: prints a line above the bar. tokenizer: that of the texts, which counts what it cuts.
+    message: prints a line above the bar. tokenizers: those of the texts, which count what they cut,
+    and the steps from which each is used.
     Where `batches.profile.shown` (config.input.profile), the seconds of every stage are metrics and
     lines of their own.
     """
@@ -33,12 +34,12 @@ class InputLog:
         batches: Any,
         start_step: int,
         message: Callable[[str], None],
-        tokenizer: Any = None,
+        tokenizers: Sequence[tuple[int, Any]] = (),
         clock: Callable[[], float] = time.monotonic,
     ):
         self._batches, self._message, self._clock = batches, message, clock
         self._start_step, self._step = start_step, start_step
-        self._tokenizer, self._cut_is_told = tokenizer, False
+        self._tokenizers, self._cut_is_told = tokenizers, False
         self._seconds: Mapping[str, float] = {}
         self._quiet_until = 0.0
         self._told: Mapping[str, int] = batches.faults.counts
@@ -65,24 +66,30 @@ class InputLog:
                 f"slowest stage is {profile.slowest(spent)}; see config.input.num_workers, and "
                 "--config.input.profile=1 for all stages"
             )
-        if settled and self._tokenizer is not None:
-            found |= self._text_cut(profile.shown)
+        used = [tokenizer for first, tokenizer in self._tokenizers if first < step]
+        if settled and used:
+            found |= self._text_cut(used[-1], profile.shown)
         return found
 
-    def _text_cut(self, shown: bool) -> dict[str, float]:
+    def _text_cut(self, tokenizer: Any, shown: bool) -> dict[str, float]:
         """How much of the texts so far was left out for being too long; said once if it is much."""
-        cut = self._tokenizer.cut
+        cut = tokenizer.cut
         if cut.share_of_texts > _MUCH_CUT and not self._cut_is_told:
             self._cut_is_told = True
             self._message(
                 f"note: {cut.share_of_texts:.0%} of the texts have more than "
-                f"{self._tokenizer.length} tokens; {cut.share_of_tokens:.0%} of all tokens are cut"
+                f"{tokenizer.length} tokens; {cut.share_of_tokens:.0%} of all tokens are cut"
             )
         return {"input/tokens_cut": cut.share_of_tokens} if shown else {}
 
     def bad_examples(self) -> dict[str, int]:
-        """By reason, of all processes, which all have to call this; says so when there are more."""
-        counts = gathered(self._batches.faults.counts)
+        """By reason, of all processes, which all have to call this; says so when there are more.
+
+        Raises BadInput, in all of them, when that is more than config.input.max_bad_share.
+        """
+        faults = self._batches.faults
+        counts = gathered(faults.counts)
+        faults.check(**gathered(faults.totals))
         if counts != self._told and jax.process_index() == 0:
             self._message(self._batches.faults.told(counts=counts))
         self._told = counts

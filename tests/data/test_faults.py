@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data.chunks import Maker, Slots
-from data.faults import FaultCount
+from data.faults import Fault, FaultCount
 from data.files import ReadError
 from data.loader import eval_batches, train_batches
 from data.order import example_at
@@ -206,6 +206,25 @@ def test_the_share_is_of_what_was_drawn_since_the_start():
     count.add(16, [])
     assert count.counts == {"is odd": 500}
     assert count.told() == "config.input: 500 examples are broken and were replaced (500 is odd)"
+
+
+def test_one_process_of_several_stops_only_for_the_share_of_all():
+    count = FaultCount("config.input", 0.01, processes=4)
+    bad = [Fault(i, "is odd", "odd") for i in range(10)]
+    for _ in range(3):  # 30 of 1,000 here, of 4,000 in all
+        count.add(1000, bad)
+    assert count.totals == {"drawn": 3000, "bad": 30}
+    with pytest.raises(BadInput, match="121 of 12,000 examples are broken"):
+        count.check(drawn=12_000, bad=121)
+    count.check(drawn=12_000, bad=120)
+
+
+def test_neighbours_that_are_all_broken_leave_an_evaluation_whole():
+    """As where a folder of a source was lost: more in a row than a slot draws."""
+    given = dict(batch_size=64, sharding=sharding(), max_bad_share=1.0)
+    with eval_batches(Some(range(300, 700), 1000), OPS, **given) as found:
+        valid = np.concatenate([np.asarray(batch["valid"]) for batch in found])
+    assert valid.sum() == 600
 
 
 def test_one_bad_example_of_a_chunk_does_not_cost_a_pass_for_each():

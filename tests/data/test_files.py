@@ -1,6 +1,7 @@
 """Reading by position, near and far, and what happens when it fails."""
 
 import threading
+import time
 import uuid
 
 import fsspec
@@ -141,6 +142,22 @@ def test_a_read_that_always_fails_ends_in_one_line(flaky):
         files.read(flaky)
     Flaky.failures = 0
     assert len(files.read(flaky)) == 1024  # a failure is not remembered
+
+
+def test_the_longest_read_is_known_while_it_lasts(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    found, real = [], files._read_local
+
+    def slow(*args):
+        time.sleep(0.05)
+        found.append(files.longest_read())
+        return real(*args)
+
+    monkeypatch.setattr(files, "_read_local", slow)
+    assert files.read(f"{tmp_path}/a.bin") == b"abc"
+    [(seconds, path)] = found
+    assert seconds >= 0.05 and path == f"{tmp_path}/a.bin"
+    assert files.longest_read() is None
 
 
 def test_a_slow_read_is_told_of(flaky, monkeypatch, caplog):

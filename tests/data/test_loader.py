@@ -1,7 +1,9 @@
 import gc
+import json
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data import loader
+from data import files, loader
 from data.chunks import Maker, Slots
 from data.loader import eval_batches, host_batches, host_rows, train_batches
 from data.order import example_at
@@ -251,3 +253,42 @@ next(batches)
     run = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
     assert run.returncode == (7 if "7" in end else 0), run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_batch_is_the_same_of_any_number_of_chunks(source, preprocess, monkeypatch):
+    """And stays as it is while others are made, in memory that was another's before."""
+    monkeypatch.setattr("data.heap._LARGE_BYTES", 1)
+    given = dict(global_batch_size=48, seed=0, sharding=sharded())
+    whole = take(train_batches(source, preprocess, **given), 12)
+    monkeypatch.setattr(loader, "_CHUNK_ROWS", 5)
+    with train_batches(source, preprocess, **given, num_workers=3) as batches:
+        found = [next(batches) for _ in range(12)]
+        for want, batch in zip(whole, found, strict=True):
+            assert_equal(jax.tree.map(np.asarray, batch), want)
+
+
+def test_a_read_that_hangs_is_named_and_changes_nothing(tmp_path, monkeypatch, caplog):
+    """As a slow shard: its batch comes late, but it is the batch of that number."""
+    spec = {"name": "synthetic", "num_examples": 20, "image_size": 8}
+    lines = []
+    for i, record in enumerate(open_source(spec, "source").read(np.arange(20), ["image"])):
+        (tmp_path / f"{i}.png").write_bytes(record["image"])
+        lines.append(json.dumps({"image": f"{i}.png", "caption": "a"}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    pairs = open_source({"name": "jsonl", "path": str(tmp_path / "pairs.jsonl")}, "source")
+    ops = parse("decode|resize(8)", where="config.input.preprocess")
+    given = dict(global_batch_size=16, seed=0, sharding=sharded())
+    want = take(train_batches(pairs, ops, **given), 3)
+    real, left = files._read_local, [1]
+
+    def slow(path, *args):
+        if path.endswith("/7.png") and left:
+            left.pop()
+            time.sleep(1)
+        return real(path, *args)
+
+    monkeypatch.setattr(files, "_read_local", slow)
+    monkeypatch.setattr("data.iterator._LONG_SECONDS", 0.2)
+    for batch, other in zip(take(train_batches(pairs, ops, **given), 3), want, strict=True):
+        assert_equal(batch, other)
+    assert f"{tmp_path}/7.png is being read since" in caplog.text and not left

@@ -20,9 +20,13 @@ class Batches:
 
     def __init__(self, num_workers=2, shown=False):
         self.profile, self.faults = Profile(num_workers, shown), self
-        self.counts = {}
+        self.counts, self.totals = {}, {"drawn": 0, "bad": 0}
         self.profile.seconds = lambda: dict(self.seconds)
         self.seconds = {}
+
+    def check(self, drawn, bad):
+        if bad > drawn:
+            raise BadInput(f"{bad} of {drawn} are broken")
 
     def told(self, counts):
         return f"bad: {counts}"
@@ -33,9 +37,9 @@ def batches():
     return Batches()
 
 
-def follow(batches, clock=lambda: 1000.0, tokenizer=None):
+def follow(batches, clock=lambda: 1000.0, tokenizers=()):
     lines = []
-    return InputLog(batches, 0, lines.append, tokenizer, clock), lines
+    return InputLog(batches, 0, lines.append, tokenizers, clock), lines
 
 
 def test_a_loop_that_waits_is_told_the_slowest_stage(batches):
@@ -94,10 +98,17 @@ def test_texts_that_are_often_cut_are_told_of_once():
     tokenizer = types.SimpleNamespace(
         length=8, cut=Cut(texts=100, texts_cut=40, tokens=900, tokens_cut=90)
     )
-    log, lines = follow(Batches(shown=True), tokenizer=tokenizer)
+    log, lines = follow(Batches(shown=True), tokenizers=[(0, tokenizer)])
     assert log.metrics(50, 0.0) == log.metrics(100, 0.0) == {"input/tokens_cut": 0.1}
     notes = [line for line in lines if line.startswith("note")]
     assert notes == ["note: 40% of the texts have more than 8 tokens; 10% of all tokens are cut"]
+
+
+def test_the_texts_are_those_of_the_phase():
+    cuts = [Cut(texts=9, texts_cut=0, tokens=100, tokens_cut=share) for share in (10, 20)]
+    tokenizers = [(50 * i, types.SimpleNamespace(length=8, cut=cut)) for i, cut in enumerate(cuts)]
+    log, _ = follow(Batches(shown=True), tokenizers=tokenizers)
+    assert [log.metrics(step, 0.0)["input/tokens_cut"] for step in (50, 51)] == [0.1, 0.2]
 
 
 def test_more_broken_examples_are_told_of_once(batches):
@@ -116,6 +127,17 @@ def test_the_counts_of_all_processes_add_up(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack([x, other]))
     assert gathered({"is odd": 2}) == {"is even": 3, "is odd": 3}
+
+
+def test_the_share_of_broken_examples_is_that_of_all_processes(batches, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack([x, x]))
+    log, _ = follow(batches)
+    batches.totals = {"drawn": 5, "bad": 5}
+    log.bad_examples()
+    batches.totals = {"drawn": 5, "bad": 6}
+    with pytest.raises(BadInput, match="12 of 10 are broken"):
+        log.bad_examples()
 
 
 def test_a_process_that_sees_other_data_is_named_in_all(monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import signal
@@ -288,6 +289,8 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 from data.prepare.__main__ import main
 code = main()
+used = {name for name in sys.modules if name.split(".")[0] == "mm"}
+assert used == {"mm", "mm.config", "mm.registry"}, used  # no model code
 print("WRITTEN", *sorted(seen), sep="\\n")
 raise SystemExit(code)
 """
@@ -302,6 +305,49 @@ def test_nothing_is_written_outside_of_the_output(folder, tmp_path):
     assert len(written) > 10
     outside = [path for path in written if not path.startswith(str(tmp_path / "pairs"))]
     assert [path for path in outside if path not in ("/dev/null",)] == []
+
+
+def test_what_is_where_in_tar_shards_is_kept_in_the_output(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MM_INDEX_DIR", raising=False)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, image, caption in planted.examples()[:3]:
+            for ending, content in (("png", image), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{number}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    arguments = [f"--config=configs/prepare.py:{tmp_path}/0.tar", f"--output={tmp_path}/pairs"]
+    for _ in range(2):
+        assert command.main([*arguments, "--direct_num_workers=1"]) == 0
+        assert not (tmp_path / "home").exists() and not (tmp_path / "pairs/.work").exists()
+    assert "MM_INDEX_DIR" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ([], "Missing GCS path option: temp_location"),
+        (["--temp_location=gs://bucket-1/t", "--staging_location=gs://bucket-1/s"], "beam[gcp]"),
+    ],
+)
+def test_a_runner_that_cannot_be_is_refused_in_one_line(folder, tmp_path, capsys, extra, message):
+    given = ["--runner=DataflowRunner", "--project=project-1", "--region=europe-west1"]
+    assert command.main([*flags(folder, tmp_path / "pairs"), *given, *extra]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --runner=DataflowRunner: ") and message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_another_runner_writes_the_same_bytes(folder, prepared, tmp_path):
+    runner = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
+    prepare(planted.config(folder), str(tmp_path / "pairs"), [f"--runner={runner}"])
+    assert files_of(tmp_path / "pairs") == files_of(prepared)
+
+
+def test_what_workers_raise_is_found_in_any_text():
+    for kind in ("BadInput", "data.sources.BadExample", "data.files.MissingError", "ReadError"):
+        text = f"Traceback\n  x\n{kind}: a.tar: is gone [while running 'Scan']\n"
+        assert run._SAID.findall(text) == ["a.tar: is gone"]
 
 
 def flags(folder, output):

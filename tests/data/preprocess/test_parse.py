@@ -44,7 +44,8 @@ def test_reads_are_the_fields_of_all_ops():
         ("decode|random_resized_crop(8, scale=(1, 0.5))", "scale="),
         ("decode|value_range(1, -1)", "expected low < high"),
         ("tokenize('nix.json', 4)", "tokenizer 'nix.json': cannot be read"),
-        ("tokenize('emoji', 4)", "set data_dir"),
+        ("tokenize('none', 4)", "train one with .*--dataset=none --data_dir=.data"),
+        ("resize({[1]: 2})", "is no literal"),
     ],
 )
 def test_mistakes_name_the_op_and_the_argument(string, message):

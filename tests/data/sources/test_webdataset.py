@@ -347,11 +347,19 @@ def test_empty_members_are_read_as_such(tmp_path):
     assert every(source, ["image", "caption"]) == [{"image": b"", "caption": ""}]
 
 
+@pytest.mark.parametrize("content", [b"", b"a.jpg" + bytes(95)])
+def test_an_empty_shard_loses_its_own_examples_only(tmp_path, caplog, content):
+    write(tmp_path / "0.tar", example(0, jpg=b"a", txt=b"b"))
+    (tmp_path / "1.tar").write_bytes(content)
+    assert len(open_shards(tmp_path / "{0,1}.tar")) == 1
+    assert f"cut off or damaged at byte {len(content)} of {len(content)}" in caplog.text
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", r"is no tar \(empty file\)"),
-        (b"a.jpg" + bytes(95), r"is no tar \(truncated header\)"),
+        (b"", "no example is in these 1 shards"),
+        (b"a.jpg" + bytes(95), "no example is in these 1 shards"),
         (b"no tar" * 200, r"is no tar \("),
         (b"\x1f\x8b\x08" + bytes(600), "is compressed, .* at random; `gunzip` it"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "`unzstd` it"),
