@@ -78,9 +78,9 @@ def walk(folder: str) -> list[str]:
     """
     folder = os.path.expanduser(folder).rstrip("/") or "/"
     if not is_remote(folder):
-        return sorted(_retried(folder, lambda: _walk_local(folder)))
+        return sorted(retried(folder, lambda: _walk_local(folder)))
     filesystem, inner = _filesystem(folder)
-    paths = _retried(folder, lambda: filesystem.find(inner))
+    paths = retried(folder, lambda: filesystem.find(inner))
     names = [path.removeprefix(inner).lstrip("/") for path in paths]
     return sorted(name for name in names if not any(p.startswith(".") for p in name.split("/")))
 
@@ -104,8 +104,8 @@ def parent(path: str) -> str:
 def size(path: str) -> int:
     """In bytes. Raises as `read`."""
     if is_remote(path):
-        return _retried(path, lambda: _filesystem(path)[0].size(_filesystem(path)[1]))
-    return _retried(path, lambda: os.stat(path).st_size)
+        return retried(path, lambda: _filesystem(path)[0].size(_filesystem(path)[1]))
+    return retried(path, lambda: os.stat(path).st_size)
 
 
 def stamp(path: str) -> str:
@@ -114,10 +114,10 @@ def stamp(path: str) -> str:
     Raises as `read`.
     """
     if not is_remote(path):
-        found = _retried(path, lambda: os.stat(path))
+        found = retried(path, lambda: os.stat(path))
         return f"{found.st_size} {found.st_mtime_ns}"
     filesystem, inner = _filesystem(path)
-    return str(_retried(path, lambda: filesystem.ukey(inner)))
+    return str(retried(path, lambda: filesystem.ukey(inner)))
 
 
 def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -127,10 +127,10 @@ def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
     still fails after TRIES times.
     """
     if not is_remote(path):
-        return _retried(path, lambda: _read_local(path, start, stop))
+        return retried(path, lambda: _read_local(path, start, stop))
     if start == 0 and stop is None:
         filesystem, inner = _filesystem(path)
-        return _retried(path, lambda: filesystem.cat_file(inner))
+        return retried(path, lambda: filesystem.cat_file(inner))
     stop = size(path) if stop is None else stop
     first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES
     whole = b"".join(_blocks((path, number)) for number in range(first, last + 1))
@@ -198,7 +198,11 @@ def longest_read() -> tuple[float, str] | None:
     return running and (time.monotonic() - running[0], running[1])
 
 
-def _retried(path: str, function: Callable[[], T]) -> T:
+def retried(path: str, function: Callable[[], T]) -> T:
+    """What `function` returns, which reads the file: tried again where an error may pass.
+
+    Raises as `read`.
+    """
     begin = time.monotonic()
     _reading[threading.get_ident()] = begin, path
     try:
@@ -253,7 +257,7 @@ def _fetch_block(key: tuple[str, int]) -> bytes:
     path, number = key
     filesystem, inner = _filesystem(path)
     start = number * _BLOCK_BYTES
-    return _retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
+    return retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
 
 
 _blocks = Latest(_fetch_block, _CACHE_BYTES)

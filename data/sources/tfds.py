@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from jaxtyping import Int64
 
-from data.files import ReadError
+from data.files import retried
 from data.sources import BadExample, Feature, Source
 from data.sources.memory import InMemory
 from data.sources.part import part
@@ -135,15 +135,22 @@ def _reader(path: str) -> ArrayRecordReader:
 
 def _read(path: str, reader: ArrayRecordReader, positions: Sequence[int]) -> list[bytes]:
     """Of an ArrayRecord file; its checksums tell what is damaged."""
+
+    def read() -> list[bytes]:
+        try:
+            return reader.read(positions)
+        except RuntimeError as error:  # it has no other
+            if "mismatch" in str(error) or "orrupt" in str(error):
+                message = f"{path} record {positions[0]}: {error}"
+                raise BadExample(message, "record is damaged") from error
+            raise OSError(str(error)) from error
+
     try:
-        return reader.read(positions)
-    except RuntimeError as error:
-        if len(positions) > 1:
-            return [_read(path, reader, [position])[0] for position in positions]
-        if "mismatch" not in str(error) and "orrupt" not in str(error):
-            raise ReadError(f"{path}: cannot be read ({error})") from error
-        message = f"{path} record {positions[0]}: {error}"
-        raise BadExample(message, "record is damaged") from error
+        return retried(path, read)
+    except BadExample:
+        if len(positions) == 1:
+            raise
+        return [_read(path, reader, [position])[0] for position in positions]
 
 
 def _tfrecords(paths: Sequence[str], index_dir: str | None) -> list[ReadRaw]:

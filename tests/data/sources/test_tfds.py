@@ -10,7 +10,10 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
+from data import files
+from data.files import ReadError
 from data.sources import BadExample, Feature, open_source
+from data.sources.tfds import _read
 from mm.config import BadInput
 
 FEATURES = tfds.features.FeaturesDict(
@@ -219,3 +222,29 @@ def test_opening_imports_no_builder_code(tmp_path):
         "assert not [m for m in sys.modules if m.startswith('data.builders')]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Failing:
+    """An ArrayRecordReader that raises these errors first."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+
+    def read(self, positions):
+        if self.errors:
+            raise RuntimeError(self.errors.pop(0))
+        return [b"%d" % position for position in positions]
+
+
+def test_a_read_of_array_record_that_fails_is_tried_again(monkeypatch):
+    monkeypatch.setattr(files, "_FIRST_PAUSE_SECONDS", 0.0)
+    assert _read("a", Failing("read() failed", "reset by peer"), [3, 4]) == [b"3", b"4"]
+    with pytest.raises(ReadError, match="a: cannot be read, tried 5 times .read.. failed"):
+        _read("a", Failing(*["read() failed"] * 5), [3])
+
+
+def test_a_damaged_record_is_not_tried_again_and_names_itself():
+    reader = Failing(*["Chunk hash mismatch"] * 2)
+    with pytest.raises(BadExample, match="a record 3: Chunk hash mismatch"):
+        _read("a", reader, [3, 4])
+    assert not reader.errors
