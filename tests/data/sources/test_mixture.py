@@ -44,9 +44,10 @@ SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 @given(SIZES, st.data())
 @settings(max_examples=40, deadline=None)
 def test_no_example_is_missed_or_doubled_in_an_epoch_of_its_part(sizes, data):
-    weight = st.integers(1, 9)
-    weights = tuple(data.draw(st.tuples(*[weight] * len(sizes))))
-    source = mixed(sizes, weights)
+    """Also where weights change at steps, and a part rests for a while."""
+    steps = [0, *sorted(data.draw(st.sets(st.integers(1, 300), max_size=2)))]
+    each = st.tuples(*[st.integers(0, 9)] * len(sizes)).filter(any)
+    source = mixed(sizes, tuple((step, data.draw(each)) for step in steps))
     ids, epochs = order_of(source, seed=data.draw(st.integers(0, 9)))(np.arange(3000))
     pairs = list(zip(ids.tolist(), epochs.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
