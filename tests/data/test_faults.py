@@ -251,3 +251,16 @@ def test_a_part_of_a_mixture_is_replaced_from_that_part():
         for _ in range(20):
             found, want = (np.asarray(next(x)["id"]) < 10 for x in (iterator, whole))
             np.testing.assert_array_equal(found, want)
+
+
+def test_a_run_that_goes_on_reads_no_example_of_an_earlier_batch():
+    """Of windows: but for what its batches hold, nothing is read to get there."""
+    source = Some(set(), 2000)
+    source.shards = np.full(20, 100)
+    given = dict(order={"name": "windows", "lanes": 4, "size": 16}, prefetch=1)
+    want = ids(batches(source, **given), 60).reshape(60, 16)
+    source.reads[:] = 0
+    found = ids(batches(source, **given, start_step=40), 10)
+    np.testing.assert_array_equal(found, want[40:50].ravel())
+    read = set(np.flatnonzero(source.reads).tolist())
+    assert set(found.tolist()) <= read <= set(want[40:60].ravel().tolist())
