@@ -39,7 +39,7 @@ from data.tokenizers.train import train
 
 PICTURES, HEIGHT, WIDTH, QUALITY = 1000, 375, 500, 90
 SIZE, LENGTH, BATCH, WORKERS = 224, 32, 64, 2
-SKIPPED, TIMED = 6, 15  # batches: what was ready before, then what counts
+SKIPPED, TIMED = 10, 60  # batches: what was ready before and a start, then what counts
 OPS = f"decode|random_resized_crop({SIZE}, scale=(0.08, 1))|flip"
 PEER = Path(__file__).with_name("input_torch.py")
 
