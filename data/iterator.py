@@ -100,7 +100,7 @@ class BatchIterator:
 def _tell(waited: float) -> None:
     """A loop that stands still, for a read that hangs maybe, must not be silent."""
     read = longest_read()
-    reason = f"; {read[1]} is being read since {read[0]:.0f} s" if read else ""
+    reason = f"; the read of {read[1]} has taken {read[0]:.0f} s so far" if read else ""
     log.warning("no batch for %.0f s%s", waited, reason)
 
 
