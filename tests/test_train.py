@@ -168,7 +168,7 @@ def broken_pairs(folder, broken, whole):
 
 def test_a_picture_that_cannot_be_decoded_is_named(run, tmp_path):
     code, _, err = run(tmp_path / "run", broken_pairs(tmp_path, 15, 0))
-    assert code == 2 and "none of the first 15 examples is whole" in err, err
+    assert code == 2 and "none of 15 examples all over the source is whole" in err, err
     assert "cannot be decoded" in err and "Traceback" not in err
 
 

@@ -19,7 +19,7 @@ def broken():
 def evaluator(monkeypatch, broken):
     """21 examples in batches of 8 behind data.loader.eval_batches, the last one filled up."""
 
-    def eval_batches(source, preprocess, *, batch_size, sharding):
+    def eval_batches(source, preprocess, *, batch_size, sharding, max_bad_share):
         for start in range(0, len(source), batch_size):
             ids = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
             valid = ~np.isin(ids, list(broken))

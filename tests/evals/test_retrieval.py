@@ -159,7 +159,7 @@ def pool(monkeypatch):
     rng = np.random.default_rng(5)
     zimg, ztxt = rng.normal(size=(2, 21, 6)).astype(np.float32)
 
-    def eval_batches(source, preprocess, *, batch_size, sharding):
+    def eval_batches(source, preprocess, *, batch_size, sharding, max_bad_share):
         assert preprocess == _STEPS and len(source) == 21
         for start in range(0, 21, batch_size):
             rows = np.arange(start, start + batch_size)
