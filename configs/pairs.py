@@ -36,7 +36,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from data.sources.guess import guess
+from data.sources.guess import COLUMNS, guess
 from mm.config import BadInput, parse_arg
 
 HELD_OUT = 0.99  # the share of the file where the held-out lines begin
@@ -48,7 +48,6 @@ ARGUMENTS = dict(
     path="pairs.jsonl", tokenizer="tokenizer.json", image_key="image", caption_key="caption"
 )
 SEVERAL = ("coco", "flickr30k")  # captions a picture: another one in each epoch
-COLUMNS = ("jsonl", "csv", "parquet", "hf", "webdataset")  # whose names may be others
 SIZES = {
     "S": dict(width=384, depth=12, num_heads=6, remat="none"),  # DeiT-S
     "tiny": dict(width=128, depth=2, num_heads=4, remat="none"),

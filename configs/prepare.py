@@ -8,15 +8,23 @@ has them all. Gadre et al., "DataComp", 2023, appendix D: at least 200 pixels, a
 than two words and five characters; here smaller pictures and shorter captions stay.
 """
 
+import re
+
 from ml_collections import ConfigDict
 
-from data.sources.guess import guess
+from data.sources.guess import COLUMNS, guess
+from mm.config import parse_arg
 
 
 def get_config(arg: str = "pairs.jsonl") -> ConfigDict:
-    """arg: the path of a source, as `data.sources.guess.guess` reads it."""
+    """arg: the path of a source, as `data.sources.guess.guess` reads it, and the names of its
+    columns if they are others: "pairs.csv,image_key=URL,caption_key=TEXT"."""
+    path, *names = re.split(r",(?=(?:image|caption)_key=)", arg)
+    names = parse_arg(",".join(names), image_key="image", caption_key="caption")
     config = ConfigDict()
-    config.source = guess(arg)
+    config.source = guess(path)
+    if config.source.name in COLUMNS:
+        config.source = config.source.to_dict() | names
     config.image_key = "image"
     config.caption_key = "caption"
     config.fields = None  # all; ("similarity",) writes that one beside picture and caption

@@ -21,7 +21,7 @@ from data.loader import eval_batches
 from data.preprocess import Preprocess
 from data.preprocess.parse import parse
 from data.sources import Source, open_source
-from data.sources.guess import parse_source
+from data.sources.guess import COLUMNS, parse_source
 from mm.config import BadInput, differences, plain
 from mm.evals.retrieval import Retrieval, embed_pool
 from mm.evaluate import restored
@@ -29,7 +29,7 @@ from mm.program import Program, build_program, check_batch
 from mm.sharding.mesh import check_batch_size
 
 _PART_ROWS = 1 << 16  # of a file, or as many more as fill its last batch
-_LEAST = -1.0  # the score of what is broken: no pair has less
+_NAMES = ("image_key", "caption_key")  # of columns: a file given by its path has those of the run
 
 
 def embed(
@@ -47,8 +47,8 @@ def embed(
     output: a new folder, by default `<directory>/embeddings-<step>`. It gets part-000000.parquet
     and so on, with `id` (the example's number in the source), `image` and `text` (float32 [d],
     normalized) and `score`, their cosine; scores.npz with all scores, as `data.prepare` reads them
-    (of a broken example -1); and embeddings.json, which says of what they are. Files that are there
-    are not made again. Raises BadInput when the folder has those of something else, and as
+    (of a broken example NaN); and embeddings.json, which says of what they are. Files that are
+    there are not made again. Raises BadInput when the folder has those of something else, and as
     `evaluate`.
     """
     program = build_program(config)
@@ -93,7 +93,11 @@ def _input(
     evaluation = next((spec for spec in evaluations if spec["name"] == "retrieval"), None)
     if evaluation is None:
         raise BadInput("--mode=embed: config.evals has no retrieval, whose batch_size it takes")
-    spec = program.recipe.input["source"] if source is None else parse_source(source, "--source")
+    spec = trained = program.recipe.input["source"]
+    if source is not None:
+        spec = parse_source(source, "--source")
+    if source is not None and not source.lstrip().startswith("{") and spec["name"] in COLUMNS:
+        spec = {key: trained[key] for key in _NAMES if key in trained} | spec
     own = evaluation["source"].get("data_dir")
     where = "--preprocess" if preprocess else "ops of the retrieval in config.evals, --preprocess"
     ops = parse(preprocess or evaluation["preprocess"], where=where, data_dir=own)
@@ -148,7 +152,7 @@ def _write(
 
 def _scores(output: str, num_examples: int) -> int:
     """Writes scores.npz; returns how many are of whole examples."""
-    scores, found = np.full(num_examples, _LEAST, np.float32), 0
+    scores, found = np.full(num_examples, np.nan, np.float32), 0
     for path in files.expand(files.join(output, "part-*.parquet")):
         table = pq.read_table(io.BytesIO(files.read(path)), columns=["id", "score"])
         scores[table["id"].to_numpy()] = table["score"].to_numpy()

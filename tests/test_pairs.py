@@ -100,6 +100,17 @@ def test_a_data_set_dict_trains_on_its_train_split():
     assert len(open_source(source(SAVED), "pairs")) == 7
 
 
+def test_data_prepare_takes_the_names_of_columns():
+    config = load("configs/prepare.py:a/{x,y}.csv,image_key=URL,caption_key=TEXT")
+    names = {"image_key": "URL", "caption_key": "TEXT"}
+    assert plain(config.source) == {"name": "csv", "path": "a/{x,y}.csv"} | names
+
+
+def test_a_tiny_variant_says_that_it_reads_the_emoji_alone():
+    with pytest.raises(BadInput, match="path=mine: variant=tiny is for the emoji data set"):
+        load("configs/mae.py:variant=tiny,path=mine")
+
+
 def test_pictures_alone_need_no_captions(tmp_path):
     for i in range(COUNT):
         (tmp_path / f"{i}.png").write_bytes(pair(i)["image"])

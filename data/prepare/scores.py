@@ -1,8 +1,9 @@
 """Scores of examples, from a file that a trained model wrote; preparing runs no model.
 
 NAME.npz has an array `id` (int64 [n], the examples' numbers in the source, in any order) and one or
-more of scores (float [n]), by default `score`; `num_examples` (one int), if it is there, is the
-length of the source that was scored. NAME.jsonl has a line {"id": 3, "score": 0.31} an example.
+more of scores (float [n], NaN where there is none), by default `score`; `num_examples` (one int),
+if it is there, is the length of the source that was scored. NAME.jsonl has for each example a line
+{"id": 3, "score": 0.31}.
 """
 
 import io
@@ -18,7 +19,8 @@ from mm.config import BadInput, suggest
 
 
 class Scores(NamedTuple):
-    """ids: ascending. values: finite. num_examples: of the source, if the file says it."""
+    """ids: ascending. values: NaN where an example was broken, which is dropped then.
+    num_examples: of the source, if the file says it."""
 
     path: str
     ids: Int64[np.ndarray, " n"]
@@ -36,9 +38,11 @@ class Scores(NamedTuple):
         return float(self.values[place])
 
     def threshold(self, top: float) -> float:
-        """The least score among the best `top` of all, and at least of one."""
-        count = max(round(top * len(self.values)), 1)
-        return float(np.sort(self.values)[-count])
+        """The least score among the best `top` of those that have one, and at least of one."""
+        found = np.sort(self.values[~np.isnan(self.values)])
+        if not len(found):
+            raise BadInput(f"{self.path}: no example has a score")
+        return float(found[-max(round(top * len(found)), 1)])
 
 
 def read_scores(path: str, key: str) -> Scores:
@@ -63,7 +67,7 @@ def read_scores(path: str, key: str) -> Scores:
     order = np.argsort(ids, kind="stable")
     ids, values = ids[order], values[order]
     for bad, fault in ((ids[1:][ids[1:] == ids[:-1]], "two scores"),
-                       (ids[~np.isfinite(values)], "a score that is no number")):  # fmt: skip
+                       (ids[np.isinf(values)], "a score that is infinite")):  # fmt: skip
         if len(bad):
             raise BadInput(f"{path}: has {fault} for example {bad[0]} ({len(bad):,} such)")
     if not len(ids):

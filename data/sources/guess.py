@@ -20,6 +20,7 @@ ENDINGS = {
     ".tfrecord": "tfrecord",
     ".txt": "text",
 }
+COLUMNS = ("jsonl", "csv", "parquet", "hf", "webdataset")  # sources whose names may be others
 _VERSION = re.compile(r"/\d+\.\d+\.\d+$")
 # Of these a folder may hold many; a .json or .txt beside others says nothing.
 _MANY = (".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".tfrecord")

@@ -3,12 +3,12 @@
 python -m data.tokenizers.train --dataset=emoji --data_dir=.data
 
 Beside the data set, in `tokenizer-<vocabulary size>.json`, unless --output says where. Any other
-source is given as in a config, --source='{"name": "synthetic", "num_examples": 100}', or as text
-files with a text a line: --source='corpus-{00..15}.txt'.
+source is given by its path, --source=pairs.csv --fields=title, or as in a config,
+--source='{"name": "synthetic", "num_examples": 100}'; text files have a text a line:
+--source='corpus-{00..15}.txt'.
 """
 
 import argparse
-import ast
 import io
 import os
 import sys
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from data import files, tokenizers
 from data.sources import BadExample, Source, open_source, read_each
+from data.sources.guess import COLUMNS, parse_source
 from mm.config import BadInput, suggest
 
 PAD, UNK, EOS = "[PAD]", "[UNK]", "[EOS]"
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="a prepared TFDS data set")
     parser.add_argument("--split", help="of the data set (default: train); never one scored on")
     parser.add_argument("--data_dir", help="where data sets are")
-    parser.add_argument("--source", help="any source, as a literal, instead of --dataset")
+    parser.add_argument("--source", help="a path or any source as a literal, instead of --dataset")
     parser.add_argument("--fields", default="label,tags", help="text fields, with commas")
     parser.add_argument("--vocab_size", type=int, default=DEFAULT_VOCAB_SIZE)
     parser.add_argument("--model", choices=get_args(Model), default="bpe")
@@ -72,17 +73,18 @@ def _arguments(args: argparse.Namespace) -> tuple[Iterator[str], str]:
     if not args.output and not (args.dataset and args.data_dir):
         raise BadInput("give --output, or --dataset and --data_dir to write beside it")
     output = args.output or path_beside(args.dataset, args.data_dir, args.vocab_size)
-    if args.source and not args.source.lstrip().startswith("{"):
-        return lines(args.source), output
     if args.source is None:
         spec = {"name": "tfds", "dataset": args.dataset, "split": args.split or "train"}
         source = open_source(spec | {"data_dir": args.data_dir}, "--dataset")
-    else:
-        try:
-            spec = ast.literal_eval(args.source)
-        except (ValueError, SyntaxError) as error:
-            raise BadInput(f"--source={args.source}: is no literal mapping") from error
-        source = open_source(spec, "--source")
+        return texts(source, args.fields.split(",")), output
+    is_path = not args.source.lstrip().startswith("{")
+    ending = os.path.splitext(args.source)[1].lower()
+    if is_path and ending in ("", ".txt") and not os.path.isdir(args.source):
+        return lines(args.source), output
+    spec = parse_source(args.source, "--source")
+    if is_path and spec["name"] in COLUMNS and spec["name"] != "webdataset":
+        spec = {"image_key": None, "caption_key": None} | spec  # all columns under their names
+    source = open_source(spec, "--source")
     return texts(source, args.fields.split(",")), output
 
 

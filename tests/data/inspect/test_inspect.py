@@ -82,6 +82,20 @@ def test_what_is_missing_of_other_fields_does_not_count(tmp_path, capsys):
     assert "broken: 0 of 3" in out
 
 
+def test_a_table_whose_columns_have_other_names_is_read_by_flags(pairs, capsys, tmp_path):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    lines = [json.dumps({"file": row["image"], "title": row["caption"]}) for row in rows]
+    path = pairs.with_name("named.jsonl")
+    path.write_text("\n".join(lines))
+    assert main([str(path), "--image_key=file"]) == 0
+    out = capsys.readouterr().out
+    assert "captions (title): 49" in out and "broken: 1 of 50" in out
+    assert main([str(path)]) == 2
+    assert "set image_key" in capsys.readouterr().err
+    assert main([str(path), "--image_key=fiel"]) == 2
+    assert "did you mean 'file'?" in capsys.readouterr().err
+
+
 def test_other_fields_can_be_looked_at(shown):
     _, (out, _) = shown("--caption_key=tags")
     assert "captions (tags): 48" in out and row(out, "of an example")[0::3] == ["0", "2"]

@@ -159,7 +159,7 @@ def test_an_example_without_a_score_is_an_error(scores):
         (dict(id=[1, 2], score=[0.1]), "expected whole numbers [n] and [n]"),
         (dict(id=[0.5], score=[0.1]), "expected whole numbers [n] and [n]"),
         (dict(id=[1, 1], score=[0.1, 0.2]), "two scores for example 1"),
-        (dict(id=[1, 2], score=[0.1, np.nan]), "a score that is no number for example 2"),
+        (dict(id=[1, 2], score=[0.1, np.inf]), "a score that is infinite for example 2"),
         (dict(id=np.zeros(0, int), score=[]), "is empty"),
         (dict(id=np.array([{}]), score=[0.1]), "is no .npz of plain arrays"),
     ],

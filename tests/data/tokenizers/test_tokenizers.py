@@ -480,3 +480,15 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
 def test_mistakes_on_the_command_line_are_one_line(args, message, capsys):
     assert train.main(args) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_trained_on_a_column_of_a_table(tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text("file,title\na.png,red circle\nb.png,blue square\n")
+    flags = [f"--source={tmp_path}/pairs.csv", f"--output={tmp_path}/t.json"]
+    assert train.main([*flags, "--fields=title", "--vocab_size=40"]) == 0
+    assert "from 2 texts" in capsys.readouterr().out
+    assert not {"f", "p", ","} & set(
+        json.loads((tmp_path / "t.json").read_text())["model"]["vocab"]
+    )
+    assert train.main([*flags, "--fields=titel"]) == 2
+    assert "no text field 'titel'; did you mean 'title'?" in capsys.readouterr().err
