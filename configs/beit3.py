@@ -21,6 +21,7 @@ from configs.menu import TINY_VARIANT, V5E_64, V5E_128, assemble, parse
 from configs.siglip import V5E
 
 BATCH_SIZE, TOTAL_STEPS = 6144, 1_000_000
+HIDDEN = 0.4  # of the patches
 B = dict(width=768, num_heads=12, remat="cheap")
 L = dict(width=1024, num_heads=16, remat="cheap")
 G = dict(width=1408, num_heads=16, mlp_dim=6144, remat="hidden")
@@ -55,7 +56,9 @@ def get_config(arg: str = "") -> ConfigDict:
         ),
         objectives=dict(
             text=dict(name="masked_text", context="fused", ratio=0.5),
-            image=dict(name="beit", context="fused", ratio=0.4, masks="patch_mask", num_codes=8192),
+            image=dict(
+                name="beit", context="fused", ratio=HIDDEN, masks="patch_mask", num_codes=8192
+            ),
         ),
         optimizer=dict(
             learning_rate=1e-3,
@@ -66,6 +69,6 @@ def get_config(arg: str = "") -> ConfigDict:
             schedule=dict(name="cosine", warmup_steps=10_000),
         ),
         augment="random_resized_crop({image}, scale=(0.5, 1.0))|flip|color_jitter(0.4, 0.4, 0.4)",
-        masks=f"|patch_mask({variant['patch_size']}, 0.4, 'block')",
+        masks=f"|patch_mask({variant['patch_size']}, {HIDDEN}, 'block')",
         words=True,
     )  # fmt: skip

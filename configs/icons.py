@@ -1,4 +1,4 @@
-"""Two towers and the sigmoid loss (SigLIP, Zhai et al. 2023) on 323,000 icons and their names.
+"""Two towers and the sigmoid loss (SigLIP, Zhai et al. 2023) on 299,159 icons and their names.
 
   python -m data.builders.icons --data_dir=.data
 
@@ -7,9 +7,9 @@ installs the icons and prints the commands that prepare them and train the token
   python main.py --config=configs/icons.py --workdir=workdirs/icons
   python main.py --config=configs/icons.py:variant=tiny --workdir=workdirs/icons-tiny
 
-The first is for one accelerator or a few, 30 epochs; `tiny` runs on a laptop's CPU. Two pools test
+The first is for one accelerator or a few, 32 epochs; `tiny` runs on a laptop's CPU. Two pools test
 what was never trained on, each with one picture of a concept: `held_out` are new names in known
-hands (1,460 icons), `unseen_sets` all that nine other authors drew (10,000 icons; most of what they
+hands (1,459 icons), `unseen_sets` all that nine other authors drew (10,000 icons; most of what they
 draw has a known name). Icons of one concept are positives of each other, whoever draws them, and
 pictures are not flipped: left and right are names. No number has been tuned.
 """

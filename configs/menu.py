@@ -201,8 +201,8 @@ def assemble(
     **data: Any,
 ) -> ConfigDict:
     """A recipe on pairs of one's own (`data` goes to `add_pairs`), or on emoji if it is tiny."""
-    for key in ("path", "tokenizer"):
-        if given["variant"] == "tiny" and given[key] != ARGUMENTS[key]:
+    for key, default in ARGUMENTS.items():
+        if given["variant"] == "tiny" and given[key] != default:
             raise BadInput(
                 f"config argument {key}={given[key]}: variant=tiny is for the emoji data set; "
                 "leave it out, or take another variant and set its sizes"

@@ -12,7 +12,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from data.sources.guess import COLUMNS, guess
+from configs.pairs import pairs_source
 from mm.config import parse_arg
 
 
@@ -22,9 +22,7 @@ def get_config(arg: str = "pairs.jsonl") -> ConfigDict:
     path, *names = re.split(r",(?=(?:image|caption)_key=)", arg)
     names = parse_arg(",".join(names), image_key="image", caption_key="caption")
     config = ConfigDict()
-    config.source = guess(path)
-    if config.source.name in COLUMNS:
-        config.source = config.source.to_dict() | names
+    config.source = pairs_source(names | {"path": path})
     config.image_key = "image"
     config.caption_key = "caption"
     config.fields = None  # all; ("similarity",) writes that one beside picture and caption

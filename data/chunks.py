@@ -4,8 +4,9 @@ What is in a row depends on its number alone, also where an example is broken: t
 others, always the same ones, until one is whole.
 """
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,8 +71,11 @@ class Maker:
             if len(rows) == 1:
                 return self._one(step, rows, error, out)
         # By pieces, so that what is whole is not made again and again.
-        parts = np.array_split(np.arange(len(rows)), min(len(rows), _PARTS))
-        pieces = [self(step, rows[part], out and _rows(out, part)) for part in parts]
+        ends = np.linspace(0, len(rows), min(len(rows), _PARTS) + 1).astype(int).tolist()
+        pieces = [
+            self(step, rows[begin:end], out and _rows(out, begin, end))
+            for begin, end in itertools.pairwise(ends)
+        ]
         chunks = [chunk for chunk, _ in pieces]
         if out is None:
             out = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
@@ -143,26 +147,25 @@ def fill(out: Chunk, chunk: Chunk) -> Chunk:
     return out
 
 
-def _rows(chunk: Chunk, rows: Int64[np.ndarray, " n"]) -> Chunk:
-    """Rows that follow each other."""
-    return {key: value[rows[0] : rows[-1] + 1] for key, value in chunk.items()}
+def _rows(chunk: Chunk, begin: int, end: int) -> Chunk:
+    return {key: value[begin:end] for key, value in chunk.items()}
 
 
 class Room:
-    """Where the chunks of a batch, parts of so many rows, lie side by side.
+    """Where the chunks of a batch, of so many rows each, lie side by side.
 
     example: one row, for names and types. Of a batch the memory is taken when its first chunk is
     made, and given away as a whole.
     """
 
-    def __init__(self, parts: list[np.ndarray], example: Chunk):
-        self._example, self._recycler, self._lock = example, Recycler(), threading.Lock()
-        self._parts = np.split(np.arange(sum(map(len, parts))), np.cumsum([*map(len, parts)])[:-1])
+    def __init__(self, rows: Sequence[int], example: Chunk):
+        self._example, self._ends = example, np.cumsum([0, *rows]).tolist()
+        self._recycler, self._lock = Recycler(), threading.Lock()
         self._batches: dict[int, Chunk] = {}
 
     def part(self, step: int, part: int) -> Chunk:
         """The place of one chunk."""
-        return _rows(self._batch(step), self._parts[part])
+        return _rows(self._batch(step), self._ends[part], self._ends[part + 1])
 
     def take(self, step: int) -> Chunk:
         """The arrays of a whole batch; nothing is kept of it here."""
@@ -171,9 +174,8 @@ class Room:
     def _batch(self, step: int) -> Chunk:
         with self._lock:
             if step not in self._batches:
-                count = self._parts[-1][-1] + 1
                 self._batches[step] = {
-                    key: self._recycler.empty((int(count), *value.shape[1:]), value.dtype)
+                    key: self._recycler.empty((self._ends[-1], *value.shape[1:]), value.dtype)
                     for key, value in self._example.items()
                 }
             return self._batches[step]
@@ -181,7 +183,7 @@ class Room:
 
 class Span(NamedTuple):
     """Chunks start .. stop - 1, of which chunk n is rows parts[n % len(parts)] of batch
-    n // len(parts). example: one row, for names and types. room: where they are put."""
+    n // len(parts). example: one row, for names and types. room: where all of them are put."""
 
     maker: Maker
     parts: list[np.ndarray]
@@ -193,4 +195,8 @@ class Span(NamedTuple):
     def make(self, number: int) -> tuple[Chunk, dict[int, Fault]]:
         """Chunk `number`."""
         step, part = divmod(number, len(self.parts))
-        return self.maker(step, self.parts[part], self.room.part(step, part))
+        return self.maker(step, self.parts[part], self.place(number))
+
+    def place(self, number: int) -> Chunk:
+        """Where chunk `number` is put."""
+        return self.room.part(*divmod(number, len(self.parts)))

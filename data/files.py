@@ -28,7 +28,7 @@ TRIES = 5
 _FIRST_PAUSE_SECONDS = 0.2  # doubled after each try: 3 seconds in all
 _SLOW_SECONDS = 30.0
 _BLOCK_BYTES = 4 << 20  # of a remote file: long enough that the way there costs little
-_CACHE_BYTES = int(os.environ.get("MM_READ_CACHE_MB", 1024)) << 20
+_CACHE_MB = os.environ.get("MM_READ_CACHE_MB", "1024")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of a file that can be
 _MAX_NEAR = 100  # names in a folder: to find the nearest takes 27 us of each
@@ -38,7 +38,7 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "http", "s3fs")
 
 log = logging.getLogger(__name__)
-_reading: dict[int, tuple[float, str]] = {}  # by thread: since when, and what
+_reading: dict[object, tuple[float, str]] = {}  # since when, and what
 
 
 class ReadError(BadInput):
@@ -192,6 +192,16 @@ def _walk_local(folder: str) -> list[str]:
     return names
 
 
+def local_copy(path: str) -> str:
+    """The path of a copy of a remote file on this machine's disk, until the process ends.
+
+    For formats that nobody reads in parts from afar. A local file is itself. Raises as `read`.
+    """
+    if not is_remote(path):
+        return path
+    return retried(path, lambda: fsspec.open_local(f"simplecache::{path}", mode="rb"))
+
+
 def longest_read() -> tuple[float, str] | None:
     """Of the reads that have not returned yet, the seconds of the longest, and its path."""
     running = min(list(_reading.values()), default=None)
@@ -204,11 +214,11 @@ def retried(path: str, function: Callable[[], T]) -> T:
     Raises as `read`.
     """
     begin = time.monotonic()
-    _reading[threading.get_ident()] = begin, path
+    _reading[this := object()] = begin, path
     try:
         return _tried(path, function, begin)
     finally:
-        del _reading[threading.get_ident()]
+        del _reading[this]
 
 
 def _tried(path: str, function: Callable[[], T], begin: float) -> T:
@@ -254,13 +264,15 @@ def _near(path: str) -> list[str]:
 
 
 def _fetch_block(key: tuple[str, int]) -> bytes:
+    if not _CACHE_MB.isdecimal():  # said here, where somebody can be told
+        raise BadInput(f"MM_READ_CACHE_MB={_CACHE_MB}: expected a whole number of MiB")
     path, number = key
     filesystem, inner = _filesystem(path)
     start = number * _BLOCK_BYTES
     return retried(path, lambda: filesystem.cat_file(inner, start, start + _BLOCK_BYTES))
 
 
-_blocks = Latest(_fetch_block, _CACHE_BYTES)
+_blocks = Latest(_fetch_block, (int(_CACHE_MB) if _CACHE_MB.isdecimal() else 0) << 20)
 
 
 @functools.lru_cache(1 << 14)

@@ -8,10 +8,8 @@ import numpy as np
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.preprocess.parse import parse
-from data.sources import BadExample, Source, open_source
+from data.sources import Source, first_whole, open_source
 from mm.config import BadInput
-
-_TRIES = 100  # examples that may be broken before one shows what the ops make
 
 
 class Input(NamedTuple):
@@ -71,16 +69,12 @@ def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
 
     Raises BadInput if none of some, all over the source, is.
     """
-    first, tries = None, min(len(source), _TRIES)
-    for number in np.linspace(0, len(source) - 1, tries).astype(int):
-        ids = np.array([number])
-        try:
-            records = source.read(ids, preprocess.reads)
-            columns = {key: [record[key] for record in records] for key in preprocess.reads}
-            return preprocess.apply(columns, example_keys(0, ids, np.zeros_like(ids)))
-        except BadExample as error:
-            first = first or error
-    raise BadInput(f"none of {tries} examples all over the source is whole; of the first: {first}")
+
+    def made(number: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        columns = {key: [record[key]] for key in preprocess.reads}
+        return preprocess.apply(columns, example_keys(0, np.array([number]), np.zeros(1, np.int64)))
+
+    return first_whole(source, preprocess.reads, made)
 
 
 def manifest(source: Source, preprocess: Preprocess) -> dict[str, Any]:

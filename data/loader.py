@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
-from data.chunks import Maker, Room, Slots, Span, fill
-from data.faults import Fault, FaultCount
+from data.chunks import Maker, Room, Slots, Span
+from data.faults import FaultCount
 from data.heap import keep_freed_memory
 from data.iterator import Batch, BatchIterator, HostBatch
 from data.order import hash_seed, make_order, mix
@@ -261,7 +261,7 @@ def host_batches(
     chunk_rows = min(max(_CHUNK_NUMBERS // row_numbers, 16), _CHUNK_ROWS)
     parts = np.array_split(rows, -(-len(rows) // chunk_rows))
     stop = np.iinfo(np.int64).max // len(parts) if maker.slots.stop is None else maker.slots.stop
-    room = Room(parts, example)
+    room = Room([*map(len, parts)], example)
     span = Span(maker, parts, start * len(parts), stop * len(parts), example, room)
     if service is None:
         chunks = local_chunks(span, profile, num_workers, prefetch)
@@ -272,10 +272,8 @@ def host_batches(
         for step in itertools.count(start):
             if step == maker.slots.stop:
                 return
-            faults: dict[int, Fault] = {}
-            for part, (chunk, found) in enumerate(itertools.islice(chunks, len(parts))):
-                fill(room.part(step, part), chunk)  # what another machine made is not there yet
-                faults |= found
+            made = [found for _, found in itertools.islice(chunks, len(parts))]
+            faults = {row: fault for found in made for row, fault in found.items()}
             yield HostBatch(room.take(step), faults)
 
     return joined()

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import gen_script_ops, script_ops
 
-from data.chunks import Chunk, Maker, Span
+from data.chunks import Chunk, Maker, Span, fill
 from data.faults import Fault
 from data.files import ReadError
 from data.profile import Profile, stage
@@ -109,7 +109,7 @@ def _in_order(
         if "error" in report:
             raise BadInput(f"a worker of {service}: {report['error']}")
         faults = {int(row): Fault(*fault) for row, fault in report["faults"].items()}
-        yield dict(zip(keys, columns, strict=True)), faults
+        yield fill(span.place(number), dict(zip(keys, columns, strict=True))), faults
 
 
 class _Arriving:

@@ -21,7 +21,7 @@ from data.loader import eval_batches
 from data.preprocess import Preprocess
 from data.preprocess.parse import parse
 from data.sources import Source, open_source
-from data.sources.guess import COLUMNS, parse_source
+from data.sources.guess import parse_source
 from mm.config import BadInput, differences, plain
 from mm.evals.retrieval import Retrieval, embed_pool
 from mm.evaluate import restored
@@ -29,7 +29,6 @@ from mm.program import Program, build_program, check_batch
 from mm.sharding.mesh import check_batch_size
 
 _PART_ROWS = 1 << 16  # of a file, or as many more as fill its last batch
-_NAMES = ("image_key", "caption_key")  # of columns: a file given by its path has those of the run
 
 
 def embed(
@@ -89,21 +88,20 @@ def _input(
     program: Program, source: str | None, preprocess: str | None
 ) -> tuple[Mapping[str, Any], Preprocess, int]:
     """The source's spec, the ops and the batch size."""
-    evaluations = program.recipe.evals.values()
-    evaluation = next((spec for spec in evaluations if spec["name"] == "retrieval"), None)
-    if evaluation is None:
+    evals = program.recipe.evals
+    name = next((name for name, spec in evals.items() if spec["name"] == "retrieval"), None)
+    if name is None:
         raise BadInput("--mode=embed: config.evals has no retrieval, whose batch_size it takes")
-    spec = trained = program.recipe.input["source"]
+    evaluation = evals[name]
+    spec = program.recipe.input["source"]
     if source is not None:
-        spec = parse_source(source, "--source")
-    if source is not None and not source.lstrip().startswith("{") and spec["name"] in COLUMNS:
-        spec = {key: trained[key] for key in _NAMES if key in trained} | spec
+        names = {key: spec[key] for key in ("image_key", "caption_key") if key in spec}
+        spec = parse_source(source, "--source", **names)
     own = evaluation["source"].get("data_dir")
-    where = "--preprocess" if preprocess else "ops of the retrieval in config.evals, --preprocess"
+    where = "--preprocess" if preprocess else f"config.evals.{name}.preprocess"
     ops = parse(preprocess or evaluation["preprocess"], where=where, data_dir=own)
-    kept = [(n, op) for n, op in zip(ops.names, ops.ops, strict=True) if not n.startswith("group(")]
-    names, kept = zip(*kept, strict=True)  # who is alike does not matter here
-    return spec, ops._replace(names=names, ops=kept), evaluation["batch_size"]
+    # Who is alike does not matter here, and the source need not say it.
+    return spec, ops.without("group"), evaluation["batch_size"]
 
 
 def _claim(output: str, facts: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from data.input import Input, check_tokenizer, example, manifest, open_input
 from data.preprocess import Preprocess
+from data.tokenizers import Tokenizer
 from mm.config import BadInput
 from mm.evaluate import Evaluation, open_evaluations
 from mm.program import Program, check_batch
@@ -48,3 +49,14 @@ def check_phases(program: Program, opened: Input) -> None:
 def sha256(ops: Preprocess) -> str | None:
     """That of the tokenizer."""
     return ops.tokenizer and ops.tokenizer.manifest()["sha256"]
+
+
+def counting_tokenizers(opened: Input) -> list[tuple[int, Tokenizer]]:
+    """Of each phase its first step, and the tokenizer, which counts here what it cuts.
+
+    None with a service, where others count.
+    """
+    if opened.rest.get("service"):
+        return []
+    spans = [(0, opened.preprocess), *opened.rest.get("phases", ())]
+    return [(first, ops.tokenizer) for first, ops in spans if ops.tokenizer]

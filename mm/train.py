@@ -18,7 +18,7 @@ from mm import registry
 from mm.assembly import Batch, TrainState
 from mm.config import BadInput, plain, suggest
 from mm.evaluate import Evaluation, run_evaluations, show
-from mm.inputs import open_all
+from mm.inputs import counting_tokenizers, open_all
 from mm.program import Program, build_program
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
@@ -119,10 +119,7 @@ def train(config: ConfigDict, directory: str) -> int:
         stack.callback(writer.close)
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
-        # With a service, not all is counted here.
-        spans = [] if loading.get("service") else [(0, preprocess), *loading.get("phases", ())]
-        tokenizers = [(first, ops.tokenizer) for first, ops in spans if ops.tokenizer]
-        input_log = InputLog(batches, start_step, progress.message, tokenizers)
+        input_log = InputLog(batches, start_step, progress.message, counting_tokenizers(opened))
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
             manifest, writer, progress, signals,

@@ -51,15 +51,13 @@ def _inspected(flags: argparse.Namespace) -> str:
     from data.inspect.sheet import draw
     from data.inspect.text import describe
     from data.sources import open_source
-    from data.sources.guess import COLUMNS, parse_source
+    from data.sources.guess import parse_source
 
-    spec, image = parse_source(flags.source, "SOURCE"), flags.image_key
-    is_path = not flags.source.lstrip().startswith("{")
-    if is_path and spec["name"] in COLUMNS and spec["name"] != "webdataset":
-        spec = spec | {"caption_key": None}  # texts keep their columns' names
-        if image is not None:
-            spec, image = spec | {"image_key": image}, "image"
+    image = flags.image_key
+    spec = parse_source(flags.source, "SOURCE", **({"image_key": image} if image else {}))
     source = open_source(spec, "SOURCE")
+    if spec.get("image_key") == image:  # that column is the field `image`
+        image = None
     fields = choose_fields(source.features, image, flags.caption_key)
     ids = sample(len(source), flags.num_examples, flags.seed)
     found = examine(source, ids, fields, flags.num_threads, flags.tokenizer)

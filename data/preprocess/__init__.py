@@ -67,10 +67,18 @@ class Preprocess(NamedTuple):
             (
                 op.reads[0]
                 for name, op in zip(self.names, self.ops, strict=True)
-                if name.split("(")[0].strip() == op_name and op.reads
+                if _kind(name) == op_name and op.reads
             ),
             None,
         )
+
+    def without(self, op_name: str) -> "Preprocess":
+        """The other ops."""
+        kept = [
+            pair for pair in zip(self.names, self.ops, strict=True) if _kind(pair[0]) != op_name
+        ]
+        names, ops = zip(*kept, strict=True) if kept else ((), ())
+        return self._replace(names=names, ops=ops)
 
     def check(self, features: Mapping[str, Feature]) -> None:
         """Raises BadInput if an op reads a field that a source with these features lacks."""
@@ -97,7 +105,7 @@ class Preprocess(NamedTuple):
         seen: dict[str, int] = {}
         writers: dict[str, str] = {}  # the first op that wrote a column
         for name, op in zip(self.names, self.ops, strict=True):
-            kind = name.split("(")[0]
+            kind = _kind(name)
             seen[kind] = seen.get(kind, 0) + 1
             try:
                 # Keyed by name and occurrence: adding an op leaves the draws of the others alone.
@@ -125,6 +133,11 @@ class Preprocess(NamedTuple):
             if not isinstance(written[key], np.ndarray):
                 raise BadInput(f"{self.where}: {key!r} is not yet numbers{_NEXT.get(key, '')}")
         return written
+
+
+def _kind(name: str) -> str:
+    """The name of an op that is written like that."""
+    return name.split("(")[0].strip()
 
 
 _NEXT = {

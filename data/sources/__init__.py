@@ -1,13 +1,16 @@
 """Where examples come from. A source answers reads at random places; `data.order` says which."""
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from mm import registry
 from mm.config import BadInput
+
+T = TypeVar("T")
+_TRIES = 100  # examples that may be broken before one is whole
 
 # Each source's module is loaded when one asks for it, since some load TensorFlow or Arrow.
 _MODULES = {
@@ -78,6 +81,20 @@ def open_source(spec: Mapping, where: str) -> Source:
     for module in [_MODULES[name]] if name in _MODULES else sorted(set(_MODULES.values())):
         importlib.import_module(f"data.sources.{module}")
     return registry.build("source", spec, where)
+
+
+def first_whole(source: Source, keys: Sequence[str], make: Callable[[int, dict], T]) -> T:
+    """make(number, record) of the first example that is whole, among some all over the source.
+
+    `make` may raise BadExample, too. Raises BadInput if none of them is whole.
+    """
+    first, tries = None, min(len(source), _TRIES)
+    for number in np.linspace(0, len(source) - 1, tries).round().astype(int).tolist():
+        try:
+            return make(number, source.read(np.array([number]), keys)[0])
+        except BadExample as error:
+            first = first or error
+    raise BadInput(f"none of {tries} examples all over the source is whole; of the first: {first}")
 
 
 def read_each(

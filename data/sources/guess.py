@@ -64,10 +64,16 @@ def guess(path: str) -> dict[str, Any]:
     return {"name": "folder", "path": path}
 
 
-def parse_source(text: str, where: str) -> Mapping[str, Any]:
-    """The spec that a flag gives: a literal as in a config, or a path that says what it is."""
+def parse_source(text: str, where: str, **names: str | None) -> Mapping[str, Any]:
+    """The spec that a flag gives: a literal as in a config, or a path that says what it is.
+
+    names: image_key and caption_key of a path's source, where it has columns; None: there is none.
+    """
     if not text.lstrip().startswith("{"):
-        return guess(text)
+        spec = guess(text)
+        if spec["name"] == "webdataset":  # which always has both
+            names = {key: name for key, name in names.items() if name is not None}
+        return spec | names if spec["name"] in COLUMNS else spec
     try:
         spec = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError) as error:

@@ -1,7 +1,8 @@
 """Data sets that Hugging Face's `datasets` saved with `save_to_disk`, without that package.
 
-The Arrow files are mapped: in memory is what the system keeps of them, and 1 kB for each column of
-a record batch (1,000 rows, as `datasets` writes them, or 100 pictures).
+The Arrow files are mapped, those far away as copies that end with the process: in memory is what
+the system keeps of them, and 1 kB for each column of a record batch (1,000 rows, as `datasets`
+writes them, or 100 pictures).
 """
 
 import json
@@ -29,17 +30,12 @@ def hf(
 ) -> Source:
     """The rows from the share `first` of all to the share `last`, as in `jsonl`.
 
-    path: the folder, on a local disk. split: of a DatasetDict, which has one data set for each.
-    image_key, caption_key: the columns that become `image` (Image, or a path) and `caption`;
-    image_key=None: there are no pictures. ClassLabel is the name of the class; of other features,
-    those that are no numbers, texts or lists of them are left out. Raises BadInput when it is no
-    such folder, or a column is not there.
+    path: the folder; what is far away is copied to this machine's disk. split: of a DatasetDict,
+    which has one data set for each. image_key, caption_key: the columns that become `image` (Image,
+    or a path) and `caption`; image_key=None: there are no pictures. ClassLabel is the name of the
+    class; of other features, those that are no numbers, texts or lists of them are left out. Raises
+    BadInput when it is no such folder, or a column is not there.
     """
-    if files.is_remote(path):
-        raise BadInput(
-            f"{path}: is far away, but these data sets are read by mapping their files; copy it to "
-            "a local disk, or write it with to_parquet and read it with the source 'parquet'"
-        )
     (path,) = files.expand(path)
     rows = _batches(_split(path, split))
     given = dict(image_key=image_key, caption_key=caption_key, first=first, last=last)
@@ -99,6 +95,6 @@ def _batches(folder: str) -> Groups:
 def _mapped(path: str) -> pa.Table:
     files.size(path)  # whether it is there
     try:
-        return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+        return pa.ipc.open_stream(pa.memory_map(files.local_copy(path))).read_all()
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path}: is no stream of Arrow batches ({error})") from error

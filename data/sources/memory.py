@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from data.sources import BadExample, Feature, Source
+from data.sources import Feature, Source, first_whole
 from data.sources.pictures import decode
 from mm.config import BadInput
-
-_TRIES = 100  # examples that may be broken before one shows the shapes
 
 
 class InMemory:
@@ -24,22 +22,13 @@ class InMemory:
         self._source = source
         self._records: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
         self._images = [key for key, f in source.features.items() if f.dtype == "image"]
-        self._first, self._shapes = self._look()
+        self._first, self._shapes = first_whole(
+            source, self._images, lambda i, first: (i, {k: decode(first[k]).shape for k in first})
+        )
         self.features: Mapping[str, Feature] = {
             key: Feature("uint8", shape=self._shapes[key]) if key in self._shapes else feature
             for key, feature in source.features.items()
         }
-
-    def _look(self) -> tuple[int, dict[str, tuple[int, ...]]]:
-        """The first example that is whole, and the shapes of its pictures."""
-        last = None
-        for number in range(min(len(self._source), _TRIES)):
-            try:
-                record = self._source.read(np.array([number]), self._images)[0]
-                return number, {key: decode(record[key]).shape for key in self._images}
-            except BadExample as error:
-                last = error
-        raise BadInput(f"cache=True: no example up to {number} is whole: {last}")
 
     def __len__(self) -> int:
         return len(self._source)

@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from jaxtyping import Int64
 
-from data.files import retried
+from data.files import local_copy, retried
 from data.sources import BadExample, Feature, Source
 from data.sources.memory import InMemory
 from data.sources.part import part
@@ -130,6 +130,8 @@ def _features(features: tfds.features.FeaturesDict, prefix: str = "") -> dict[st
 
 
 def _reader(path: str) -> ArrayRecordReader:
+    """Of what is far away it knows gs:// alone, so of the rest a copy is read."""
+    path = path if path.startswith("gs://") else local_copy(path)
     return ArrayRecordReader(path, **_READER_OPTIONS)
 
 

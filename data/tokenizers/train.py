@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from data import files, tokenizers
 from data.sources import BadExample, Source, open_source, read_each
-from data.sources.guess import COLUMNS, parse_source
+from data.sources.guess import parse_source
 from mm.config import BadInput, suggest
 
 PAD, UNK, EOS = "[PAD]", "[UNK]", "[EOS]"
@@ -77,14 +77,10 @@ def _arguments(args: argparse.Namespace) -> tuple[Iterator[str], str]:
         spec = {"name": "tfds", "dataset": args.dataset, "split": args.split or "train"}
         source = open_source(spec | {"data_dir": args.data_dir}, "--dataset")
         return texts(source, args.fields.split(",")), output
-    is_path = not args.source.lstrip().startswith("{")
     ending = os.path.splitext(args.source)[1].lower()
-    if is_path and ending in ("", ".txt") and not os.path.isdir(args.source):
+    if ending in ("", ".txt") and "{" not in args.source[:1] and not os.path.isdir(args.source):
         return lines(args.source), output
-    spec = parse_source(args.source, "--source")
-    if is_path and spec["name"] in COLUMNS and spec["name"] != "webdataset":
-        spec = {"image_key": None, "caption_key": None} | spec  # all columns under their names
-    source = open_source(spec, "--source")
+    source = open_source(parse_source(args.source, "--source", image_key=None), "--source")
     return texts(source, args.fields.split(",")), output
 
 

@@ -1,5 +1,8 @@
 """Reading by position, near and far, and what happens when it fails."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -161,9 +164,32 @@ def test_the_longest_read_is_known_while_it_lasts(tmp_path, monkeypatch):
 
 
 def test_a_slow_read_is_told_of(flaky, monkeypatch, caplog):
-    monkeypatch.setattr(files, "_SLOW_SECONDS", -1.0)
+    files.read(flaky)
+    assert not caplog.text
+    monkeypatch.setattr(files, "_SLOW_SECONDS", 0.05)
+    real = MemoryFileSystem.cat_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "cat_file", lambda *args, **given: time.sleep(0.1) or real(*args, **given)
+    )
     files.read(flaky)
     assert "a.bin: one read took 0 s" in caplog.text
+
+
+def test_a_size_of_the_cache_that_is_none_is_said(flaky, monkeypatch):
+    monkeypatch.setattr(files, "_CACHE_MB", "much")
+    with pytest.raises(BadInput, match="MM_READ_CACHE_MB=much: expected a whole number of MiB"):
+        files.read(flaky, 0, 10)
+    found = subprocess.run(
+        [sys.executable, "-c", "from data import files; print(files._blocks._max_bytes)"],
+        env=os.environ | {"MM_READ_CACHE_MB": "3"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(found.stdout) == 3 << 20
+
+
+def test_a_copy_of_what_is_far_away_lies_here(flaky, tmp_path):
+    assert files.local_copy(str(tmp_path)) == str(tmp_path)
+    with open(files.local_copy(flaky), "rb") as file:
+        assert file.read() == bytes(range(256)) * 4
 
 
 def test_a_file_that_is_not_there_is_said_once(tmp_path):

@@ -20,6 +20,7 @@ def test_opens_the_source_and_keeps_the_other_keys(tokenizer):
 
 def test_knows_where_pictures_and_captions_come_from(tokenizer):
     preprocess = opened(tokenizer).preprocess
+    assert preprocess.without("tokenize").names == preprocess.names[:-1]
     assert [preprocess.field_of(op) for op in ("decode", "caption", "group")] == [
         "image",
         "label",

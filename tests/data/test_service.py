@@ -123,7 +123,7 @@ def span(stop, parts=2):
 
     rows = [np.array([part]) for part in range(parts)]
     example = {"n": np.zeros(1, np.int64)}
-    return Span(make, rows, 0, stop, example, Room(rows, example))
+    return Span(make, rows, 0, stop, example, Room([1] * parts, example))
 
 
 def in_order(arriving, stop=40):

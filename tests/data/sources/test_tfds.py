@@ -1,19 +1,20 @@
 import io
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
 from data import files
 from data.files import ReadError
 from data.sources import BadExample, Feature, open_source
-from data.sources.tfds import _read
+from data.sources.tfds import _read, _reader
 from mm.config import BadInput
 
 FEATURES = tfds.features.FeaturesDict(
@@ -248,3 +249,13 @@ def test_a_damaged_record_is_not_tried_again_and_names_itself():
     with pytest.raises(BadExample, match="a record 3: Chunk hash mismatch"):
         _read("a", reader, [3, 4])
     assert not reader.errors
+
+
+def test_array_record_far_away_is_read_from_a_copy(tmp_path):
+    writer = ArrayRecordWriter(str(tmp_path / "a"), "group_size:1")
+    for record in (b"first", b"second"):
+        writer.write(record)
+    writer.close()
+    far = f"memory://{uuid.uuid4().hex}/a"
+    files.write(far, (tmp_path / "a").read_bytes())
+    assert _read(far, _reader(far), [1, 0]) == [b"second", b"first"]
