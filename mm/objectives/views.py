@@ -247,8 +247,11 @@ def image_view(keep: float = 1.0, replace: float | str = 0.0) -> View:
 
 
 def mask_reads(view: View, model: Multimodal) -> tuple[Read, ...]:
-    """What a view of the image takes from the batch to hide patches."""
+    """What a view of the image takes from the batch to hide patches. Raises BadInput if the tower
+    has none."""
     names = [value for _, value in view.how if isinstance(value, str)]
+    if names and not hasattr(model.image, "grid"):
+        raise BadInput(f"{names[0]}: the image tower has no patches to hide; use a vit")
     return tuple(Read(name, (math.prod(model.image.grid),), "bool") for name in names)
 
 

@@ -61,8 +61,8 @@ def read(name: str) -> Golden:
     return found
 
 
-def check(name: str, make, table: Table, run) -> None:
-    """Outputs to 1e-5 and gradients to 1e-4 of the largest element of each array.
+def check(name: str, make, table: Table, run, tolerance: float = 1e-5) -> None:
+    """Outputs to `tolerance` and gradients to 1e-4 of the largest element of each array.
 
     run(module, inputs) -> outputs, with the "loss" or without, see the script. A gradient that is
     zero but for rounding (of the bias of attention's keys) may be 1e-6 of the largest of all.
@@ -86,8 +86,7 @@ def check(name: str, make, table: Table, run) -> None:
     assert outputs.keys() == golden.output.keys()
     for key, want in golden.output.items():
         error = np.abs(outputs[key] - want).max()
-        # Both are float32: after fifty layers they differ by 1.1e-5 on some processors.
-        assert error <= 2e-5 * np.abs(want).max(), (key, error)
+        assert error <= tolerance * np.abs(want).max(), (key, error)
     assert golden.gradient.keys() <= gradients.keys()
     largest = max(np.abs(x).max() for x in golden.gradient.values())
     for key, want in golden.gradient.items():
@@ -315,7 +314,9 @@ def test_resnet(depth, sizes, monkeypatch):
     monkeypatch.setitem(STAGES, depth, (1, 2, 1))
     spec = dict(image_size=34, depth=depth, **sizes)
     make = lambda: ResNet(**spec, rngs=nnx.Rngs(0))  # noqa: E731
-    check(f"resnet{depth}", make, foreign.resnet(depth), run)
+    # Of float32 alone, the bottlenecks of 50 differ by 1.1e-5 on some processors.
+    tolerance = 2e-5 if depth == 50 else 1e-5
+    check(f"resnet{depth}", make, foreign.resnet(depth), run, tolerance)
 
 
 def test_a_weight_without_a_place_and_a_place_without_a_weight_are_refused():

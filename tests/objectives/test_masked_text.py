@@ -292,6 +292,13 @@ def test_what_cannot_work_is_refused(changes, message):
         objective(a_model, **changes)
 
 
+def test_an_image_without_patches_has_none_to_hide():
+    resnet = dict(name="resnet", image_size=32, depth=18, base_width=8, groups=4)
+    a_model = nnx.eval_shape(lambda: model(image=resnet, fusion=CROSS))
+    with pytest.raises(BadInput, match="patch_mask: the image tower has no patches to hide"):
+        objective(a_model, context="fused", image_replace="patch_mask")
+
+
 def test_where_no_word_sees_those_behind_it_none_is_hidden():
     with pytest.raises(BadInput, match="config.model.text is causal: .*set causal=False"):
         objective(model(text=dict(TEXT, causal=True, mask_token=True)))
