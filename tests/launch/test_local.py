@@ -119,12 +119,16 @@ def test_nothing_is_left_when_the_launcher_dies(tmp_path, number):
 
 
 def test_children_of_children_end_too(tmp_path):
+    both = tmp_path / "both_have_said_their_child"
     code = (
-        "import subprocess, sys\n"
+        "import os, subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {_WAIT!r}], stdout=subprocess.DEVNULL)\n"
-        "print(child.pid, flush=True); sys.exit(1)"
+        "print(child.pid, flush=True)\n"
+        f"while not os.path.exists({str(both)!r}): time.sleep(0.02)\n"
+        "sys.exit(1)"
     )
     process, pids = _start(tmp_path, code)
+    both.touch()  # one that ended before would have ended the other, maybe before its line
     assert process.wait(timeout=30) == 1
     _wait_for(lambda: not any(map(_alive, pids)), seconds=5)
 
