@@ -42,7 +42,8 @@ def kill(arguments: list[str], workdir: Path, when: str, rng: random.Random) -> 
     """Starts a run and kills it with -9; returns whether it was caught alive, and at `when`.
 
     when: "save", while a checkpoint is being written; "step", up to two seconds after a new step
-    was logged; "start", up to ten seconds after the start.
+    was logged; "start", up to ten seconds after the start. A save may end between the look at it
+    and the kill: so the run is held, looked at again, and let go if it is too late.
     """
     before = lines(workdir)
     process = subprocess.Popen(
@@ -56,7 +57,12 @@ def kill(arguments: list[str], workdir: Path, when: str, rng: random.Random) -> 
 
     def reached() -> bool:
         if when == "save":
-            return bool(unfinished_saves(workdir))
+            if unfinished_saves(workdir):
+                os.killpg(process.pid, signal.SIGSTOP)
+                if unfinished_saves(workdir):
+                    return True
+                os.killpg(process.pid, signal.SIGCONT)
+            return False
         return when == "start" or lines(workdir) > max(before, 1)
 
     deadline = time.monotonic() + START_SECONDS

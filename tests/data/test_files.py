@@ -1,6 +1,7 @@
 """Reading by position, near and far, and what happens when it fails."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -172,7 +173,7 @@ def test_a_slow_read_is_told_of(flaky, monkeypatch, caplog):
         MemoryFileSystem, "cat_file", lambda *args, **given: time.sleep(0.1) or real(*args, **given)
     )
     files.read(flaky)
-    assert "a.bin: one read took 0 s" in caplog.text
+    assert re.search(r"a.bin: one read took \d+ s", caplog.text)
 
 
 def test_a_size_of_the_cache_that_is_none_is_said(flaky, monkeypatch):

@@ -205,7 +205,7 @@ def test_many_shards_are_indexed_at_once_and_a_line_tells_how_far(
     tmp_path, monkeypatch, capsys, build
 ):
     monkeypatch.setattr(index, "_PROGRESS_SECONDS", -1.0)
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def wait(path):
         both.wait()

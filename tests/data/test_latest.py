@@ -36,14 +36,14 @@ def test_who_wants_what_is_on_its_way_waits():
     def fetch(key):
         fetched.append(key)
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return b"result"
 
     latest, results = Latest(fetch, 10), []
     threads = [threading.Thread(target=lambda: results.append(latest("a"))) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     go.set()
     for thread in threads:
         thread.join()

@@ -19,11 +19,11 @@ def _command(log_dir, code, *options):
 
 def _run(log_dir, code, *options):
     return subprocess.run(
-        _command(log_dir, code, *options), capture_output=True, text=True, timeout=120
+        _command(log_dir, code, *options), capture_output=True, text=True, timeout=300
     )
 
 
-def _wait_for(condition, seconds=30):
+def _wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -75,7 +75,7 @@ def test_one_that_fails_ends_all_with_its_code_and_the_end_of_its_log(tmp_path):
     code = _INDEX + "print('starting'); time.sleep(60 if index == 0 else 0.2); sys.exit(3)"
     begin = time.monotonic()
     done = _run(tmp_path, code)
-    assert done.returncode == 3 and time.monotonic() - begin < 20
+    assert done.returncode == 3 and time.monotonic() - begin < 50
     assert "process 1 ended with exit code 3" in done.stderr and "starting" in done.stderr
 
 
@@ -105,7 +105,7 @@ def test_a_signal_is_passed_on_and_the_code_of_the_saved_run_returned(tmp_path, 
     )
     process, _ = _start(tmp_path, code)
     process.send_signal(number)
-    assert process.wait(timeout=30) == local.PREEMPTED == 75
+    assert process.wait(timeout=50) == local.PREEMPTED == 75
     assert all("saved" in (tmp_path / f"process-{i}.log").read_text() for i in range(2))
 
 
@@ -114,8 +114,8 @@ def test_nothing_is_left_when_the_launcher_dies(tmp_path, number):
     process, pids = _start(tmp_path, _PID_AND_WAIT)
     assert all(map(_alive, pids))
     process.send_signal(number)
-    process.wait(timeout=30)
-    _wait_for(lambda: not any(map(_alive, pids)), seconds=5)
+    process.wait(timeout=50)
+    _wait_for(lambda: not any(map(_alive, pids)), seconds=40)
 
 
 def test_children_of_children_end_too(tmp_path):
@@ -129,8 +129,8 @@ def test_children_of_children_end_too(tmp_path):
     )
     process, pids = _start(tmp_path, code)
     both.touch()  # one that ended before would have ended the other, maybe before its line
-    assert process.wait(timeout=30) == 1
-    _wait_for(lambda: not any(map(_alive, pids)), seconds=5)
+    assert process.wait(timeout=50) == 1
+    _wait_for(lambda: not any(map(_alive, pids)), seconds=40)
 
 
 def test_without_a_command_it_says_so():
@@ -197,17 +197,17 @@ def test_two_jax_processes_compute_stop_at_one_step_save_and_restore(tmp_path):
     command += [sys.executable, str(script), str(tmp_path / "checkpoints")]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(command, env=environment)
-    _wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs), 90)
+    _wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
     children = subprocess.run(
         ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True
     )
     os.kill(int(children.stdout.split()[1]), signal.SIGTERM)
-    assert process.wait(timeout=90) == local.PREEMPTED
+    assert process.wait(timeout=240) == local.PREEMPTED
     texts = [log.read_text() for log in logs]
     assert all(f"sum 6.0 2 4 {[0] * 8}" in text for text in texts)
     (first, second) = [text.split("stopped ")[1].split()[0] for text in texts]
     assert first == second
 
-    assert subprocess.run(command, env=environment, timeout=120).returncode == 0
+    assert subprocess.run(command, env=environment, timeout=300).returncode == 0
     shards = [log.read_text().split("restored ")[1].strip() for log in logs]
     assert shards == [f"{first} {{0: 0.0, 1: 1.0}}", f"{first} {{2: 2.0, 3: 3.0}}"]

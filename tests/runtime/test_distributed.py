@@ -105,7 +105,7 @@ def _two(what, rest, log_dir):
     code = _TWO.format(what=what, rest=rest)
     return subprocess.run(
         [*command, "--devices_per_process=1", "--", sys.executable, "-c", code],
-        capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": os.getcwd()},
     )  # fmt: skip
 
 

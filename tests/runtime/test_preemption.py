@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -55,7 +54,7 @@ def _start(*arguments):
 def test_a_signal_saves_and_exits_with_the_code(tmp_path, number):
     process = _start(_RUN, tmp_path, "run")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == preemption.PREEMPTED == 75
     assert "stopping after this step, then saving" in errors
     assert len([name for name in os.listdir(tmp_path) if name.isdigit()]) == 1
@@ -64,13 +63,10 @@ def test_a_signal_saves_and_exits_with_the_code(tmp_path, number):
 def test_a_second_interrupt_kills_at_once_even_inside_c_code():
     process = _start(_STUCK_IN_C)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert process.poll() is None
-    begin = time.monotonic()
+    assert process.stderr.readline() == "\n"
+    assert "Ctrl-C again kills at once" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == preemption.INTERRUPTED == 130
-    assert time.monotonic() - begin < 5
+    assert process.wait(timeout=55) == preemption.INTERRUPTED == 130  # C code sleeps for 60 s
 
 
 def test_repeated_sigterm_is_one_request():

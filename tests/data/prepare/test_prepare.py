@@ -434,9 +434,10 @@ def test_a_killed_run_goes_on_and_ends_the_same(folder, tmp_path):
     process = start(killed)
     while process.poll() is None and len(list(killed.glob("1.0.0/*"))) < 3:
         time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    assert not (killed / "manifest.json").exists()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (killed / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in killed.glob("1.0.0/*")}
     assert start(killed).wait() == 0
     assert files_of(killed) == files_of(whole)
