@@ -17,7 +17,7 @@ from data.preprocess.image import (
     is_clip,
     opened,
 )
-from data.preprocess.sampling import Filter, Picture
+from data.preprocess.sampling import MANY_PIXELS, Filter, Picture
 from data.sources import BadExample
 from data.sources.pictures import Jpeg
 from mm import registry
@@ -155,11 +155,21 @@ def random_resized_crop(
         top, left = u[2] * (1.0 - height), u[3] * (1.0 - width)
         boxes = np.stack([top, left, top + height, left + width], axis=1).astype(np.float32)
         margin = np.float32(image.margin)
-        boxes = boxes * (1 + 2 * margin) - margin
+        boxes = _between_pixels(boxes * (1 + 2 * margin) - margin, pictures)
         plan = Planned(pictures, boxes, shape, (), None, None, image.margin, image.outside, filter)
         return columns | {"image": plan}
 
     return Op(apply)
+
+
+def _between_pixels(
+    boxes: Float[np.ndarray, "b 4"], pictures: list[Picture]
+) -> Float[np.ndarray, "b 4"]:
+    """Boxes of many pixels end between two of them: they are read faster, and hardly moved."""
+    sides = np.array([picture.shape[-3:-1] * 2 for picture in pictures], np.float64)
+    edges = np.round(boxes * sides)
+    many = (edges[:, 2:] - edges[:, :2] >= MANY_PIXELS).all(axis=1, keepdims=True)
+    return np.where(many, edges / sides, boxes).astype(boxes.dtype)
 
 
 @registry.register("op", "flip")

@@ -1,10 +1,13 @@
 import io
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data.preprocess import geometry
 from data.preprocess.draws import example_keys
+from data.preprocess.image import Encoded
 from data.preprocess.parse import parse
 from data.sources import BadExample
 from mm.config import BadInput
@@ -158,3 +161,14 @@ def test_normalize_takes_the_mean_off_and_divides_by_the_deviation(ops, mean, st
 def test_normalize_refuses_what_it_does_not_know(ops):
     with pytest.raises(BadInput, match=r"normalize\(.*expected"):
         parse(f"decode|resize(8)|normalize({ops})", where="config.input.preprocess")
+
+
+def test_a_random_crop_of_many_pixels_ends_between_two_of_them():
+    pictures = [np.zeros((300, 401, 3), np.uint8), np.zeros((90, 90, 3), np.uint8)] * 20
+    rng = np.random.default_rng(0)
+    draws = types.SimpleNamespace(uniform=lambda count: rng.random((count, len(pictures))))
+    op = geometry.random_resized_crop(size=32, scale=(0.3, 1.0))
+    boxes = op.apply({"image": Encoded(pictures)}, draws)["image"].boxes
+    pixels = boxes * [picture.shape[:2] * 2 for picture in pictures]
+    away = np.abs(pixels - np.round(pixels)).max(axis=1)
+    assert away[::2].max() < 1e-3 and away[1::2].min() > 1e-3

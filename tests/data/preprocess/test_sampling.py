@@ -63,6 +63,18 @@ def test_the_quick_way_is_within_one_of_pillow_on_average(sides, size, lazily):
 
 
 @pytest.mark.parametrize("sides, size", SIZES)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_box_of_whole_pixels_is_within_one_of_pillow_too(sides, size, mirrored):
+    """From 128 pixels on it is drawn another way."""
+    image = photo(*sides)
+    top, left, bottom, right = np.round(np.array(BOX) * (*sides, *sides)) / (*sides, *sides)
+    box = (top, right, bottom, left) if mirrored else (top, left, bottom, right)
+    expected = by_pillow(image, (top, left, bottom, right), size).astype(np.float32)
+    found = draw(image, box, size)
+    assert np.abs((found[:, ::-1] if mirrored else found) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("sides, size", SIZES)
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 def test_the_exact_way_is_pillow_also_of_a_part_of_a_jpeg(sides, size, method):
     data = jpeg(photo(*sides))
