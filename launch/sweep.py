@@ -17,36 +17,22 @@ import contextlib
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from etils import epath
-from ml_collections import ConfigDict
-
 from launch.arms import Arm, Sweep, as_text, read_sweep
+from launch.budget import Run, is_finished, make_plan, make_run, probe, step_seconds
 from launch.pool import Failure, Job, Pool, cores, lock, shown
-from mm.config import BadInput, differences, override, plain
+from mm.config import BadInput
 from mm.runtime.workdir import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COST = (sys.executable, "-m", "mm.planning.cost")
 TABLE = (sys.executable, "-m", "mm.report.sweep")
 STOPPED = os.EX_TEMPFAIL  # told to stop: the same command continues
-PROBE_STEPS = 30  # of them the first compiles; the median of the others says how long one takes
-# What may differ between a run that is there and the arm: no result depends on it.
-_MAY_DIFFER = ("log", "checkpoint", "pod", "input.num_workers", "input.prefetch")
-
-
-class Run(NamedTuple):
-    """name: ARM/seed-S, which is also the folder; flags: those of main.py; config: all its keys."""
-
-    name: str
-    flags: list[str]
-    config: dict[str, Any]
 
 
 class Place(NamedTuple):
@@ -111,37 +97,38 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     print(f"# {sweep.name}: {len(arms)} arms x {len(seeds)} seeds in {place.runs}", flush=True)
     costs = dict(zip([arm.name for arm in arms], ask_costs(arms), strict=True))
     failed: dict[str, Failure] = {}
-    seconds: dict[str, float] = {}
+    steps: Mapping[str, float | None] = {arm.name: None for arm in arms}
     if "seconds" in sweep.budget:
-        probes = [probe(arm, costs[arm.name]["config"], place.runs) for arm in arms]
-        todo = [one for one in probes if not is_finished(one, place.runs)]
+        probes = {arm.name: probe(arm, costs[arm.name]["config"], place.runs) for arm in arms}
+        todo = missing(probes.values(), place)
         if pool is None and todo:
-            print(
-                *(shown(place.job(one)) for one in todo),
-                "# then as many steps as these say",
-                sep="\n",
-            )
+            show(todo, place)
+            print("# then runs of as many steps as these say")
             return 0
-        if todo and pool.run([place.job(one) for one in todo], recorder(failed, lambda: None)):
+        if todo and pool.run([place.job(one) for one in todo], recorder(failed)):
             return stopped()
-        for arm, one in zip(arms, probes, strict=True):
-            if one.name not in failed:
-                seconds[arm.name] = step_seconds(one, place.runs)
-            else:
-                failed |= {f"{arm.name}/seed-{seed}": failed[one.name] for seed in seeds}
-    arms_to_run = [arm for arm in arms if "seconds" not in sweep.budget or arm.name in seconds]
+        steps = {
+            name: step_seconds(one, place.runs)
+            for name, one in probes.items()
+            if one.name not in failed
+        }
+        for name in probes.keys() - steps.keys():
+            failed |= {f"{name}/seed-{seed}": failed[probes[name].name] for seed in seeds}
     plans = {
-        arm.name: plan(sweep, arm, costs[arm.name], seconds.get(arm.name)) for arm in arms_to_run
+        arm.name: make_plan(sweep, arm, costs[arm.name], steps[arm.name])
+        for arm in arms
+        if arm.name in steps
     }
     # Seed by seed: an arm compiles in its first run, and all arms have as many.
     wanted = [
         make_run(arm, costs[arm.name]["config"], plans[arm.name], seed, place.runs)
         for seed in seeds
-        for arm in arms_to_run
+        for arm in arms
+        if arm.name in plans
     ]
-    todo = [one for one in wanted if not is_finished(one, place.runs)]
+    todo = missing(wanted, place)
     if pool is None:
-        print(*(shown(place.job(one)) for one in todo), sep="\n")
+        show(todo, place)
         return 0
 
     def write() -> None:
@@ -157,10 +144,22 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     if subprocess.run([*TABLE, str(place.workdir)]).returncode:
         print("error: the table could not be made; see above", file=sys.stderr)
         return 1
-    return 1 if failed else 0
+    # A launcher may say that all is well when it has only submitted.
+    return 1 if failed or missing(wanted, place) else 0
 
 
-def recorder(failed: dict[str, Failure], then: Callable[[], None]) -> Callable:
+def missing(runs: Iterable[Run], place: Place) -> list[Run]:
+    """Those that have no results yet."""
+    return [one for one in runs if not is_finished(one, place.runs)]
+
+
+def show(runs: Sequence[Run], place: Place) -> None:
+    """Prints the commands."""
+    for one in runs:
+        print(shown(place.job(one)))
+
+
+def recorder(failed: dict[str, Failure], then: Callable[[], None] = lambda: None) -> Callable:
     """Puts the failure of a job among the others."""
 
     def ended(job: Job, failure: Failure | None) -> None:
@@ -214,99 +213,6 @@ def ask_costs(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     if done.returncode:
         raise RuntimeError(f"{shlex.join(COST)} failed:\n{done.stderr}")
     return json.loads(done.stdout)
-
-
-def plan(sweep: Sweep, arm: Arm, cost: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
-    """How long the arm is trained, and what it is.
-
-    seconds: of a step, for that budget. Raises BadInput when the budget is less than one step.
-    """
-    config = cost["config"]
-    batch = config["global_batch_size"]
-    [(kind, amount)] = sweep.budget.items()
-    of_a_step = {"examples": batch, "flops": cost["flops"], "seconds": seconds}[kind]
-    steps = round(amount / of_a_step)
-    if steps < 1:
-        raise BadInput(
-            f"budget {kind}={amount:g}: a step of arm {arm.name!r} takes {of_a_step:g}; give more"
-        )
-    schedule = config["optimizer"].get("schedule") or {}
-    overrides = {"total_steps": steps}
-    for key in ("warmup_steps", "cooldown_steps"):
-        name = f"optimizer.schedule.{key}"
-        if schedule.get(key) and name not in arm.overrides:
-            # Their share of the run stays that of the recipe.
-            overrides[name] = max(1, round(schedule[key] * steps / config["total_steps"]))
-    return {
-        "parameters": cost["parameters"],
-        "frozen": cost["frozen"],
-        "flops_of_a_step": cost["flops"],
-        "global_batch_size": batch,
-        "set": overrides,
-    }
-
-
-def make_run(
-    arm: Arm, config: Mapping[str, Any], plan: Mapping[str, Any], seed: int, runs: str
-) -> Run:
-    """The run of an arm on a seed."""
-    return _run(arm, config, f"{arm.name}/seed-{seed}", {**plan["set"], "seed": seed}, runs)
-
-
-def probe(arm: Arm, config: Mapping[str, Any], runs: str) -> Run:
-    """A run that tells how long a step takes."""
-    schedule = config["optimizer"].get("schedule") or {}
-    short = {
-        f"optimizer.schedule.{key}": 0
-        for key in ("warmup_steps", "cooldown_steps")
-        if schedule.get(key)
-    }
-    more = {"total_steps": PROBE_STEPS, "evals": {}, "log.every_steps": 1, **short}
-    if config["checkpoint"].get("keep_best") is not None:
-        more["checkpoint.keep_best"] = None
-    return _run(arm, config, f"{arm.name}/probe", more, runs)
-
-
-def _run(arm: Arm, config: Mapping[str, Any], name: str, more: Mapping[str, Any], runs: str) -> Run:
-    changes = {key: as_text(value) for key, value in {**arm.overrides, **more}.items()}
-    whole = ConfigDict(config)
-    override(whole, [(key, as_text(value)) for key, value in more.items()])
-    flags = [f"--config={arm.config}", f"--workdir={epath.Path(runs) / name}"]
-    flags += [f"--config.{key}={text}" for key, text in changes.items()]
-    return Run(name, flags, json.loads(json.dumps(plain(whole))))
-
-
-def is_finished(run: Run, runs: str) -> bool:
-    """Whether main.py has written the results of its last step.
-
-    Raises BadInput when the folder is that of another config, which begun runs go on with.
-    """
-    folder = epath.Path(runs) / run.name
-    begun = any((folder / name).exists() for name in ("results.json", "metrics.jsonl"))
-    if begun and (folder / "config.json").exists():
-        found = json.loads((folder / "config.json").read_text())
-        if changed := differences(run.config, found, _MAY_DIFFER):
-            raise BadInput(
-                f"{folder} was run with another config: {changed}; the sweep or a recipe has "
-                "changed: take another --workdir, or delete that folder"
-            )
-    return (folder / "results.json").exists()
-
-
-def step_seconds(run: Run, runs: str) -> float:
-    """The median time of a step of a finished probe."""
-    path = epath.Path(runs) / run.name / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # The rate at step t is that of steps 2 to t: the first, which compiles, does not count.
-    examples = run.config["global_batch_size"]
-    ends = [
-        examples * (line["step"] - 1) / line["examples_per_second"]
-        for line in lines
-        if "examples_per_second" in line
-    ]
-    if len(ends) < 2:
-        raise BadInput(f"{path}: has no rates of steps; delete its folder for another probe")
-    return statistics.median(later - ends[i] for i, later in enumerate(ends[1:]))
 
 
 if __name__ == "__main__":
