@@ -16,7 +16,7 @@ from mm.config import BadInput
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0  # for a run to save when told to stop
-_LOCK_SECONDS = 60.0  # for what a killed owner started to be gone
+LOCK_SECONDS = 60.0  # for what a killed owner started to be gone
 
 
 class Job(NamedTuple):
@@ -109,7 +109,7 @@ def lock(folder: Path) -> Iterator[int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

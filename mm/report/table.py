@@ -10,8 +10,8 @@ from mm.report.arms import Row, Run
 from mm.report.statistics import detectable
 
 HEADER = (
-    "arm", "runs", "mean ± sd", "difference", "bootstrap 95%", "paired t 95%", "", "parameters",
-    "FLOPs", "examples", "steps", "time",
+    "arm", "runs", "mean ± sd", "difference", "bootstrap 95%", "paired t 95%", "verdict",
+    "parameters", "FLOPs", "examples", "steps", "time",
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def cells(record: Mapping[str, Any], row: Row) -> list[str]:
     if row.summary is not None:
         parts[2] = show(row.summary.mean)
         if not math.isnan(row.summary.spread):
-            parts[2] += f" ± {show(row.summary.spread)}"
+            parts[2] += f" ± {show(row.summary.spread, digits=2)}"
     if row.difference is not None:
         parts[3] = show(row.difference.mean, signed=True)
         for i, (low, high) in ((4, row.difference.bootstrap), (5, row.difference.interval)):
@@ -35,13 +35,13 @@ def cells(record: Mapping[str, Any], row: Row) -> list[str]:
 
 
 def shower(metric: str) -> Callable[..., str]:
-    """How its values are written: shares as percentages, others with four digits."""
+    """How its values are written: shares as percentages, others with so many digits."""
 
-    def show(value: float, signed: bool = False) -> str:
+    def show(value: float, signed: bool = False, digits: int = 4) -> str:
         sign = "+" if signed else ""
         if "recall@" in metric or "accuracy" in metric:
             return f"{100 * value:{sign}.1f}"
-        return f"{value:{sign}.4g}"
+        return f"{value:{sign}.{digits}g}"
 
     return show
 
@@ -62,7 +62,7 @@ def notes(record: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         count = max(d.count for d in differences)
         found.append(
             f"With {count} seeds, a single difference is told from seed noise from about "
-            f"{show(smallest)} on (95%, paired t)."
+            f"{show(smallest, digits=2)} on (95%, paired t)."
             + (
                 " The bootstrap interval is that of all resamples of these seeds: of 3 it is their"
                 " range and covers no more than 75%, so the verdict is by the t test."
