@@ -9,7 +9,6 @@ Linux the kernel kills the processes if this one is killed.
 """
 
 import argparse
-import ctypes
 import os
 import re
 import signal
@@ -21,10 +20,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.processes import signal_group, start
+
 PREEMPTED = os.EX_TEMPFAIL  # what main.py exits with after saving; mm/runtime/preemption.py
 _POLL_SECONDS = 0.05
 _FAILED_GRACE_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,11 +72,11 @@ def run(
         address = f"127.0.0.1:{free_port()}"
         for index, log in enumerate(logs):
             environment = child_environment(index, processes, address, devices_per_process)
-            children.append(_start(command, environment, log))
+            children.append(start(command, environment, log))
         return _watch(children, logs, stops, grace_seconds)
     finally:
         for child in children:
-            _signal_group(child, signal.SIGKILL)  # also what a dead child left behind
+            signal_group(child, signal.SIGKILL)  # also what a dead child left behind
             child.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -108,29 +108,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    parent = os.getpid()
-
-    def before_exec() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before the line above
-                os._exit(1)
-
-    with open(log, "wb") as output:
-        # a session of its own: Ctrl-C reaches it through us alone
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=before_exec,
-        )
-
-
 def _watch(
     children: list[subprocess.Popen], logs: list[Path], stops: list[int], grace_seconds: float
 ) -> int:
@@ -155,10 +132,10 @@ def _watch(
                 orderly = bool(stops) or children[failed].returncode == PREEMPTED
                 deadline = time.monotonic() + (grace_seconds if orderly else _FAILED_GRACE_SECONDS)
                 for child in running:
-                    _signal_group(child, signal.SIGTERM)
+                    signal_group(child, signal.SIGTERM)
             if stops.count(signal.SIGINT) > 1 or (deadline and time.monotonic() > deadline):
                 for child in running:
-                    _signal_group(child, signal.SIGKILL)
+                    signal_group(child, signal.SIGKILL)
             time.sleep(_POLL_SECONDS)
     if failed is None:
         return 0
@@ -181,13 +158,6 @@ def _report(index: int, code: int, log: Path) -> None:
     tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-20:])
     print(f"launch.local: process {index} ended with {how}; the end of {log}:", file=sys.stderr)
     print(tail, file=sys.stderr, flush=True)
-
-
-def _signal_group(child: subprocess.Popen, number: int) -> None:
-    try:
-        os.killpg(child.pid, number)
-    except ProcessLookupError:
-        return  # already gone
 
 
 if __name__ == "__main__":

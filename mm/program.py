@@ -7,10 +7,11 @@ Training, evaluation, planning and export all use the Program that is built here
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -93,7 +94,12 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
 
     replicated, by_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
     jit_init = jax.jit(assembly.init, out_shardings=shardings)
-    jit_step = partial(jax.jit, in_shardings=(shardings, by_batch))
+    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
+
+    def jit_step(function: Callable, **how: Any) -> Seeded:
+        return Seeded(
+            jax.jit(function, in_shardings=(shardings, by_batch, replicated), **how), seed
+        )
 
     def apply(function: Callable[[System, Views], Any]) -> Callable[[TrainState, Batch], Any]:
         return jit_step(partial(does.look, function), out_shardings=by_batch)
@@ -126,6 +132,24 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         training_flops=does.training_flops,
         need=assembly.system.need,
     )
+
+
+class Seeded(NamedTuple):
+    """A jitted function of (state, batch, seed) as one of (state, batch)."""
+
+    jitted: Any
+    seed: np.ndarray  # key data [2]
+
+    def __call__(self, state: TrainState, batch: Batch) -> Any:
+        return self.jitted(state, batch, self.seed)
+
+    def trace(self, state: TrainState, batch: Batch) -> Any:
+        """As that of what `jax.jit` returns."""
+        return self.jitted.trace(state, batch, self.seed)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """As that of what `jax.jit` returns."""
+        return self.jitted.lower(state, batch, self.seed)
 
 
 def make_sharding(

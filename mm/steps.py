@@ -32,7 +32,11 @@ Metrics = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Steps:
-    """Functions of (state, batch); `mm.program.Program` says what each returns."""
+    """Functions of (state, batch, seed); `mm.program.Program` says what each returns.
+
+    The seed is an argument, the key data [2] of config.seed, and no constant: all seeds of a config
+    share one compiled program.
+    """
 
     assembly: Assembly
     spec: Mapping[str, ShapeDtypeStruct]  # of the batch of a training step
@@ -43,30 +47,31 @@ class Steps:
     turns: Turns
     differentiate: Callable  # what `differentiated` or `accumulate` returns
 
-    def _keys(self, state: TrainState) -> tuple[Keys, Array]:
+    def _keys(self, state: TrainState, seed: Array) -> tuple[Keys, Array]:
         # By seed, step and row of the global batch: what is drawn depends on no mesh.
-        recipe = self.assembly.recipe
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed), state.step)
         for_views, for_objectives = jax.random.split(key)
-        keys = example_keys(for_views, recipe.global_batch_size)
+        keys = example_keys(for_views, self.assembly.recipe.global_batch_size)
         return constrain(keys, "batch"), for_objectives
 
-    def _fixed_keys(self, rows: int) -> Keys:
+    def _fixed_keys(self, seed: Array, rows: int) -> Keys:
         # The same draws whatever the step, for any number of rows: to compare checkpoints by.
-        return constrain(example_keys(jax.random.key(self.assembly.recipe.seed), rows), "batch")
+        return constrain(example_keys(jax.random.wrap_key_data(seed), rows), "batch")
 
-    def gradients(self, state: TrainState, batch: Batch):
+    def gradients(self, state: TrainState, batch: Batch, seed: Array):
         """Of the weighted sum of the objectives whose turn it is."""
         with use_sharding(self.mesh, self.rules):
-            keys, key = self._keys(state)
+            keys, key = self._keys(state, seed)
             loss = partial(total_loss, self.weights, self.turns, key, state.step)
             found, grads = self.differentiate(loss, state, batch, keys)
         # Or XLA may keep whole gradients on every device inside of a step.
         return found, jax.lax.with_sharding_constraint(grads, self.shardings.params)
 
-    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        self, state: TrainState, batch: Batch, seed: Array
+    ) -> tuple[TrainState, Metrics]:
         """Gradients, optimizer, averages, and what is logged of them."""
-        (loss, (metrics, buffers)), grads = self.gradients(state, batch)
+        (loss, (metrics, buffers)), grads = self.gradients(state, batch, seed)
         transform, learning_rate, _ = self.assembly.optimizer
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         updates = self.turns.hold_idle(updates, state.step)
@@ -84,22 +89,22 @@ class Steps:
             extras["teacher"] = self.assembly.teacher.update(state.extras["teacher"], params)
         return TrainState(state.step + 1, params, opt_state, extras), metrics
 
-    def losses(self, state: TrainState, batch: Batch) -> Metrics:
+    def losses(self, state: TrainState, batch: Batch, seed: Array) -> Metrics:
         """Each objective by itself, without dropout."""
         with use_sharding(self.mesh, self.rules):
-            keys = self._fixed_keys(len(batch["id"]))
+            keys = self._fixed_keys(seed, len(batch["id"]))
             system, found = self.assembly.merge(state), {}
             for name, weight in self.weights.items():
                 views = self.assembly.see(state, system, batch, keys, training=False)
-                key = jax.random.key(self.assembly.recipe.seed)
+                key = jax.random.wrap_key_data(seed)
                 found |= weighted(weight, system, name, views, key, state.step)[1]
         return found
 
-    def compare(self, state: TrainState, batch: Batch) -> Metrics:
+    def compare(self, state: TrainState, batch: Batch, seed: Array) -> Metrics:
         """The gradients of each objective by itself."""
         found, gradients = {}, differentiated(self.assembly.merge, self.assembly.see)
         with use_sharding(self.mesh, self.rules):
-            keys, key = self._keys(state)
+            keys, key = self._keys(state, seed)
             for name in self.weights:
                 alone = Turns(((0, ((name,),)),))
                 loss = partial(total_loss, self.weights, alone, key, state.step)
@@ -107,11 +112,11 @@ class Steps:
         return compare_gradients(found)
 
     def look(
-        self, function: Callable[[System, Views], Any], state: TrainState, batch: Batch
+        self, function: Callable[[System, Views], Any], state: TrainState, batch: Batch, seed: Array
     ) -> Any:
         """function(system, views) of a batch of any size."""
         with use_sharding(self.mesh, self.rules):
-            keys = self._fixed_keys(len(jax.tree.leaves(batch)[0]))
+            keys = self._fixed_keys(seed, len(jax.tree.leaves(batch)[0]))
             system = self.assembly.merge(state)
             return function(system, Views(system.model, batch, keys, training=False))
 

@@ -1,0 +1,119 @@
+"""How long each arm of a sweep is trained, and the runs of main.py that follow from it."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from launch.arms import Arm, Sweep, as_text
+from mm.config import BadInput, differences, override, plain
+
+PROBE_STEPS = 30  # of them the first compiles; the median of the others says how long one takes
+# What may differ between a run that is there and the arm: no result depends on it.
+_MAY_DIFFER = ("log", "checkpoint", "pod", "input.num_workers", "input.prefetch")
+
+
+class Run(NamedTuple):
+    """name: ARM/seed-S, which is also the folder; flags: those of main.py; config: all its keys."""
+
+    name: str
+    flags: list[str]
+    config: dict[str, Any]
+
+
+def make_plan(
+    sweep: Sweep, arm: Arm, cost: Mapping[str, Any], seconds: float | None
+) -> dict[str, Any]:
+    """How long the arm is trained, and what it is.
+
+    seconds: of a step, for that budget. Raises BadInput when the budget is less than one step.
+    """
+    config = cost["config"]
+    batch = config["global_batch_size"]
+    [(kind, amount)] = sweep.budget.items()
+    of_a_step = {"examples": batch, "flops": cost["flops"], "seconds": seconds}[kind]
+    steps = round(amount / of_a_step)
+    if steps < 1:
+        raise BadInput(
+            f"budget {kind}={amount:g}: a step of arm {arm.name!r} takes {of_a_step:g}; give more"
+        )
+    schedule = config["optimizer"].get("schedule") or {}
+    overrides = {"total_steps": steps}
+    for key in ("warmup_steps", "cooldown_steps"):
+        name = f"optimizer.schedule.{key}"
+        if schedule.get(key) and name not in arm.overrides:
+            # Their share of the run stays that of the recipe.
+            overrides[name] = max(1, round(schedule[key] * steps / config["total_steps"]))
+    return {
+        "parameters": cost["parameters"],
+        "frozen": cost["frozen"],
+        "flops_of_a_step": cost["flops"],
+        "global_batch_size": batch,
+        "set": overrides,
+    }
+
+
+def make_run(
+    arm: Arm, config: Mapping[str, Any], plan: Mapping[str, Any], seed: int, runs: str
+) -> Run:
+    """The run of an arm on a seed."""
+    return _run(arm, config, f"{arm.name}/seed-{seed}", {**plan["set"], "seed": seed}, runs)
+
+
+def probe(arm: Arm, config: Mapping[str, Any], runs: str) -> Run:
+    """A run that tells how long a step takes."""
+    schedule = config["optimizer"].get("schedule") or {}
+    short = {
+        f"optimizer.schedule.{key}": 0
+        for key in ("warmup_steps", "cooldown_steps")
+        if schedule.get(key)
+    }
+    more = {"total_steps": PROBE_STEPS, "evals": {}, "log.every_steps": 1, **short}
+    if config["checkpoint"].get("keep_best") is not None:
+        more["checkpoint.keep_best"] = None
+    return _run(arm, config, f"{arm.name}/probe", more, runs)
+
+
+def _run(arm: Arm, config: Mapping[str, Any], name: str, more: Mapping[str, Any], runs: str) -> Run:
+    changes = {key: as_text(value) for key, value in {**arm.overrides, **more}.items()}
+    whole = ConfigDict(config)
+    override(whole, [(key, as_text(value)) for key, value in more.items()])
+    flags = [f"--config={arm.config}", f"--workdir={epath.Path(runs) / name}"]
+    flags += [f"--config.{key}={text}" for key, text in changes.items()]
+    return Run(name, flags, json.loads(json.dumps(plain(whole))))
+
+
+def is_finished(run: Run, runs: str) -> bool:
+    """Whether main.py has written the results of its last step.
+
+    Raises BadInput when the folder is that of another config, which begun runs go on with.
+    """
+    folder = epath.Path(runs) / run.name
+    begun = any((folder / name).exists() for name in ("results.json", "metrics.jsonl"))
+    if begun and (folder / "config.json").exists():
+        found = json.loads((folder / "config.json").read_text())
+        if changed := differences(run.config, found, _MAY_DIFFER):
+            raise BadInput(
+                f"{folder} was run with another config: {changed}; the sweep or a recipe has "
+                "changed: take another --workdir, or delete that folder"
+            )
+    return (folder / "results.json").exists()
+
+
+def step_seconds(run: Run, runs: str) -> float:
+    """The median time of a step of a finished probe."""
+    path = epath.Path(runs) / run.name / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # The rate at step t is that of steps 2 to t: the first, which compiles, does not count.
+    examples = run.config["global_batch_size"]
+    ends = [
+        examples * (line["step"] - 1) / line["examples_per_second"]
+        for line in lines
+        if "examples_per_second" in line
+    ]
+    if len(ends) < 2:
+        raise BadInput(f"{path}: has no rates of steps; delete its folder for another probe")
+    return statistics.median(later - ends[i] for i, later in enumerate(ends[1:]))

@@ -1,0 +1,158 @@
+"""Commands run a few at a time, each on cores of its own; they end when this process does."""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from launch.processes import signal_group, start
+from mm.config import BadInput
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 120.0  # for a run to save when told to stop
+LOCK_SECONDS = 60.0  # for what a killed owner started to be gone
+
+
+class Job(NamedTuple):
+    """One command; its output goes to `log`."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+
+
+class Failure(NamedTuple):
+    """exit_code: negative for a signal, as `subprocess` has it; last_line: of the log."""
+
+    exit_code: int
+    last_line: str
+
+
+class Pool:
+    """So many jobs at once. pin: give each an equal part of the cores; lock: what jobs hold too."""
+
+    def __init__(
+        self, parallel: int, *, pin: bool, environment: Mapping[str, str], lock: int | None = None
+    ):
+        self._slots = [cores()[i::parallel] if pin else cores() for i in range(parallel)]
+        self._environment = environment
+        self._keep = [] if lock is None else [lock]
+
+    def run(self, jobs: Sequence[Job], ended: Callable[[Job, Failure | None], None]) -> bool:
+        """Runs all, in order; ended(job, failure) is called after each, which stops no other.
+
+        Returns whether it was told to stop, by SIGTERM or Ctrl-C: then what ran was told so and
+        given time to save, and `ended` was not called for it. A second Ctrl-C kills.
+        """
+        stops: list[int] = []
+        handlers = {
+            number: signal.signal(number, lambda number, frame: stops.append(number))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        todo, running = list(jobs), {}
+        try:
+            while (todo or running) and not stops:
+                for slot in range(len(self._slots)):
+                    if slot not in running and todo:
+                        job = todo.pop(0)
+                        print(f"{job.name}: starts, {len(todo)} to go", flush=True)
+                        running[slot] = job, self._start(job, slot)
+                time.sleep(_POLL_SECONDS)
+                for slot, (job, child) in list(running.items()):
+                    if child.poll() is not None:
+                        del running[slot]
+                        signal_group(child, signal.SIGKILL)  # what it left behind
+                        failure = _failure(job, child.returncode)
+                        said = "finished" if failure is None else _describe(failure)
+                        print(f"{job.name}: {said}", flush=True)
+                        ended(job, failure)
+            _stop([child for _, child in running.values()], stops)
+            return bool(stops)
+        finally:
+            for _, child in running.values():
+                signal_group(child, signal.SIGKILL)
+                child.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _start(self, job: Job, slot: int) -> subprocess.Popen:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        if not hasattr(os, "sched_setaffinity"):
+            return start(job.command, self._environment, job.log, self._keep)
+        mine = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self._slots[slot])  # a child inherits it, before JAX counts cores
+        try:
+            return start(job.command, self._environment, job.log, self._keep)
+        finally:
+            os.sched_setaffinity(0, mine)
+
+
+def cores() -> list[int]:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[int]:
+    """Holds a folder, which is made if need be; gives the file descriptor that does.
+
+    A process that inherits it holds it, too, so that a killed owner's children are waited for.
+    Raises BadInput when the folder is still in use after a minute.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise BadInput(
+                        f"{folder} is in use by {file.read().strip() or 'another sweep'}, or by "
+                        "what it started; wait for it, stop it, or give another --workdir"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        yield file.fileno()
+
+
+def shown(job: Job) -> str:
+    """As one types it."""
+    return shlex.join(job.command)
+
+
+def _failure(job: Job, code: int) -> Failure | None:
+    if code == 0:
+        return None
+    lines = job.log.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return Failure(code, last)
+
+
+def _describe(failure: Failure) -> str:
+    code = failure.exit_code
+    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    return f"FAILED with {how}: {failure.last_line}"
+
+
+def _stop(children: Sequence[subprocess.Popen], stops: Sequence[int]) -> None:
+    """Tells them to end and waits for it."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for child in children:
+        signal_group(child, signal.SIGTERM)
+    while any(child.poll() is None for child in children):
+        if stops.count(signal.SIGINT) > 1 or time.monotonic() > deadline:
+            return  # the caller kills
+        time.sleep(_POLL_SECONDS)

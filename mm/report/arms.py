@@ -1,0 +1,151 @@
+"""What the runs of a sweep reached: read from their files, compared arm by arm."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from mm.config import BadInput, suggest
+from mm.report.statistics import Difference, Summary, compare, holm, summarize, verdict
+
+
+class Run(NamedTuple):
+    """One arm on one seed. value: of the metric; failure: why there is none; lines: those of
+    metrics.jsonl; seconds: of training steps; revision: of the code, "+" after it for changes.
+    """
+
+    arm: str
+    seed: int
+    value: float | None
+    failure: str | None
+    lines: Sequence[Mapping[str, Any]]
+    seconds: float
+    revision: str
+
+
+class Row(NamedTuple):
+    """One arm. summary is None when no run has a value; difference of the base itself, too."""
+
+    arm: str
+    runs: list[Run]
+    summary: Summary | None
+    difference: Difference | None
+    corrected: float
+    verdict: str
+    parameters: int
+    flops: float
+    examples: int
+    steps: int
+    seconds: float
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """What `launch.sweep` left. Raises BadInput when there is none."""
+    try:
+        return json.loads((workdir / "sweep.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{workdir}: has no sweep.json of a sweep ({error})") from error
+
+
+def read_runs(record: Mapping[str, Any]) -> list[Run]:
+    """All runs, arm by arm. Raises BadInput when no run knows the metric."""
+    runs = [_read_run(record, arm, seed) for arm in record["arms"] for seed in record["seeds"]]
+    finished = [run for run in runs if run.failure is None]
+    if finished and all(run.value is None for run in finished):
+        path = epath.Path(record["runs"]) / finished[0].arm / f"seed-{finished[0].seed}"
+        known = list(json.loads((path / "results.json").read_text()))
+        metric = record["metric"]
+        raise BadInput(
+            f"metric {metric!r}: is not in {path / 'results.json'}{suggest(metric, known)}"
+        )
+    return [
+        run._replace(failure="has no such metric")
+        if run.failure is None and run.value is None
+        else run
+        for run in runs
+    ]
+
+
+def _read_run(record: Mapping[str, Any], arm: str, seed: int) -> Run:
+    name = f"{arm}/seed-{seed}"
+    folder = epath.Path(record["runs"]) / name
+    lines = _lines(folder / "metrics.jsonl")
+    value, failure = None, None
+    if failed := record["failed"].get(name):
+        failure = f"exit code {failed['exit_code']}: {failed['last_line']}"
+    elif not (folder / "results.json").exists():
+        failure = "is not finished"
+    else:
+        found = json.loads((folder / "results.json").read_text()).get(record["metric"])
+        value = None if found is None else float(found)
+        if value is not None and not math.isfinite(value):
+            value, failure = None, f"the metric is {value}"
+    rates = [line["examples_per_second"] for line in lines if "examples_per_second" in line]
+    plan = record["arms"][arm]
+    seconds = math.nan
+    if rates and "set" in plan:
+        seconds = examples_of(plan) / statistics.median(rates)
+    return Run(arm, seed, value, failure, lines, seconds, _revision(folder / "environment.json"))
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Whole lines, with NaN and infinities, which are written as text, as numbers."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{key: float(value) for key, value in json.loads(line).items()} for line in lines]
+
+
+def _revision(path: epath.Path) -> str:
+    git = json.loads(path.read_text()).get("git") if path.exists() else None
+    return f"{git['revision'][:12]}{'+' * git['dirty']}" if git else ""
+
+
+def examples_of(plan: Mapping[str, Any]) -> int:
+    """How many an arm is trained on."""
+    return plan["set"]["total_steps"] * plan["global_batch_size"]
+
+
+def make_rows(record: Mapping[str, Any], runs: Sequence[Run]) -> list[Row]:
+    """One an arm, in the order of the sweep."""
+    values = {
+        arm: {run.seed: run.value for run in runs if run.arm == arm and run.value is not None}
+        for arm in record["arms"]
+    }
+    base = record["base"]
+    differences = {
+        arm: found
+        for arm in values
+        if arm != base and (found := compare(values[arm], values[base])) is not None
+    }
+    corrected = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
+    rows = []
+    for arm, plan in record["arms"].items():
+        difference = differences.get(arm)
+        if arm == base:
+            said = "the base"
+        elif difference is None:
+            said = "no seed that both have finished"
+        else:
+            said = verdict(difference, corrected[arm], record["better"])
+        mine = [run for run in runs if run.arm == arm]
+        times = [run.seconds for run in mine if not math.isnan(run.seconds)]
+        steps = plan["set"]["total_steps"] if "set" in plan else 0
+        rows.append(
+            Row(
+                arm=arm,
+                runs=mine,
+                summary=summarize(list(values[arm].values())) if values[arm] else None,
+                difference=difference,
+                corrected=corrected.get(arm, math.nan),
+                verdict=said,
+                parameters=plan.get("parameters", 0),
+                flops=steps * plan.get("flops_of_a_step", 0.0),
+                examples=examples_of(plan) if steps else 0,
+                steps=steps,
+                seconds=statistics.mean(times) if times else math.nan,
+            )
+        )
+    return rows
