@@ -1,6 +1,7 @@
 """Evaluators of a config: opened before training starts, run in the loop and by `--mode=eval`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +75,7 @@ def run_evaluations(
         lambda batch: program.losses(state, batch),
         lambda batch: program.match(state, batch),
         program.batch_sharding,
+        lambda function: partial(program.apply(function), state),
     )
     for name, (evaluator, _) in evaluations.items():
         picture = None if pictures is None else pictures / f"{name}.png"
