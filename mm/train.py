@@ -20,6 +20,7 @@ from mm.config import BadInput, plain, suggest
 from mm.evaluate import Evaluation, run_evaluations, show
 from mm.inputs import counting_tokenizers, open_all
 from mm.program import Program, build_program
+from mm.report.run import leave_page
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
@@ -216,13 +217,16 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
 
 
 def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
-    """The final evaluation as one flat JSON object, and on the console."""
-    if jax.process_index() == 0:
-        workdir.write_json(path / "results.json", results)
+    """The final evaluation as one flat JSON object, on the run's page and on the console."""
+    if jax.process_index() != 0:
+        return
+    workdir.write_json(path / "results.json", results)
+    page = leave_page(path)
     pictures = sorted(str(picture) for picture in path.glob("*.png"))
     lines = [f"results of the last step, in {path / 'results.json'}:", show(results)]
     lines += [f"what was retrieved: {' '.join(pictures)}"] if pictures else []
     lines += [f"every logged step: {path / 'metrics.jsonl'}; curves: tensorboard --logdir={path}"]
+    lines += [page]
     say("\n".join(lines))
 
 
