@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
-    from mm.config import BadInput, load, override
+    from mm.config import BadInput, load, override, plain
     from mm.runtime import distributed
 
     try:
@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not flags.workdir:
             raise BadInput(f"--mode={flags.mode} needs --workdir=PATH, where the run lives")
         config = load(flags.config)
+        # Of a config.json nothing is kept: the run whose it is says what it came from.
+        is_recipe = flags.config.partition(":")[0].endswith(".py")
+        flags.origin = {"name": flags.config, "config": plain(config)} if is_recipe else None
         override(config, overrides)
         if flags.mode != "plan":
             distributed.start()
@@ -105,7 +108,7 @@ def run(flags: argparse.Namespace, config) -> int:
     if flags.mode == "train":
         from mm.train import train
 
-        return train(config, flags.workdir)
+        return train(config, flags.workdir, flags.origin)
     if flags.mode == "plan":
         from mm.plan import plan, plan_variants
 

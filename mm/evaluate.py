@@ -1,6 +1,7 @@
 """Evaluators of a config: opened before training starts, run in the loop and by `--mode=eval`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
 from mm.evals.base import Model
 from mm.program import Program, build_program, check_batch
+from mm.report.run import leave_page
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
 from mm.sharding.mesh import check_batch_size
@@ -74,6 +76,7 @@ def run_evaluations(
         lambda batch: program.losses(state, batch),
         lambda batch: program.match(state, batch),
         program.batch_sharding,
+        lambda function: partial(program.apply(function), state),
     )
     for name, (evaluator, _) in evaluations.items():
         picture = None if pictures is None else pictures / f"{name}.png"
@@ -86,7 +89,7 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
     """`--mode=eval`: evaluates a checkpoint of a run, which may go on meanwhile.
 
     step: a number, "latest", or "best" by config.checkpoint.keep_best. Prints the results and
-    writes them, and the pictures, to `<directory>/eval-<step>/`. Raises BadInput when there is no
+    writes them, the pictures and a page to `<directory>/eval-<step>/`. Raises BadInput when there is no
     such checkpoint, it cannot be read or it belongs to another model.
     """
     program = build_program(config)
@@ -97,7 +100,8 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
     results = run_evaluations(program, state, evaluations, path)
     if jax.process_index() == 0:
         workdir.write_json(path / "results.json", results)
-        print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}")
+        page = leave_page(directory, path)
+        print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}\n{page}")
     return 0
 
 

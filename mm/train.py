@@ -20,10 +20,13 @@ from mm.config import BadInput, plain, suggest
 from mm.evaluate import Evaluation, run_evaluations, show
 from mm.inputs import counting_tokenizers, open_all
 from mm.program import Program, build_program
+from mm.report.run import leave_page
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
+from mm.runtime.goodput import Goodput
 from mm.runtime.input_log import InputLog
+from mm.runtime.memory import memory
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
 from mm.start import first_state, layout, say
@@ -50,11 +53,15 @@ class Run(NamedTuple):
     manifest: Mapping
     writer: MetricsWriter
     progress: Progress
+    goodput: Goodput
     signals: preemption.StopSignals
 
 
-def train(config: ConfigDict, directory: str) -> int:
+def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> int:
     """Trains to the end of the config, from the latest checkpoint in `directory` if there is one.
+
+    origin: the "name" of the recipe and its "config" before any key was set; kept for the run's
+    page.
 
     Returns 0, or preemption.PREEMPTED when stopped by SIGTERM with the state saved. Raises BadInput
     before the first step for every mistake that can be known by then, and FloatingPointError when
@@ -95,7 +102,7 @@ def train(config: ConfigDict, directory: str) -> int:
         check_tokenizer(preprocess, recipe.model, saved)
         manifest = {"version": mm.__version__, "config": plain(config)}
         manifest |= data_manifest(source, opened.last) | layout(program)
-        write_start(program, path, manifest)
+        write_start(program, path, manifest, origin)
         if recipe.global_batch_size > len(source):
             say(
                 f"note: a batch of {recipe.global_batch_size:,} is more than the {len(source):,} "
@@ -120,11 +127,16 @@ def train(config: ConfigDict, directory: str) -> int:
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
         input_log = InputLog(batches, start_step, progress.message, counting_tokenizers(opened))
+        first = jax.process_index() == 0
+        goodput = Goodput(path / "goodput.json" if first else None, start_step)
+        stack.callback(goodput.write)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
-            manifest, writer, progress, signals,
+            manifest, writer, progress, goodput, signals,
         )  # fmt: skip
         state, results, stopped = loop(run, state)
+        goodput.end("stopped" if stopped else "finished")
+        goodput.write()
         if stopped:
             say(f"stopped; saved in {directory}: the same command continues")
             return preemption.PREEMPTED
@@ -143,7 +155,7 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
     total_steps = run.program.recipe.total_steps
     previous: tuple[int, Mapping[str, Any]] | None = None
     for step in range(run.start_step + 1, total_steps + 1):
-        with run.progress.data_wait():
+        with run.progress.data_wait(), run.goodput.spend("data"):
             batch = next(run.batches)
         every = run.logging.gradients_every_steps
         compared = run.program.compare(state, batch) if every and step % every == 0 else {}
@@ -166,13 +178,15 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
             jax.block_until_ready(metrics)
             with run.progress.pause():
                 pictures = run.directory if last else None
-                results = run_evaluations(run.program, state, due, pictures)
+                with run.goodput.spend("evaluate"):
+                    results = run_evaluations(run.program, state, due, pictures)
                 log(run, step, metrics, results)
                 previous = None
                 if last or stop or run.checkpointer.due(step):
-                    run.writer.sync()  # a checkpoint is never ahead of the log
-                    bad = {"bad_examples": run.input_log.bad_examples()}
-                    run.checkpointer.save(step, state, run.manifest | bad, results)
+                    with run.goodput.spend("save"):
+                        run.writer.sync()  # a checkpoint is never ahead of the log
+                        bad = {"bad_examples": run.input_log.bad_examples()}
+                        run.checkpointer.save(step, state, run.manifest | bad, results)
         if stop and not last:
             return state, {}, True
     return state, results, False
@@ -182,13 +196,14 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
     """Waits for `step`; writes its line if one is due, or if it was evaluated."""
     loss = float(metrics["loss"])
     run.progress.step(step, loss)
+    run.goodput.step(step)
     turns = run.program.turns
     off = set(run.program.recipe.objectives) - set(turns.groups[turns.index(step - 1)])
     metrics = {key: x for key, x in metrics.items() if key.split("/")[0] not in off}
     if step % run.logging.every_steps == 0 or results:
         rates = run.progress.rates()
         times = run.input_log.metrics(step, rates.get("data_wait_fraction"))
-        run.writer.write(step, {**metrics, **rates, **times, **results})
+        run.writer.write(step, {**metrics, **rates, **times, **memory(), **results})
     if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end
         run.progress.message(f"step {step}\n{show(results)}")
     # The update, too: a finite loss may have gradients that are not, and they must not be saved.
@@ -202,13 +217,16 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
 
 
 def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
-    """The final evaluation as one flat JSON object, and on the console."""
-    if jax.process_index() == 0:
-        workdir.write_json(path / "results.json", results)
+    """The final evaluation as one flat JSON object, on the run's page and on the console."""
+    if jax.process_index() != 0:
+        return
+    workdir.write_json(path / "results.json", results)
+    page = leave_page(path)
     pictures = sorted(str(picture) for picture in path.glob("*.png"))
     lines = [f"results of the last step, in {path / 'results.json'}:", show(results)]
     lines += [f"what was retrieved: {' '.join(pictures)}"] if pictures else []
     lines += [f"every logged step: {path / 'metrics.jsonl'}; curves: tensorboard --logdir={path}"]
+    lines += [page]
     say("\n".join(lines))
 
 
@@ -220,8 +238,10 @@ def has_begun(path: epath.Path) -> bool:
     )
 
 
-def write_start(program: Program, path: epath.Path, manifest: Mapping) -> None:
-    """Writes environment.json, tokenizer.json and the parameter table.
+def write_start(
+    program: Program, path: epath.Path, manifest: Mapping, origin: Mapping | None
+) -> None:
+    """Writes environment.json, recipe.json, tokenizer.json and the parameter table.
 
     Raises ValueError if a moment is split unlike its parameter.
     """
@@ -230,6 +250,8 @@ def write_start(program: Program, path: epath.Path, manifest: Mapping) -> None:
         raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
     if jax.process_index() == 0:
         workdir.write_json(path / "environment.json", workdir.environment())
+        if origin is not None:
+            workdir.write_json(path / "recipe.json", origin)
         workdir.write_atomic(path / "parameters.txt", parameter_table.text(rows))
         if manifest["tokenizer_json"]:
             workdir.write_atomic(path / "tokenizer.json", manifest["tokenizer_json"])

@@ -16,17 +16,20 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
-from PIL import Image
 
 from mm import registry
 from mm.config import BadInput, Share
+from mm.evals import examples
 from mm.evals.base import Model
 from mm.evals.rerank import of_pairs, place, reranked
+from mm.evals.word_maps import word_maps
 from mm.report import retrieval as report
-from mm.runtime.workdir import write_atomic
+from mm.runtime.workdir import write_atomic, write_json
 
 KS = (1, 5, 10)
 _CAPTIONS = 10  # in the picture
+_MAPS = 6  # pictures in which words are looked for
+_MAP_SIDE = 128  # pixels
 _BLOCK = 128  # queries at a time; pools are padded to a multiple, so that no tile is a remainder
 
 
@@ -36,8 +39,9 @@ class Retrieval:
 
     rerank: so many of the first are put in order by the matching head as well, which gives
     "reranked/text_to_image/recall@1" and so on. The arrays of all examples are then kept in the
-    memory of each host. max_bad_share: of broken examples, which are left out. Raises BadInput when
-    the source is empty.
+    memory of each host. words: what the run's page looks for in pictures, where their captions have
+    it; by default their longest words. max_bad_share: of broken examples, which are left out.
+    Raises BadInput when the source is empty.
     """
 
     needs = ("image", "text", "embed_dim")  # of the model
@@ -50,6 +54,7 @@ class Retrieval:
         preprocess: Any,
         batch_size: int,
         rerank: int = 0,
+        words: tuple[str, ...] = (),
         max_bad_share: Share = 0.01,
     ):
         if len(source) < 1:
@@ -59,14 +64,15 @@ class Retrieval:
         if rerank < 0:
             raise BadInput(f"rerank={rerank} must be at least 0")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.rerank, self.max_bad_share = rerank, max_bad_share
+        self.rerank, self.words, self.max_bad_share = rerank, words, max_bad_share
         if rerank:
             self.needs, self.reads = (*self.needs, "match"), (*self.reads, "entities")
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "text_to_image/recall@1" and so on, as fractions; the same on every process.
 
-        picture: a PNG to write, with what is found for a few captions (process 0).
+        picture: a PNG to write, with what is found for a few captions (process 0); and for the
+        run's page `report/<its name>.json` beside it, see `mm.evals.examples`.
         """
         sharding = model.sharding
         from data.loader import eval_batches  # here, since it loads TensorFlow
@@ -78,11 +84,17 @@ class Retrieval:
         with contextlib.closing(batches):
             zimg, ztxt, pool = embed_pool(model.embed, batches, sharding.mesh, bool(self.rerank))
         ids = pool.pop("id")
-        if picture is not None and jax.process_index() == 0:
-            self._draw(zimg, ztxt, ids, picture)
         found = {
             name: ranks(*sides, sharding.mesh) for name, sides in directions(zimg, ztxt).items()
         }
+        if picture is not None and examples.text_and_image(self.preprocess) is not None:
+            maps = self._maps(model, ids)
+            if jax.process_index() == 0:
+                self._draw(zimg, ztxt, ids, picture)
+                shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
+                page = picture.parent / "report" / f"{picture.stem}.json"
+                page.parent.mkdir(exist_ok=True)
+                write_json(page, shown | {"maps": maps})
         results = metrics(found)
         if self.rerank:
             order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
@@ -93,30 +105,45 @@ class Retrieval:
             results |= {f"reranked/{key}": value for key, value in metrics(found).items()}
         return results
 
+    def _maps(self, model: Model, ids: np.ndarray) -> dict[str, Any] | None:
+        """Where the model finds words in a few pictures, as JSON; see `word_maps`."""
+        if model.apply is None:
+            return None
+        text, _ = examples.text_and_image(self.preprocess)
+        rows = examples.spread(len(ids), _MAPS)
+        records = self.source.read(ids[rows], self.preprocess.reads)
+        captions = [examples.caption_of(record[text]) for record in records]
+        given = dict(words=self.words, batch_size=self.batch_size)
+        maps = word_maps(model, self.preprocess, records, captions, **given)
+        for example in maps["examples"]:
+            image = examples.to_image(example["picture"])
+            example["picture"] = examples.thumbnail(image, _MAP_SIDE)
+            example["words"] = [(word, rounded(found)) for word, found in example["words"]]
+            example["pool"] = None if example["pool"] is None else rounded(example["pool"])
+        return maps
+
     def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, ids: np.ndarray, path: epath.Path) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
-        find = self.preprocess.field_of
-        text, image = find("caption") or find("choose"), find("decode")
-        if text is None or image is None:
-            return
-        rows = np.linspace(0, len(zimg) - 1, min(_CAPTIONS, len(zimg))).astype(int)
+        text, image = examples.text_and_image(self.preprocess)
+        rows = examples.spread(len(zimg), _CAPTIONS)
         scores = ztxt[rows] @ zimg.T
         shown = np.unique(report.best_columns(scores))
-        texts = [record[text] for record in self.source.read(ids[rows], (text,))]
-        captions = [found if isinstance(found, str) else found[0] for found in texts]
+        captions = [
+            examples.caption_of(record[text]) for record in self.source.read(ids[rows], (text,))
+        ]
         records = self.source.read(ids[shown], (image,))
-        pictures = {i: _pil(r[image]) for i, r in zip(shown.tolist(), records, strict=True)}
+        pictures = {
+            i: examples.to_image(r[image]) for i, r in zip(shown.tolist(), records, strict=True)
+        }
         title = f"{len(zimg):,} pictures; the best five for captions spread evenly over them"
         buffer = io.BytesIO()
-        report.draw(captions, pictures, scores, rows.tolist(), title).save(buffer, "PNG")
+        report.draw(captions, pictures, scores, rows, title).save(buffer, "PNG")
         write_atomic(path, buffer.getvalue())
 
 
-def _pil(picture: bytes | np.ndarray) -> Image.Image:
-    """From encoded bytes, or from uint8 [h, w, 3]."""
-    if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture))
-    return Image.fromarray(picture)
+def rounded(values: np.ndarray) -> list:
+    """For JSON: a map needs no more than three digits."""
+    return [[float(f"{x:.3g}") for x in row] for row in values]
 
 
 def embed_pool(

@@ -1,8 +1,11 @@
 """Multi-head attention, and which kernel computes it where."""
 
+import contextlib
+import contextvars
 import functools
 import logging
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,37 @@ Mask = Bool[Array, "b m"] | Bool[Array, "#b n m"]
 Rotary = Float[Array, "n k"] | Float[Array, "b n k"]  # angles
 _log = logging.getLogger("mm.attention")
 _LANES = 128  # of a TPU's vector registers
+
+
+class Weights(NamedTuple):
+    """Who looked at what: of queries at keys, and whether those are of the same tokens."""
+
+    weights: Float[Array, "b h n m"]
+    of_itself: bool
+
+
+_recorded: contextvars.ContextVar[list[Weights] | None] = contextvars.ContextVar(
+    "recorded", default=None
+)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Weights]]:
+    """Inside, each attention that is traced adds its weights to the list, in order.
+
+    For looking at a model, not for training: stacks are not scanned, nothing is computed again, and
+    no kernel is used, since those never hold the weights.
+    """
+    token = _recorded.set([])
+    try:
+        yield _recorded.get()
+    finally:
+        _recorded.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether weights are kept."""
+    return _recorded.get() is not None
 
 
 def rotate(
@@ -49,20 +83,21 @@ def attend(
     num_heads: int,
     causal: bool = False,
     kernel: Kernel = "auto",
+    of_itself: bool = False,
 ) -> Float[Array, "bn d"]:
     """Attention with the heads side by side in d, softmax in float32.
 
     True in `mask`: may be seen, by all queries of an example, [b, m], or by each, [b or 1, n, m];
     causal: query i sees 0 .. i. `guide` is added to the scores of a key. With a mask by query or a
     guide, "auto" is two einsums. A query that may see nothing gets the mean of the values, or
-    another finite vector. The result is the residual "attention". Raises BadInput when the kernel
-    cannot run there.
+    another finite vector. The result is the residual "attention". of_itself is told to `recording`.
+    Raises BadInput when the kernel cannot run there.
     """
     queries, keys, head = len(q) // batch, len(k) // batch, q.shape[1] // num_heads
     by_query = guide is not None or (mask is not None and mask.ndim == 3)
     if by_query and kernel not in ("auto", "einsum"):
         raise BadInput(f"attention={kernel!r} takes no mask by query and no guide; use auto")
-    if by_query or counting():
+    if by_query or counting() or is_recording():
         kernel = "einsum"
     elif kernel == "auto" or queries == 1:  # a pooling probe is too small for any kernel
         kernel = choose(platform(), queries, keys, q.shape[1], q.dtype)
@@ -78,6 +113,10 @@ def attend(
         return checkpoint_name(out, "attention")
     heads = [x.reshape(batch, -1, num_heads, head) for x in (q, k, v)]
     if kernel == "einsum":
+        if is_recording():
+            _recorded.get().append(
+                Weights(find_weights(*heads[:2], mask, causal, guide), of_itself)
+            )
         out = einsum_attention(*heads, mask, causal, guide)
     else:
         out = library_attention(*heads, mask, causal)
@@ -88,7 +127,7 @@ def aligned_length(kernel: Kernel, batch: int, length: int, width: int, dtype: D
     """How many tokens to fill up an example to, for the kernel that self-attention takes."""
     if kernel == "auto":
         kernel = choose(platform(), length, length, width, dtype)
-    if kernel != "short":
+    if kernel != "short" or is_recording():
         return length
     mesh, rules = active_mesh(), active_rules()
     parts = 1 if mesh is None else axis_size(mesh, rules.activations.get("batch"))
@@ -127,14 +166,25 @@ def einsum_attention(
     guide: Float[Array, "b m"] | None = None,
 ) -> Float[Array, "b n h k"]:
     """By two einsums, which hold all scores [b, h, n, m]."""
+    weights = find_weights(q, k, mask, causal, guide).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+
+
+def find_weights(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    mask: Mask | None = None,
+    causal: bool = False,
+    guide: Float[Array, "b m"] | None = None,
+) -> Float[Array, "b h n m"]:
+    """softmax(q k / sqrt(d_head)) over what may be seen, in float32 at least."""
     scores = jnp.einsum("bnhk,bmhk->bhnm", q * (q.shape[-1] ** -0.5), k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if guide is not None:
         scores = scores + guide[:, None, None].astype(scores.dtype)
     if (seen := visible(scores.shape, mask, causal)) is not None:
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def visible(shape: tuple[int, ...], mask: Array | None, causal: bool) -> Array | None:

@@ -116,6 +116,7 @@ class Attention(nnx.Module):
         out = attend(
             q, k, v, mask, guide,
             batch=batch, num_heads=self.num_heads, causal=causal, kernel=self.kernel,
+            of_itself=queries is memory,
         )  # fmt: skip
         return self.out(out)
 

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm.config import BadInput
-from mm.models.attention import Kernel, Mask, Rotary, aligned_length
+from mm.models.attention import Kernel, Mask, Rotary, aligned_length, is_recording
 from mm.models.block import Block, Draw, EncoderSpec, Reads
 from mm.models.keys import Keys, split
 from mm.models.remat import counting, find_policy
@@ -70,7 +70,7 @@ class Stack(nnx.Module):
             own = Draw(draw.batch, keys, rate)
             return run(nnx.merge(graphdef, params), carry, own, *inputs), None
 
-        if self.remat != "none" and not counting():
+        if self.remat != "none" and not (counting() or is_recording()):
             # Inside a scan nothing can move between the passes, so the guard only costs time.
             guard = self.unroll >= self.depth
             apply = jax.checkpoint(apply, policy=find_policy(self.remat), prevent_cse=guard)
@@ -79,7 +79,7 @@ class Stack(nnx.Module):
             layers = params, keys, rates, inputs
             if levels > 1:
                 layers = jax.tree.map(lambda x, start=start: x[start : start + part], layers)
-            if self.unroll >= self.depth:
+            if self.unroll >= self.depth or is_recording():
                 # No scan: nothing that the backward pass needs is copied into and out of a stack.
                 for i in range(part):
                     carry, _ = apply(carry, jax.tree.map(lambda x, i=i: x[i], layers))

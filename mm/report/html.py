@@ -29,6 +29,7 @@ pre { margin: 0; padding: .6rem; background: var(--sheet); overflow-x: auto; whi
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
+td:first-child { overflow-wrap: anywhere; min-width: 6rem; }
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 caption { text-align: left; color: var(--quiet); }
@@ -36,7 +37,8 @@ caption { text-align: left; color: var(--quiet); }
 .grid { display: grid; gap: .8rem 1.2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%%, 20rem), 1fr)); }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: .6rem 0; }
-.tile { background: var(--sheet); border-radius: .4rem; padding: .4rem .8rem; }
+.tile { background: var(--sheet); border-radius: .4rem; padding: .4rem .8rem; flex: 1 1 8.5rem;
+  max-width: 15rem; }
 .tile b { display: block; font-size: 1.25rem; line-height: 1.3; }
 figure { margin: 0; min-width: 0; }
 figcaption { color: var(--quiet); font-size: .85rem; line-height: 1.35; }
@@ -127,10 +129,14 @@ def tiles(values: Mapping[str, str]) -> Html:
 
 
 def picture(
-    png: bytes, alt: str, *, caption: Any = None, width: int | None = None, pixels: bool = False
+    data: bytes, alt: str, *, caption: Any = None, width: int | None = None, pixels: bool = False
 ) -> Html:
-    """A PNG inside of the page. width: in CSS pixels, or less on a phone. pixels: not smoothed."""
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    """A PNG or WebP inside of the page. width: in CSS pixels, or less on a phone.
+
+    pixels: not smoothed.
+    """
+    kind = "webp" if data.startswith(b"RIFF") else "png"
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = element("img", src=source, alt=alt, width=width, class_="pixels" if pixels else None)
     return figure(image, caption) if caption is not None else image
 
@@ -156,12 +162,17 @@ def preformatted(text: str) -> Html:
     return element("pre", text, tabindex="0")
 
 
-def page(title: str, sections: Iterable[tuple[str, Any]], *, below: Any = None) -> str:
-    """The whole file. sections: (heading, body), in order; below: stands under the title."""
+def page(
+    title: str, sections: Iterable[tuple[str, Any]], *, below: Any = None, style: str = ""
+) -> str:
+    """The whole file. sections: (heading, body), in order; below: stands under the title.
+
+    style: more CSS.
+    """
     sections = list(sections)
     names = [f"section-{i}" for i in range(len(sections))]
     links = (element("a", head, href=f"#{n}") for n, (head, _) in zip(names, sections, strict=True))
-    style = _STYLE % (_properties(LIGHT), _properties(DARK))
+    style = _STYLE % (_properties(LIGHT), _properties(DARK)) + style
     head = [
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -32,6 +31,9 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: os.PathLike | str, start_step: int = 0):
+        import jax  # here, since reports, which read these files, need none
+
+        self._get = jax.device_get
         self._last_step = start_step
         self._files: list[_AppendedFile] = []
         if jax.process_index() != 0:
@@ -50,7 +52,7 @@ class MetricsWriter:
         self._last_step = step
         if not self._files:
             return
-        values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+        values = {key: float(value) for key, value in self._get(dict(metrics)).items()}
         line = {"step": step, **{key: _json_number(value) for key, value in values.items()}}
         self._jsonl.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._events.write(step, values)

@@ -13,7 +13,7 @@ from mm.kernels.short_attention import padded_length
 from mm.models import attention
 from mm.models.attention import attend, choose, einsum_attention, library_attention
 from mm.models.block import Attention, EncoderSpec
-from mm.models.encoder import Encoder
+from mm.models.encoder import Encoded, Encoder
 from mm.models.remat import RESIDUALS
 from mm.planning.flops import count_flops
 
@@ -197,3 +197,44 @@ def test_offloaded_residuals_go_to_the_hosts_memory():
 
     jaxpr = str(jax.make_jaxpr(jax.grad(loss))(nnx.to_pure_dict(params), jnp.zeros((4, 8, 16))))
     assert "pinned_host" in jaxpr or "<host>" in jaxpr
+
+
+def test_recorded_weights_are_those_that_were_used_and_change_nothing():
+    spec = EncoderSpec(width=8, depth=3, num_heads=2, remat="full")
+    encoder = Encoder(spec, memory_width=6, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, memory = (jnp.asarray(rng.standard_normal((2, *s)), jnp.float32) for s in ((5, 8), (7, 6)))
+    mask = jnp.arange(7) < jnp.array([[7], [4]])
+
+    @jax.jit
+    def look(x, memory):
+        with attention.recording() as found:
+            out = encoder(x, memory=Encoded(memory, memory[:, 0], mask))
+        return out, [each.weights for each in found], jnp.array([each.of_itself for each in found])
+
+    out, weights, of_itself = look(x, memory)
+    plain = encoder(x, memory=Encoded(memory, memory[:, 0], mask))
+    np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-6)
+    assert of_itself.tolist() == [True, False] * 3  # of each block, its own first
+    assert [w.shape for w in weights] == [(2, 2, 5, 5), (2, 2, 5, 7)] * 3
+    for found in weights:
+        np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+    assert not weights[1][1, ..., 4:].any() and weights[1][0, ..., 4:].all()  # the mask
+    assert not attention.is_recording()
+
+
+def test_recorded_weights_are_the_softmax_of_the_scores():
+    layer = Attention(EncoderSpec(width=8, depth=1, num_heads=2), 6, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, memory = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2 * 5, 8), (2 * 7, 6)))
+    with attention.recording() as found:
+        layer(x, memory, batch=2)
+    q, k = np.asarray(layer.query(x)), np.asarray(layer.key(memory))
+    for example in range(2):
+        for head in range(2):
+            columns = slice(4 * head, 4 * head + 4)
+            scores = q[5 * example : 5 * example + 5, columns] @ (
+                k[7 * example : 7 * example + 7, columns].T / 2.0
+            )
+            want = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            np.testing.assert_allclose(found[0].weights[example, head], want, rtol=1e-4, atol=1e-6)

@@ -39,7 +39,8 @@ class Multiway(StreamFusion):
         branches = [of(layer.attention_branches, name) for name in names]
         read = [branch.read(streams[n]) for branch, n in zip(branches, names, strict=True)]
         x, mask = join([(x, masks[n]) for x, n in zip(read, names, strict=True)], batch)
-        y = layer.attention(flat(x), flat(x), mask, batch=batch).reshape(x.shape)
+        tokens = flat(x)
+        y = layer.attention(tokens, tokens, mask, batch=batch).reshape(x.shape)
         made = part(y, [len(x) // batch for x in read])
         for name, branch, y, draw in zip(names, branches, made, draws[0].split(), strict=True):
             found[name] = checkpoint_name(branch.add(streams[name], flat(y), draw), "middle")
