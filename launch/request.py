@@ -128,6 +128,11 @@ def default_name(run: Run) -> str:
     return f"mm-{stem}-{hashlib.sha256((run.workdir or '').encode()).hexdigest()[:6]}"
 
 
+def folder_of(flags: argparse.Namespace) -> Path:
+    """What a launch writes here: its plan, and the code that it sent."""
+    return flags.code / "launches" / flags.name
+
+
 def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str | None) -> None:
     """Shows the plan of the config on `topology`; raises Failure if it does not fit.
 
@@ -139,7 +144,7 @@ def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str 
     command = [
         *(sys.executable if not shell.dry_run else "python", "main.py", "--mode=plan"),
         *(f"--config={run.config}", *run.overrides),
-        *(f"--topology={topology}", f"--workdir=plans/{flags.name}"),
+        *(f"--topology={topology}", f"--workdir={folder_of(flags)}"),
     ]
     shell.say(f"the plan for {topology}, compiled here (minutes)")
     code, _ = shell.stream(command, folder=flags.code)

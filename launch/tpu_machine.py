@@ -7,10 +7,10 @@ import argparse
 import shlex
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from launch.accelerators import Slice
+from launch.request import folder_of
 from launch.revision import ARCHIVE, Code
 from launch.shell import NO_MACHINES, NOT_PREPARED, REFUSED, Done, Failure, Shell
 
@@ -103,7 +103,7 @@ class Machine:
 
     def prepare(self, code: Code) -> None:
         """Code and packages onto all hosts; raises Failure, or Gone."""
-        archive = Path(self.flags.code) / "plans" / self.flags.name / ARCHIVE
+        archive = folder_of(self.flags) / ARCHIVE
         self.shell.write(archive, code.archive)
         everywhere = ("--node=all", "--worker=all")
         self._insist("the code was not copied", "scp", str(archive), f"{self.flags.name}:",

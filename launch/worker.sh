@@ -49,7 +49,7 @@ main() { # FLAGS...: the program, and its exit code in a file
 }
 
 follow() { # BYTE: the log from there on, until the program ends
-  tail --bytes="+$1" --follow --sleep-interval=0.5 --pid="$(cat pid)" log.txt
+  tail --bytes="+$1" --follow --sleep-interval=0.2 --pid="$(cat pid)" log.txt
 }
 
 answer() { # running, ended or stopped; the exit code; the attempt

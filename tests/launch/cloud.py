@@ -22,7 +22,7 @@ def checkout(folder: Path) -> Path:
     shutil.copy(ROOT / "launch" / "worker.sh", folder / "launch" / "worker.sh")
     for name in ("requirements.txt", "requirements-tpu.txt", "constraints.txt"):
         (folder / name).write_text(f"# {name}\n")
-    (folder / ".gitignore").write_text("plans/\n")
+    (folder / ".gitignore").write_text("launches/\n")
     git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message=First")
@@ -62,7 +62,7 @@ class Cloud:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "PATH": f"{HERE / 'fakes'}:{os.environ['PATH']}",
+            "PATH": f"{HERE / 'fakes'}:{HERE / 'fakes' / 'slurm'}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "FAKE_CLOUD": str(self.folder),
             "FAKE_PYTHON": sys.executable,
