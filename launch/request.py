@@ -1,0 +1,174 @@
+"""What all launchers ask and check: flags, the command after --, a name, the plan."""
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from launch.revision import ROOT
+from launch.shell import FAILED, REFUSED, Failure, Interrupted, Shell, interruptible
+
+
+class Run(NamedTuple):
+    """The flags of main.py: all of them, and those that matter here."""
+
+    flags: tuple[str, ...]
+    config: str | None
+    workdir: str | None
+    mode: str
+    overrides: tuple[str, ...]
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a launcher: its flags, then `--` and those of main.py. docs/launch.md has them all."""
+
+    def __init__(self, name: str, verbs: Sequence[str], description: str):
+        super().__init__(
+            prog=f"python -m launch.{name}",
+            usage="%(prog)s [verb] [flags] -- --config=... --workdir=...",
+            description=description,
+            allow_abbrev=False,
+        )
+        self.add_argument("verb", nargs="?", default="run", choices=("run", *verbs))
+        self.add_argument("--name", help="of the run (default: made of config and workdir)")
+        self.add_argument(
+            "--dry_run", action="store_true", help="print what would be done, do nothing"
+        )
+        self.add_argument(
+            "--force", action="store_true", help="submit also what the plan says does not fit"
+        )
+        self.add_argument(
+            "--code", type=Path, default=ROOT, help="the checkout to run (default: this one)"
+        )
+        self.add_argument(
+            "--restarts", type=count, default=0, help="after a failure, at most (default 0)"
+        )
+        self.add_argument(
+            "--poll_seconds", type=float, default=20.0, help="between looks at a state (default 20)"
+        )
+
+    def parse(self, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run]:
+        """Exits with 2 when something is wrong or missing, as argparse does."""
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        at = arguments.index("--") if "--" in arguments else len(arguments)
+        flags = self.parse_args(arguments[:at])
+        try:
+            run = read_run(arguments[at + 1 :])
+        except Failure as error:
+            self.error(str(error))
+        if flags.verb == "run" and run.config is None:
+            self.error("no --config; put the flags of main.py after --, as -- --config=...")
+        if flags.verb == "run" and run.workdir is None:
+            self.error("no --workdir after --; it is where the run continues after a preemption")
+        if flags.name is None and run.config is None:
+            self.error(f"{flags.verb} needs --name=NAME, as the run printed it")
+        flags.code = flags.code.resolve()
+        flags.name = flags.name or default_name(run)
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", flags.name):
+            self.error(
+                f"--name={flags.name}: expected at most 40 of a-z, 0-9 and -, a letter first"
+            )
+        return flags, run
+
+
+def count(text: str) -> int:
+    """A number that is not negative, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def read_run(arguments: Sequence[str]) -> Run:
+    """The flags of main.py; a `python main.py` before them is dropped.
+
+    Raises Failure when they start another program.
+    """
+    arguments = list(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        if len(arguments) < 2 or Path(arguments[1]).name != "main.py":
+            raise Failure(
+                f"{' '.join(arguments[:2])!r} after --: expected flags of main.py, "
+                "or `python main.py` and its flags",
+                REFUSED,
+            )
+        arguments = arguments[2:]
+    overrides, rest, position = [], [], 0
+    while position < len(arguments):  # as mm.config.split_overrides
+        taken = arguments[position : position + 1]
+        follows = arguments[position + 1 : position + 2]
+        if taken[0].startswith("--config."):
+            if "=" not in taken[0] and follows and not follows[0].startswith("--"):
+                taken += follows
+            overrides += taken
+        else:
+            rest += taken
+        position += len(taken)
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--config")
+    parser.add_argument("--workdir")
+    parser.add_argument("--mode", default="train")
+    known, _ = parser.parse_known_args(rest)
+    return Run(tuple(arguments), known.config, known.workdir, known.mode, tuple(overrides))
+
+
+def default_name(run: Run) -> str:
+    """The same for the same workdir, so that one workdir has one run."""
+    stem = Path((run.config or "").partition(":")[0]).stem.lower()
+    stem = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:24].rstrip("-")
+    return f"mm-{stem}-{hashlib.sha256((run.workdir or '').encode()).hexdigest()[:6]}"
+
+
+def folder_of(flags: argparse.Namespace) -> Path:
+    """What a launch writes here: its plan, and the code that it sent."""
+    return flags.code / "launches" / flags.name
+
+
+def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str | None) -> None:
+    """Shows the plan of the config on `topology`; raises Failure if it does not fit.
+
+    With --force what does not fit, or cannot be planned, is submitted all the same.
+    """
+    if topology is None or run.mode != "train":
+        shell.say(f"no plan: {'CPUs' if topology is None else f'--mode={run.mode}'}")
+        return
+    command = [
+        *(sys.executable if not shell.dry_run else "python", "main.py", "--mode=plan"),
+        *(f"--config={run.config}", *run.overrides),
+        *(f"--topology={topology}", f"--workdir={folder_of(flags)}"),
+    ]
+    shell.say(f"the plan for {topology}, compiled here (minutes)")
+    code, _ = shell.stream(command, folder=flags.code)
+    if code == 0:
+        return
+    wrong = (
+        f"the config does not fit {topology}"
+        if code == FAILED
+        else f"the plan ended with exit code {code} (see above)"
+    )
+    if not flags.force:
+        raise Failure(f"{wrong}; not submitted (--force submits it all the same)", REFUSED)
+    shell.say(f"{wrong}; submitted all the same: --force")
+
+
+def entry(name: str, work: Callable[[Sequence[str] | None], int]) -> NoReturn:
+    """Runs a launcher's `work` and exits; failures are one line."""
+    try:
+        with interruptible():
+            code = work(None)
+    except Failure as error:
+        print(f"launch.{name}: error: {error}", file=sys.stderr, flush=True)
+        code = error.code
+    except Interrupted as error:
+        print(f"launch.{name}: {error}; nothing was started", file=sys.stderr, flush=True)
+        code = error.code
+    sys.exit(code)

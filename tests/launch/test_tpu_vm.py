@@ -1,0 +1,311 @@
+"""The whole of launch.tpu_vm against a gcloud whose hosts are folders and processes here."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from launch import tpu_machine, tpu_vm
+from launch.shell import NO_MACHINES, NOT_PREPARED, PREEMPTED, REFUSED
+from tests.launch.cloud import Cloud, finish
+
+WORKDIR = "gs://bucket/run"
+FLAGS = ("--accelerator=v5litepod-8", "--zone=z", "--name=run", "--poll_seconds=0.05")
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    return lambda **script: Cloud(tmp_path, **script)
+
+
+def launch(cloud, *flags, program=()):
+    more = ("--", "--config=c.py", f"--workdir={WORKDIR}", *program)
+    return cloud.run("tpu_vm", *FLAGS, f"--code={cloud.code}", *flags, *more)
+
+
+def start(cloud, *flags, program=()):
+    more = ("--", "--config=c.py", f"--workdir={WORKDIR}", *program)
+    return cloud.start("tpu_vm", *FLAGS, f"--code={cloud.code}", *flags, *more)
+
+
+def verb(cloud, name):
+    return cloud.run("tpu_vm", name, "--zone=z", "--name=run", "--poll_seconds=0.05")
+
+
+def line(done):
+    """The one line of the error."""
+    lines = [each for each in done.stderr.splitlines() if each.startswith("launch.")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def steps(done):
+    return [each for each in done.stdout.splitlines() if each.startswith(("step", "from"))]
+
+
+def test_a_run_is_planned_created_prepared_followed_and_deleted(cloud):
+    cloud = cloud(states=[["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]])
+    done = launch(cloud, "--spot")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("plan of c.py for v5e:2x4") < done.stdout.index("is PROVISIONING")
+    assert steps(done) == ["from step 0", *(f"step {step}" for step in range(1, 6))]
+    assert "run is deleted; exit code 0" in done.stdout and cloud.resources() == []
+    created = next(call for call in cloud.calls() if call[3] == "create")
+    assert {"--spot", "--accelerator-type=v5litepod-8", "--node-id=run"} <= set(created)
+    installed = (cloud.folder / "installed").read_text().split()
+    assert sorted(installed[::2]) == ["0", "0", "1", "1"]
+    assert installed[1:4:2] == ["code/requirements.txt", "code/requirements-tpu.txt"]
+
+
+def test_hosts_get_the_code_as_it_is_with_its_revision_and_diff(cloud):
+    cloud = cloud()
+    (cloud.code / "main.py").write_text((cloud.code / "main.py").read_text() + "print('edited')\n")
+    (cloud.code / "new.py").write_text("NEW = 1\n")
+    done = launch(cloud, "--keep")
+    sent = cloud.folder / "hosts" / "run" / "1" / "mm" / "code"
+    record = json.loads((sent / "revision.json").read_text())
+    diff = (sent / "dirty.diff").read_text()
+    assert "edited" in done.stdout and (sent / "new.py").read_text() == "NEW = 1\n"
+    assert record["dirty"] and record["revision"] in done.stdout
+    assert "+print('edited')" in diff and "+NEW = 1" in diff
+    assert "of main.py, new.py" in done.stdout
+    assert json.dumps(record) in done.stdout  # in the run's own log too
+
+
+def test_a_config_that_does_not_fit_is_not_submitted(cloud):
+    cloud = cloud()
+    cloud.variables["FAKE_PLAN"] = "1"
+    done = launch(cloud)
+    assert done.returncode == REFUSED and "does not fit v5e:2x4; not submitted" in line(done)
+    assert cloud.calls() == []
+
+
+def test_force_submits_what_does_not_fit(cloud):
+    cloud = cloud()
+    cloud.variables["FAKE_PLAN"] = "1"
+    done = launch(cloud, "--force")
+    assert done.returncode == 0 and "submitted all the same" in done.stdout
+
+
+def test_a_plan_that_cannot_be_made_is_not_submitted_either(cloud):
+    cloud = cloud()
+    cloud.variables["FAKE_PLAN"] = "2"
+    done = launch(cloud)
+    assert done.returncode == REFUSED and "the plan ended with exit code 2" in line(done)
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize(
+    "script, code, said",
+    [
+        (dict(create=["quota"]), NO_MACHINES, "quota: ERROR"),
+        (dict(create=["denied"]), NO_MACHINES, "not created: ERROR"),
+        (dict(states=[["WAITING_FOR_RESOURCES", "FAILED"]]), NO_MACHINES, "no more capacity"),
+    ],
+)
+def test_no_machines_is_one_line_and_nothing_is_left(cloud, script, code, said):
+    cloud = cloud(**script)
+    done = launch(cloud)
+    assert done.returncode == code and said in line(done)
+    assert cloud.resources() == [] and "delete" in cloud.verbs()
+
+
+def test_a_request_that_waits_too_long_is_deleted(cloud, monkeypatch):
+    cloud = cloud(states=[["WAITING_FOR_RESOURCES"]])
+    now = [0.0]
+    monkeypatch.setattr(tpu_machine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tpu_machine.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 30))
+    for key, value in cloud.environment().items():
+        monkeypatch.setenv(key, value)
+    arguments = [*FLAGS, f"--code={cloud.code}", "--wait_minutes=2"]
+    with pytest.raises(
+        tpu_vm.Failure, match="still WAITING_FOR_RESOURCES after 2 minutes"
+    ) as error:
+        tpu_vm.work([*arguments, "--", "--config=c.py", f"--workdir={WORKDIR}"])
+    assert error.value.code == NO_MACHINES and cloud.resources() == []
+
+
+def test_what_is_somebody_elses_is_neither_used_nor_deleted(cloud):
+    cloud = cloud()
+    (cloud.folder / "resources").mkdir()
+    (cloud.folder / "resources" / "run.json").write_text('{"states": ["ACTIVE"]}')
+    done = launch(cloud)
+    assert done.returncode == REFUSED and "run exists already and is ACTIVE" in line(done)
+    assert cloud.resources() == ["run"] and "delete" not in cloud.verbs()
+
+
+def test_one_that_came_up_between_is_not_deleted(cloud):
+    cloud = cloud(create=["exists"])
+    done = launch(cloud)
+    assert done.returncode == REFUSED and "is left alone" in line(done)
+    assert "delete" not in cloud.verbs()
+
+
+def test_half_the_workers_failing_the_install_ends_it(cloud):
+    cloud = cloud(workers=4)
+    cloud.variables["FAKE_INSTALL_FAILS_ON"] = "1 3"
+    done = launch(cloud, "--accelerator=v5litepod-16")
+    assert done.returncode == NOT_PREPARED
+    assert "packages were not installed (on 2 of 4 workers)" in line(done)
+    assert "Failed to fetch a package" in line(done)
+    assert cloud.resources() == [] and done.stdout.count("trying again") == 2
+
+
+def test_a_preempted_run_is_created_anew_and_continues(cloud):
+    cloud = cloud(preempt=["step 3"])
+    done = launch(cloud, "--spot", program=["--config.wait=3"])
+    assert done.returncode == 0, done.stderr
+    assert cloud.verbs().count("create") == 2 and cloud.resources() == []
+    assert "the machines are SUSPENDED: preemption 1; the run continues" in done.stdout
+    assert steps(done)[3:] == ["step 3", "from step 3", "step 4", "step 5"]
+
+
+def test_too_many_preemptions_end_it(cloud):
+    cloud = cloud(preempt=["step 1", "from step 1"])
+    done = launch(cloud, "--spot", "--preemptions=1", program=["--config.wait=1"])
+    assert done.returncode == PREEMPTED and "gave up after 1 preemptions" in line(done)
+    assert cloud.resources() == []
+
+
+def test_preemption_before_the_start_counts_too(cloud):
+    cloud = cloud(states=[["PROVISIONING", "SUSPENDING", "SUSPENDED"]])
+    done = launch(cloud)
+    assert done.returncode == 0 and cloud.verbs().count("create") == 2
+    assert cloud.resources() == []
+
+
+def test_a_broken_connection_loses_no_line_and_shows_none_twice(cloud):
+    cloud = cloud(breaks=2)
+    done = launch(cloud)
+    assert done.returncode == 0 and cloud.verbs().count("create") == 1
+    assert steps(done) == ["from step 0", *(f"step {step}" for step in range(1, 6))]
+
+
+def test_the_exit_code_of_a_failed_run_is_passed_on(cloud):
+    cloud = cloud()
+    done = launch(cloud, program=["--config.fail=2:7:9"])
+    assert done.returncode == 7 and cloud.resources() == []
+
+
+def test_a_failed_run_is_started_again_on_the_same_machines(cloud):
+    cloud = cloud()
+    done = launch(cloud, "--restarts=1", program=["--config.fail=2:7:1"])
+    assert done.returncode == 0 and "restart 1 of 1" in done.stdout
+    assert cloud.verbs().count("create") == 1
+    assert [each for each in steps(done) if "from" in each] == ["from step 0", "from step 2"]
+
+
+def test_wrong_input_is_not_started_again(cloud):
+    cloud = cloud()
+    done = launch(cloud, "--restarts=5", program=["--config.fail=1:2:9"])
+    assert done.returncode == 2 and steps(done).count("from step 0") == 1
+
+
+def test_one_that_saved_after_sigterm_is_started_again(cloud):
+    cloud = cloud()
+    done = launch(cloud, program=["--config.fail=2:75:1"])
+    assert done.returncode == 0 and "main.py saved and stopped after SIGTERM" in done.stdout
+
+
+def test_a_resource_that_cannot_be_deleted_is_said_loudly(cloud):
+    cloud = cloud(delete_fails=999)
+    done = launch(cloud)
+    assert done.returncode == 1 and cloud.resources() == ["run"]
+    assert "run could NOT be deleted and may cost money" in done.stderr
+    assert "gcloud compute tpus queued-resources delete run --zone=z --force" in done.stderr
+
+
+def test_deleting_is_tried_again(cloud):
+    cloud = cloud(delete_fails=2)
+    assert launch(cloud).returncode == 0 and cloud.resources() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_waiting_it_deletes_the_request(cloud, number):
+    cloud = cloud(states=[["WAITING_FOR_RESOURCES"]])
+    process = start(cloud)
+    cloud.wait_for(lambda: cloud.verbs().count("describe") > 2, "it waits for machines")
+    process.send_signal(number)
+    done = finish(process)
+    assert done.returncode == 128 + number and cloud.resources() == []
+    assert "run is deleted" in done.stdout
+
+
+def test_interrupted_while_running_it_leaves_the_run_and_says_so(cloud):
+    cloud = cloud()
+    process = start(cloud, program=["--config.wait=2"])
+    checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
+    cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.returncode == 130 and cloud.resources() == ["run"]
+    assert "run is LEFT and costs money" in done.stdout
+    assert "python -m launch.tpu_vm stop --name=run --zone=z" in done.stdout
+    shown = verb(cloud, "status")
+    assert shown.returncode == 0 and "run: ACTIVE, main.py running, attempt 1" in shown.stdout
+
+    stopped = verb(cloud, "stop")
+    assert stopped.returncode == 0 and "main.py ended with exit code 75" in stopped.stdout
+    assert cloud.resources() == []
+    gone = verb(cloud, "status")
+    assert gone.returncode == NO_MACHINES and "NOT_FOUND" in gone.stdout
+
+
+def reads(path, text):
+    return path.exists() and path.read_text() == text
+
+
+def test_attach_goes_on_where_an_interrupted_launcher_left(cloud):
+    cloud = cloud()
+    process = start(cloud, program=["--config.wait=2", "--config.steps=4"])
+    checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
+    cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    again = start(cloud, "attach", program=["--config.steps=4"])
+    first = again.stdout.readline()  # the log from its beginning
+    assert "launch: " in first
+    (pid,) = (cloud.folder / "hosts" / "run").glob("0/mm/pid")
+    os.kill(int(pid.read_text()), signal.SIGTERM)  # as a maintenance does: 75, and started again
+    (pid,) = (cloud.folder / "hosts" / "run").glob("1/mm/pid")
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    done = finish(again)
+    assert done.returncode == 0, done.stderr
+    assert "main.py is started, attempt 2" in done.stdout and cloud.resources() == []
+
+
+def test_stop_ends_a_run_that_a_launcher_follows_for_good(cloud):
+    cloud = cloud()
+    process = start(cloud, program=["--config.wait=2"])
+    checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
+    both = [checkpoints / f"step-{index}" for index in range(2)]
+    cloud.wait_for(lambda: all(reads(path, "2") for path in both), "step 2")
+    assert verb(cloud, "stop").returncode == 0
+    done = finish(process)
+    assert done.returncode == PREEMPTED and cloud.resources() == []
+    assert cloud.verbs().count("create") == 1
+
+
+def test_logs_follow_to_the_end_and_leave_the_machines(cloud):
+    cloud = cloud()
+    assert launch(cloud, "--keep").returncode == 0 and cloud.resources() == ["run"]
+    done = verb(cloud, "logs")
+    assert done.returncode == 0 and "step 5" in done.stdout and cloud.resources() == ["run"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--zone=z", "--", "--config=c.py", "--workdir=gs://b"], "--accelerator=NAME is missing"),
+        (["--accelerator=v5e-8", "--zone=z", "--", "--config=c", "--workdir=gs://b"], "v5litepod"),
+        (["--accelerator=v6e-8", "--zone=z", "--", "--config=c", "--workdir=/tmp/x"], "deleted"),
+        (["--accelerator=v6e-8", "--zone=z", "--", "--workdir=gs://b"], "no --config"),
+        (["--accelerator=v6e-8", "--zone=z", "--", "ls"], "expected flags of main.py"),
+        (["status", "--zone=z"], "status needs --name"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_done(cloud, arguments, said):
+    cloud = cloud()
+    done = cloud.run("tpu_vm", *arguments)
+    assert done.returncode == REFUSED and said in done.stderr and cloud.calls() == []
