@@ -67,6 +67,55 @@ EXPRESSED = {
 }  # fmt: skip
 
 
+_CELLS = dict(name="cells", cell_size=2, cell_width=6, hidden=10)
+# Dual encoders that none expresses: written with code of their own.
+DUAL_ENCODERS = {
+    "quickstart": (
+        dict(
+            image=IMAGE
+            | dict(
+                stem=_CELLS,
+                norm="rms_norm",
+                activation="relu_squared",
+                pool="flatten",
+                pool_dim=14,
+                pool_dropout=0.2,
+            ),
+            text=TEXT | dict(depth=0, pool="mean", position="none"),
+            embed_dim=8,
+        ),
+        SOFTMAX,
+    ),
+    "siglip": (
+        dict(
+            image=IMAGE | dict(image_size=(12, 8), pool="map", qk_norm=True, registers=2),
+            text=TEXT | dict(pool="map", activation="silu", norm="rms_norm"),
+            embed_dim=16,
+            image_projection="none",
+            text_projection="affine",
+        ),
+        SIGMOID,
+    ),
+    "flip": (
+        dict(
+            image=IMAGE | dict(pool="mean", position="sincos2d", activation="gelu_tanh"),
+            text=TEXT | dict(pool="last", activation="quick_gelu", layer_scale=0.1),
+            embed_dim=8,
+        ),
+        SOFTMAX,
+    ),
+    "bert": (
+        dict(
+            image=IMAGE | dict(pool="cls", pooler=True, norm_placement="post", activation="relu"),
+            text=TEXT
+            | dict(pool="first", pooler=True, pre_norm=True, norm_placement="post", segments=2),
+            embed_dim=8,
+        ),
+        SOFTMAX,
+    ),
+}
+
+
 def bundle(model: dict, objectives: dict, seed: int = 0, **manifest) -> Bundle:
     """With random parameters, big enough to matter, and facts of a text."""
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.optim.paths import map_paths
 from tests.interop import folders
-from tests.interop.folders import EXPRESSED
+from tests.interop.folders import DUAL_ENCODERS, EXPRESSED
 from tests.models.golden import read
 
 
@@ -93,6 +93,58 @@ def test_ours_to_hf_to_ours_is_the_same_to_the_bit(name, seed, tmp_path_factory)
     for path, want in given.params.items():
         assert back.params[path].shape == want.shape, path
         assert back.params[path].tobytes() == want.tobytes(), path
+
+
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
+def test_a_dual_encoder_with_code_of_its_own_is_read_back_without_it(name, tmp_path):
+    given = folders.bundle(*DUAL_ENCODERS[name], seed=1)
+    hf.write(given, str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["DualEncoderModel"]
+    for file in config["auto_map"].values():
+        code = tmp_path / f"{file.split('.')[0]}.py"
+        code.write_text("raise SystemExit('code of a checkpoint was run')")
+    back = hf.read(str(tmp_path))
+    assert back.params.keys() == given.params.keys() and back.manifest["unused"] == []
+    for path, want in given.params.items():
+        assert back.params[path].shape == want.shape, path
+        assert back.params[path].tobytes() == want.tobytes(), path
+    text = jnp.asarray(np.random.default_rng(0).integers(1, 24, (2, 6)))
+    mask, size = jnp.arange(6) < jnp.array([[6], [3]]), given.model["image"]["image_size"]
+    image = jnp.ones((2, *((size, size) if isinstance(size, int) else size), 3))
+    batch = dict(image=image, text=text, text_mask=mask)
+    for tower in ("image", "text"):
+        found = [
+            getattr(Views(system(x).model, batch, None), f"{tower}_embedding")().z
+            for x in (given, back)
+        ]
+        np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "part, keys, message",
+    [
+        ("image", dict(window=1), "image.window=1"),
+        ("image", dict(position="rotary", num_heads=4), "image.position='rotary'"),
+        ("text", dict(mask_token=True), "text.mask_token=True"),
+        ("embed_dim", None, "embed_dim=None"),
+    ],
+)
+def test_what_that_code_does_not_have_is_refused_by_name(part, keys, message, tmp_path):
+    model, objectives = DUAL_ENCODERS["flip"]
+    change = keys if keys is None else model[part] | keys
+    objectives = {} if keys is None else objectives
+    bundle = folders.bundle(model | {part: change}, objectives)
+    with pytest.raises(BadInput, match=message):
+        hf.write(bundle, str(tmp_path), model_class="DualEncoderModel")
+
+
+def test_a_scale_beyond_its_limit_is_written_as_it_works(tmp_path):
+    given = folders.bundle(*EXPRESSED["clip"][:2])
+    given.params["objectives/contrastive/log_scale"] = np.float32(6.0)
+    hf.write(given, str(tmp_path))
+    found = hf.read(str(tmp_path)).params["objectives/contrastive/log_scale"]
+    np.testing.assert_allclose(np.exp(found), 100, rtol=1e-6)
 
 
 def test_a_class_token_of_minus_zero_keeps_its_sign(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mm.config import BadInput
-from mm.interop import arrays
+from mm.interop import weight_files
 
 
 def refused(read, path, message):
@@ -42,7 +42,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_damaged_safetensors_file_is_refused(name, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(HOSTILE[name])
-    refused(arrays.open_safetensors, tmp_path, "is no whole safetensors file")
+    refused(weight_files.open_safetensors, tmp_path, "is no whole safetensors file")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "open_clip.pth"])
@@ -52,13 +52,13 @@ def test_a_pickle_is_refused_and_not_run(name, tmp_path):
             return open, (str(tmp_path / "ran"), "w")
 
     (tmp_path / name).write_bytes(pickle.dumps(Runs()))
-    refused(arrays.open_safetensors, tmp_path, re.escape(f"{name}: is a pickle"))
+    refused(weight_files.open_safetensors, tmp_path, re.escape(f"{name}: is a pickle"))
     assert not (tmp_path / "ran").exists()
 
 
 def test_an_array_of_objects_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{}], object))
-    refused(arrays.open_npz, tmp_path / "a.npz", "x.npy: is an array of objects, a pickle")
+    refused(weight_files.open_npz, tmp_path / "a.npz", "x.npy: is an array of objects, a pickle")
 
 
 def test_an_npz_that_says_more_than_it_has_is_refused_before_it_is_read(tmp_path):
@@ -67,15 +67,19 @@ def test_an_npz_that_says_more_than_it_has_is_refused_before_it_is_read(tmp_path
     np.lib.format.write_array_header_1_0(header, facts)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", header.getvalue() + bytes(16))
-    refused(arrays.open_npz, tmp_path / "a.npz", r"says float32\[1099511627776\], and has 16 bytes")
+    refused(
+        weight_files.open_npz,
+        tmp_path / "a.npz",
+        r"says float32\[1099511627776\], and has 16 bytes",
+    )
 
 
 def test_what_is_no_npz_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK nothing")
-    refused(arrays.open_npz, tmp_path / "a.npz", "is no .npz file")
+    refused(weight_files.open_npz, tmp_path / "a.npz", "is no .npz file")
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("x.npy", b"text")
-    refused(arrays.open_npz, tmp_path / "b.npz", "x.npy: is no array")
+    refused(weight_files.open_npz, tmp_path / "b.npz", "x.npy: is no array")
 
 
 def test_half_precision_is_widened_to_float32(tmp_path):
@@ -89,10 +93,10 @@ def test_half_precision_is_widened_to_float32(tmp_path):
     data = weights["a"].tobytes() + weights["b"].tobytes()
     (tmp_path / "model.safetensors").write_bytes(safetensors(header, data))
     for entries in (
-        arrays.open_npz(str(tmp_path / "a.npz")),
-        arrays.open_safetensors(str(tmp_path)),
+        weight_files.open_npz(str(tmp_path / "a.npz")),
+        weight_files.open_safetensors(str(tmp_path)),
     ):
-        found = arrays.take(entries, dict(a=(2, 3), b=(2, 3)), "there")
+        found = weight_files.take(entries, dict(a=(2, 3), b=(2, 3)), "there")
         for x in found.values():
             assert x.dtype == np.float32
             np.testing.assert_array_equal(x, want)
@@ -101,15 +105,15 @@ def test_half_precision_is_widened_to_float32(tmp_path):
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.bool_])
 def test_weights_of_other_types_are_refused(dtype, tmp_path):
     save_file({"x": np.ones(2, dtype)}, tmp_path / "model.safetensors")
-    entries = arrays.open_safetensors(str(tmp_path))
+    entries = weight_files.open_safetensors(str(tmp_path))
     with pytest.raises(BadInput, match="expected float32, float16 or bfloat16: x"):
-        arrays.take(entries, {"x": (2,)}, "there")
+        weight_files.take(entries, {"x": (2,)}, "there")
 
 
 def test_missing_and_reshaped_weights_are_listed(tmp_path):
     save_file({"x": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
-    entries = arrays.open_safetensors(str(tmp_path))
+    entries = weight_files.open_safetensors(str(tmp_path))
     with pytest.raises(BadInput, match="there: has no y, z$"):
-        arrays.take(entries, {"x": (2,), "y": (), "z": ()}, "there")
+        weight_files.take(entries, {"x": (2,), "y": (), "z": ()}, "there")
     with pytest.raises(BadInput, match=r"other shapes than its config says: x \[2\], expected \[3"):
-        arrays.take(entries, {"x": (3,)}, "there")
+        weight_files.take(entries, {"x": (3,)}, "there")

@@ -11,7 +11,7 @@ from typing import Any
 
 from data import tokenizers
 from mm.config import BadInput
-from mm.interop import arrays
+from mm.interop import weight_files
 from mm.interop.bundle import Bundle
 from mm.interop.hf.family import Spec
 
@@ -33,7 +33,7 @@ def read_tokenizer(path: str, text: Mapping) -> str | None:
     """
     folder = Path(path)
     if (folder / "tokenizer.json").is_file():
-        spec = arrays.read_json(folder / "tokenizer.json")
+        spec = weight_files.read_json(folder / "tokenizer.json")
     elif (folder / "spiece.model").is_file():
         spec = json.loads(tokenizers.of_sentencepiece((folder / "spiece.model").read_bytes()))
     else:
@@ -55,7 +55,7 @@ def _pad_id(folder: Path, spec: Mapping, text: Mapping) -> int | None:
     added = {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
     known = spec.get("model", {}).get("vocab", {})
     config = folder / "tokenizer_config.json"
-    token = arrays.read_json(config).get("pad_token") if config.is_file() else None
+    token = weight_files.read_json(config).get("pad_token") if config.is_file() else None
     token = token.get("content") if isinstance(token, dict) else token
     if token in added:
         return added[token]
@@ -88,7 +88,7 @@ def read_image(path: str) -> dict | None:
     file = Path(path) / "preprocessor_config.json"
     if not file.is_file():
         return None
-    config = arrays.read_json(file)
+    config = weight_files.read_json(file)
     methods = {number: name for name, number in _RESAMPLE.items()}
     resize = crop = None
     size = config.get("size")
