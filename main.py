@@ -12,13 +12,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-MODES = ("train", "eval", "embed", "plan")
+MODES = ("train", "eval", "embed", "plan", "export")
 # Flags that go with some modes only.
 _OF = {
-    "step": ("eval", "embed"),
+    "step": ("eval", "embed", "export"),
     "source": ("embed",),
-    "preprocess": ("embed",),
-    "output": ("embed",),
+    "preprocess": ("embed", "export"),
+    "output": ("embed", "export"),
+    "format": ("export",),
+    "weights": ("export",),
+    "licence": ("export",),
+    "data_note": ("export",),
     "topology": ("plan",),
     "sweep": ("plan",),
 }
@@ -31,17 +35,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:ARG")
+    parser.add_argument(
+        "--config", help="configs/NAME.py or configs/NAME.py:ARG (for export: default, the run's)"
+    )
     parser.add_argument("--workdir", help="where the run lives (gs:// works too), or its plan")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument(
-        "--step", help="for eval and embed: the checkpoint, a number, latest (default) or best"
+        "--step", help="for eval, embed, export: the checkpoint: a number, latest (default) or best"
     )
     parser.add_argument(
         "--source", help="for embed: a path or a source's spec (default: config.input.source)"
     )
-    parser.add_argument("--preprocess", help="for embed: ops (default: those of the retrieval)")
-    parser.add_argument("--output", help="for embed: a folder (default: in --workdir)")
+    parser.add_argument(
+        "--preprocess", help="for embed, export: ops (default: those of the retrieval)"
+    )
+    parser.add_argument("--output", help="for embed, export: a folder (default: in --workdir)")
+    parser.add_argument(
+        "--format", help="for export: npz (default), hf, open_clip, stablehlo, saved_model, ..."
+    )
+    parser.add_argument("--weights", help="for export: trained (default) or average")
+    parser.add_argument("--licence", help="for export: of the weights, such as apache-2.0")
+    parser.add_argument("--data_note", help="for export: a sentence on the data, for the card")
     parser.add_argument(
         "--topology",
         help="for plan: TPUs to compile for, as v5e:16x16 or 2*v5e:16x16 (two slices), or h100:64",
@@ -62,9 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     overrides, rest = split_overrides(sys.argv[1:] if arguments is None else arguments)
     flags = parser.parse_args(rest)
+    if not flags.config and flags.mode != "export":
+        parser.error("the following arguments are required: --config")
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each of its decisions
-    if flags.mode == "plan":  # compiles for what is not here, and needs nothing that is
+    if flags.mode in ("plan", "export"):  # for what is not here, and with nothing that is
         os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
@@ -80,12 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             flags.workdir = flags.workdir or "plans"
         if not flags.workdir:
             raise BadInput(f"--mode={flags.mode} needs --workdir=PATH, where the run lives")
-        config = load(flags.config)
-        # Of a config.json nothing is kept: the run whose it is says what it came from.
-        is_recipe = flags.config.partition(":")[0].endswith(".py")
-        flags.origin = {"name": flags.config, "config": plain(config)} if is_recipe else None
-        override(config, overrides)
-        if flags.mode != "plan":
+        config, flags.origin = load(flags.config) if flags.config else None, None
+        if config is None and overrides:
+            raise BadInput(f"--config.{overrides[0][0]}: goes with --config, which is not given")
+        if config is not None:
+            # Of a config.json nothing is kept: the run whose it is says what it came from.
+            if flags.config.partition(":")[0].endswith(".py"):
+                flags.origin = {"name": flags.config, "config": plain(config)}
+            override(config, overrides)
+        if flags.mode not in ("plan", "export"):
             distributed.start()
         code = run(flags, config)
     except jax.errors.JaxRuntimeError as error:
@@ -115,6 +134,12 @@ def run(flags: argparse.Namespace, config) -> int:
         if flags.sweep is not None:
             return plan_variants(config, flags.workdir, flags.topology, flags.sweep.split(","))
         return plan(config, flags.workdir, flags.topology)
+    if flags.mode == "export":
+        from mm.export import export
+
+        names = ("output", "step", "weights", "preprocess", "licence", "data_note")
+        given = {name: getattr(flags, name) for name in names}
+        return export(flags.workdir, format=flags.format or "npz", config=config, **given)
     if flags.mode == "embed":
         from mm.embed import embed
 

@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = epochs * EPOCH // BATCH_SIZE
     config.global_batch_size = BATCH_SIZE
     if tune:
-        config.init = dict(workdir=given["init"], parameters=(".*",), step=None)
+        config.model_init = dict(path=given["init"])
     config.model = dict(
         image=dict(
             name="vit",

@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.total_steps = TOTAL_STEPS
     config.global_batch_size = BATCH_SIZE
-    config.init = dict(workdir=given["init"], parameters=LOCKED, step=None)
+    config.model_init = dict(path=given["init"], parameters=LOCKED)
     config.model = make_model(variant, given["image"])
     config.model.text.length = LENGTH
     config.objectives = dict(contrastive=dict(name="contrastive", kind="softmax", init_scale=10.0))

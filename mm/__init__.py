@@ -1,9 +1,24 @@
-"""Image-text pretraining in JAX. Submodules are imported where they are used."""
+"""Image-text pretraining in JAX. Submodules are imported where they are used.
+
+from mm import load
+model = load("workdirs/quickstart")  # or an export, or FORMAT:PATH
+model.embed_image(["photo.jpg"]) @ model.embed_text(["a red apple"]).T
+"""
 
 import os
 from importlib import metadata
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`mm.load`, imported when it is asked for: importing mm alone stays cheap."""
+    if name == "load":
+        from mm.library import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _avoid_cpu_miscompiles() -> None:

@@ -18,7 +18,7 @@ from mm.evals.base import Model
 from mm.program import Program, build_program, check_batch
 from mm.report.run import leave_page
 from mm.runtime import workdir
-from mm.runtime.checkpoint import Checkpointer
+from mm.runtime.checkpoint import Checkpointer, find_step
 from mm.sharding.mesh import check_batch_size
 
 # Keys of a model that change how it is trained or computed, but not what it computes.
@@ -115,23 +115,6 @@ def restored(program: Program, directory: str, step: str) -> tuple[TrainState, d
     number = find_step(checkpointer, step)
     check_model(program, checkpointer.manifest(number)["config"]["model"])
     return checkpointer.restore(program.state, number)
-
-
-def find_step(checkpointer: Checkpointer, step: str) -> int | None:
-    """The number that `--step` means; None is the latest."""
-    if step == "latest":
-        return None
-    if step == "best":
-        best = checkpointer.best_step()
-        if best is None:
-            raise BadInput(
-                f"--step=best: no checkpoint in {checkpointer.directory} has the metric of "
-                "config.checkpoint.keep_best; give a number or latest"
-            )
-        return best
-    if not step.isdecimal():
-        raise BadInput(f"--step={step}: expected a number, latest or best")
-    return int(step)
 
 
 def check_model(program: Program, trained: Mapping) -> None:

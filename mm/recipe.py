@@ -10,10 +10,11 @@ from mm.config import BadInput
 class Recipe:
     """What a config says. Each group is checked by what it builds.
 
-    pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it. init:
-    parameters of another run to start from, see `mm.start`. accumulation_steps: in how many
-    micro-batches a step computes its gradients, which are those of the whole batch. teacher: see
-    `mm.objectives.teacher`. alternate: names of objectives, those of each step in turn.
+    pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it.
+    model_init: parameters to start from, of a run or of another library's model, "hf:PATH" or the
+    keys of `mm.model_init.read_parameters`. accumulation_steps: in how many micro-batches a step
+    computes its gradients, which are those of the whole batch. teacher: see `mm.objectives.
+    teacher`. alternate: names of objectives, those of each step in turn.
     """
 
     seed: int
@@ -29,7 +30,7 @@ class Recipe:
     checkpoint: Mapping
     log: Mapping
     pod: str | None = None
-    init: Mapping | None = None
+    model_init: str | Mapping | None = None
     teacher: Mapping | None = None
     alternate: tuple[tuple[str, ...], ...] = ()
 

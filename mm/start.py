@@ -3,29 +3,25 @@
 A checkpoint is read into the shardings of the program, so a run goes on with any mesh.
 """
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from etils import epath
 
 from mm import registry
 from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
 from mm.evaluate import SAME_FUNCTION
-from mm.optim.paths import flatten, map_paths, match_any
+from mm.model_init import open_run, read_parameters, spec_of
 from mm.program import Program
 from mm.runtime.checkpoint import Checkpointer
-
-TEXT_EMBEDDING = "model/text/embedding"  # whoever takes it takes the meaning of the token ids
 
 
 def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainState, int, dict]:
     """(state, its step, the manifest that its data must fit: of a fresh state {}).
 
-    Of config.init only when the run has no checkpoint yet. Raises BadInput for one that cannot be
-    read, or does not fit.
+    Of config.model_init only when the run has no checkpoint yet. Raises BadInput for one that
+    cannot be read, or does not fit.
     """
     recipe = program.recipe
     if checkpointer.latest_step() is not None:
@@ -34,8 +30,9 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
         say(f"continuing from the checkpoint of step {manifest['step']}{changes}")
         return state, manifest["step"], manifest
     state, saved = program.init(recipe.seed), {}
-    if recipe.init is not None:
-        given, saved = registry.call(read_parameters, recipe.init, "config.init", program=program)
+    if recipe.model_init is not None:
+        init = spec_of(recipe.model_init)
+        given, saved = registry.call(read_parameters, init, "config.model_init", program=program)
         params = jax.tree.map(
             lambda new, old: old if new is None else new, given, state.params, is_leaf=_is_none
         )
@@ -46,39 +43,10 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
         if theirs["tokenizer"] and (own := saved.get("tokenizer") or theirs["tokenizer"]):
             if own["sha256"] != theirs["tokenizer"]["sha256"]:
                 raise BadInput(
-                    "config.teacher: was trained with another tokenizer than config.init's run"
+                    "config.teacher: was trained with another tokenizer than config.model_init's"
                 )
             saved = saved | {"tokenizer": own}
     return state, 0, saved
-
-
-def read_parameters(
-    *, workdir: str, parameters: tuple[str, ...], step: int | None = None, program: Program
-) -> tuple[Any, dict]:
-    """config.init: parameters of another run's checkpoint, whose paths one of the regexes matches.
-
-    step: that of the checkpoint; None is the latest. Returns (a tree as the program's parameters,
-    None where no regex matches; what of the manifest the data must fit: the tokenizer, if the
-    text's embedding is taken). Raises BadInput when there is no such checkpoint, a regex matches
-    nothing, or a parameter is not there in the same shape.
-    """
-    params = program.state.params
-    names = match_any(params, parameters, "parameters")
-    wanted = map_paths(lambda name, x: x if name in names else None, params)
-    with open_run(workdir) as checkpointer:
-        found, manifest = checkpointer.restore({"params": wanted}, step, partial=True)
-    towers = {name.split("/")[1] for name in names if name.startswith("model/")}
-    mine, theirs = (
-        {key: model[key] for key in sorted(towers & model.keys())}
-        for model in (plain(program.recipe.model), manifest["config"]["model"])
-    )
-    changed = differences(mine, theirs, SAME_FUNCTION)
-    say(
-        f"{len(names)} of {len(flatten(params))} parameters are those of step {manifest['step']} "
-        f"in {workdir}"
-        + (f"; note that its config.model was another: {changed}" if changed else "")
-    )
-    return found["params"], {"tokenizer": manifest["tokenizer"]} if TEXT_EMBEDDING in names else {}
 
 
 def read_teacher(
@@ -107,11 +75,6 @@ def read_teacher(
         found, manifest = checkpointer.restore(wanted, step, partial=True)
     say(f"the teacher is that of step {manifest['step']} in {workdir}")
     return found["params"]["model"], manifest
-
-
-def open_run(workdir: str) -> contextlib.closing[Checkpointer]:
-    """The checkpoints of another run."""
-    return contextlib.closing(Checkpointer(epath.Path(workdir) / "checkpoints", read_only=True))
 
 
 def layout(program: Program) -> dict[str, Any]:

@@ -37,3 +37,32 @@ def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_text(train(TEXTS * 2, 64))
     return path
+
+
+@pytest.fixture(scope="session")
+def fresh_run(tokenizer, tmp_path_factory):
+    """The workdir of a run of tests/tiny.py that was saved at step 2, before it learned anything.
+
+    With what `mm.train` would have written beside. Read it, and leave it as it is.
+    """
+    import jax
+
+    from data.input import manifest, open_input
+    from mm.config import load, plain
+    from mm.program import build_program
+    from mm.runtime import workdir
+    from mm.runtime.checkpoint import Checkpointer
+
+    config = load(f"tests/tiny.py:tokenizer={tokenizer}")
+    config.total_steps = 2
+    program = build_program(config, jax.devices()[:1])
+    opened = open_input(config.input, "config.input")
+    said = {"version": mm.__version__, "config": plain(config)}
+    said |= manifest(opened.source, opened.last)
+    path = tmp_path_factory.mktemp("fresh_run")
+    checkpointer = Checkpointer(path / "checkpoints")
+    metrics = {"held_out/text_to_image/recall@1": 0.25}
+    checkpointer.save(2, program.init(0), said, metrics)
+    checkpointer.close()
+    workdir.write_json(path / "config.json", plain(config))
+    return path

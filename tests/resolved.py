@@ -20,9 +20,9 @@ from data import sources
 from data.loader import train_batches
 from mm import registry
 from mm.config import flatten, load, plain
+from mm.model_init import read_parameters, spec_of
 from mm.program import Program, build_program
 from mm.runtime.checkpoint import Checkpointer
-from mm.start import read_parameters
 from mm.train import Logging
 from tests import pods
 
@@ -68,8 +68,9 @@ def built(path_and_arg: str) -> tuple[Program, dict[str, Any]]:
         recipe = program.recipe
         registry.check(Logging, recipe.log, "config.log")
         registry.check(Checkpointer, recipe.checkpoint, "config.checkpoint", ["directory"])
-        if recipe.init is not None:
-            registry.check(read_parameters, recipe.init, "config.init", ["program"])
+        if recipe.model_init is not None:
+            init = spec_of(recipe.model_init)
+            registry.check(read_parameters, init, "config.model_init", ["program"])
         check_input(recipe.input, "config.input", train_batches, GIVEN)
         for name, spec in recipe.evals.items():
             spec = {"every_steps": None, **spec}

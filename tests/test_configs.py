@@ -64,7 +64,7 @@ def trained(pairs, tokenizer, tmp_path_factory):
     def run(name):
         config = shrunken(CASES[name], pairs, tokenizer)
         if before := TRAINED[name]:
-            config.init.workdir = str(run(before)[1])
+            config.model_init.path = f"run:{run(before)[1]}"
         workdir = tmp_path_factory.mktemp(name)
         assert train(config, str(workdir)) == 0
         return config, workdir

@@ -33,7 +33,7 @@ def program(devices=8, rules="fsdp", mesh=None, seed=0, init=None, width=128, **
         config.model[tower].update(width=width, num_heads=4)
     config.optimizer.update(**optimizer)
     if init is not None:
-        config.init = init
+        config.model_init = init
     return build_program(config, jax.devices()[:devices])
 
 
@@ -155,7 +155,7 @@ def test_a_state_with_frozen_parameters_comes_back(tmp_path):
 
 
 def from_run(saved, *parameters, step=None):
-    return dict(workdir=str(saved[0]), parameters=parameters, step=step)
+    return dict(path=f"run:{saved[0]}", parameters=parameters, step=step)
 
 
 def test_a_fresh_run_takes_the_parameters_that_match(saved, tmp_path, capsys):
@@ -182,20 +182,26 @@ def test_the_tokenizer_must_fit_the_embedding_that_is_taken(saved, tmp_path):
 
 
 def test_a_run_that_has_a_checkpoint_does_not_look_elsewhere(saved, tmp_path):
-    elsewhere = program(init=dict(workdir="/nowhere", parameters=(".*",), step=None))
+    elsewhere = program(init="run:/nowhere")
     assert begin(elsewhere, saved[0])[1] == 3
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(workdir="/nowhere"), "config.init: no checkpoints: /nowhere/checkpoints does not"),
-        (dict(step=7), r"config.init: no checkpoint of step 7 in .*; it has \[3\]"),
+        (
+            dict(path="run:/nowhere"),
+            "config.model_init: no checkpoints: /nowhere/checkpoints does not",
+        ),
+        (dict(step=7), r"config.model_init: no checkpoint of step 7 in .*; it has \[3\]"),
         (
             dict(parameters=("model/imag/.*",)),
-            "config.init: parameters: 'model/imag/.*' matches no",
+            "config.model_init: parameters: 'model/imag/.*' matches no",
         ),
-        (dict(parametres=()), "config.init: unknown key 'parametres'; did you mean 'parameters'"),
+        (
+            dict(parametres=()),
+            "config.model_init: unknown key 'parametres'; did you mean 'parameters'",
+        ),
     ],
 )
 def test_an_init_that_cannot_be_is_refused(change, message, saved, tmp_path):
@@ -205,8 +211,8 @@ def test_an_init_that_cannot_be_is_refused(change, message, saved, tmp_path):
 
 
 def test_an_init_of_other_shapes_is_refused(saved, tmp_path):
-    sizes = r"of another shape \(.*: checkpoint float32\[4,32\], program float32\[4,16\]"
-    with pytest.raises(BadInput, match=f"config.init: .*{sizes}.*; take fewer parameters"):
+    sizes = r"bias \(is \[4, 32\], expected \[4, 16\]\)"
+    with pytest.raises(BadInput, match=f"config.model_init: step 3 in .* does not have .*{sizes}"):
         begin(program(width=64, init=from_run(saved, ".*")), tmp_path)
 
 
@@ -215,6 +221,6 @@ def test_a_parameter_that_the_other_run_does_not_have_is_refused(saved, tmp_path
     state = other.state
     state.params["model"]["extra"] = {"kernel": state.params["model"]["image_projection"]["kernel"]}
     with pytest.raises(
-        BadInput, match=r"1 missing in the checkpoint \(params/model/extra/kernel\)"
+        BadInput, match=r"does not have model/extra/kernel \(missing\); allow_missing="
     ):
         begin(other, tmp_path)

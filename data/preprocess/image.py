@@ -23,7 +23,7 @@ from mm.config import BadInput
 PLANNED = "after resize or random_resized_crop, before value_range or normalize"
 ENCODED = "after decode, before resize or random_resized_crop"
 # Mean and standard deviation of red, green and blue in 0 .. 1, as their models were trained.
-_STATISTICS = {
+STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -121,12 +121,12 @@ def normalize(*, mean: str | tuple[float, ...], std: tuple[float, ...] | None = 
     mean: three numbers in 0 .. 1, and std three above 0; or a name for both: "clip" or "imagenet".
     """
     if isinstance(mean, str):
-        if mean not in _STATISTICS or std is not None:
+        if mean not in STATISTICS or std is not None:
             raise BadInput(
-                f"mean={mean!r}, std={std}: expected one of {sorted(_STATISTICS)} alone, or three "
+                f"mean={mean!r}, std={std}: expected one of {sorted(STATISTICS)} alone, or three "
                 "numbers each"
             )
-        mean, std = _STATISTICS[mean]
+        mean, std = STATISTICS[mean]
     if std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise BadInput(f"mean={mean}, std={std}: expected three numbers each, std above 0")
     return _valued((np.arange(256)[:, None] / 255 - mean) / std)

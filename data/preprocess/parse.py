@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from data.preprocess import (  # noqa: F401  (the last ones register ops)
@@ -54,6 +55,33 @@ def view(*, name: str, ops: str) -> Op:
     return Op(apply)
 
 
+def arguments(string: str, *, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Each op's name and arguments, defaults filled in: what a string says, as data.
+
+    Builds nothing; raises BadInput as `parse`, but for values that an op itself would refuse.
+    """
+    found = []
+    for node in _calls(_expression(string, where), where):
+        name, constructor, kwargs = _read(node, where)
+        parameters = inspect.signature(constructor).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        found.append((name, {k: v for k, v in (defaults | kwargs).items() if k != "data_dir"}))
+    return found
+
+
+def renamed(string: str, op: str, key: str, value: str, *, where: str) -> list[str]:
+    """The ops, each as it is written, with another value for one argument of the ops so called."""
+    found = []
+    for node in _calls(_expression(string, where), where):
+        name, _, kwargs = _read(node, where)
+        if name == op:
+            given = [f"{k}={v!r}" for k, v in (kwargs | {key: value}).items()]
+            found.append(f"{name}({', '.join(given)})")
+        else:
+            found.append(ast.unparse(node))
+    return found
+
+
 def _expression(string: str, where: str) -> ast.expr:
     try:
         return ast.parse(string.strip(), mode="eval").body
@@ -77,14 +105,23 @@ def _calls(node: ast.expr, where: str) -> list[ast.Name | ast.Call]:
 
 
 def _build(node: ast.Name | ast.Call, where: str, data_dir: str | None) -> Op:
+    _, constructor, kwargs = _read(node, where)
+    parameters = inspect.signature(constructor).parameters
+    given = {"data_dir": data_dir} if "data_dir" in parameters else {}
+    op = registry.call(constructor, kwargs, f"{where}: {ast.unparse(node)}", **given)
+    if op.tokenizer:
+        return op._replace(stage="tokenize")
+    return op._replace(stage="text") if constructor.__module__ == text.__name__ else op
+
+
+def _read(node: ast.Name | ast.Call, where: str) -> tuple[str, Callable, dict[str, Any]]:
+    """The name of an op, its constructor, and the arguments that are given by name."""
     name = node.id if isinstance(node, ast.Name) else node.func.id
     constructor = registry.find("op", name, where)
     here = f"{where}: {ast.unparse(node)}"
-    parameters = inspect.signature(constructor).parameters
-    given = {"data_dir": data_dir} if "data_dir" in parameters else {}
     kwargs: dict[str, Any] = {}
     if isinstance(node, ast.Call):
-        allowed = [key for key in parameters if key not in given]
+        allowed = [key for key in inspect.signature(constructor).parameters if key != "data_dir"]
         if len(node.args) > len(allowed):
             raise BadInput(f"{here}: takes at most {len(allowed)} arguments ({allowed})")
         pairs = [*zip(allowed, node.args, strict=False)]
@@ -92,10 +129,7 @@ def _build(node: ast.Name | ast.Call, where: str, data_dir: str | None) -> Op:
             if key in kwargs:
                 raise BadInput(f"{here}: {key!r} is given twice")
             kwargs[str(key)] = _literal(value, here, key)
-    op = registry.call(constructor, kwargs, here, **given)
-    if op.tokenizer:
-        return op._replace(stage="tokenize")
-    return op._replace(stage="text") if constructor.__module__ == text.__name__ else op
+    return name, constructor, kwargs
 
 
 def _literal(node: ast.expr, where: str, key: str | None) -> Any:

@@ -132,6 +132,8 @@ def template(*, templates: str | Sequence[str]) -> Op:
 
     def apply(columns: Columns, draws: Draws) -> Columns:
         texts = _texts(columns)
+        if len(listed) == 1:
+            return columns | {"text": [listed[0].replace("{}", text) for text in texts]}
         places = (draws.uniform(1)[0] * len(listed)).astype(int).tolist()
         texts = [listed[i].replace("{}", text) for i, text in zip(places, texts, strict=True)]
         return columns | {"text": texts}

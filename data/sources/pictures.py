@@ -244,15 +244,20 @@ def _by_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
         if image.format == "PNG" and encoded[24] == 16:
             orientation, image = image.getexif(), _from_16_bits(encoded)
             image.getexif().update(orientation)
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.asarray(image.convert("RGB"))
+        return of_pillow(image)
     except Image.DecompressionBombError:
         raise _too_large("") from None
     except _BROKEN as error:
         raise (_cut_off if "truncated" in str(error).lower() else _undecodable)(encoded) from None
+
+
+def of_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of an open picture of 8 bits: turned as EXIF says, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _from_16_bits(encoded: bytes) -> Image.Image:

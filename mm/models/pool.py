@@ -47,6 +47,17 @@ class FlattenPool(nnx.Module):
         return dropout(x, self.dropout_rate, keys)
 
 
+class Pooler(nnx.Module):
+    """tanh of a layer of the pooled vector (BERT: Devlin et al. 2019, its released code)."""
+
+    def __init__(self, spec: EncoderSpec, *, rngs: nnx.Rngs):
+        sizes = (spec.width,), (spec.width,)
+        self.layer = Linear(*sizes, ("embed", "mlp"), dtype=spec.dtype, rngs=rngs)
+
+    def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        return jnp.tanh(self.layer(pooled))
+
+
 def mean_pool(
     tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
 ) -> Float[Array, "b d"]:

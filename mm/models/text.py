@@ -15,7 +15,7 @@ from mm.models.block import EncoderSpec
 from mm.models.encoder import Encoded, Encoder
 from mm.models.keys import Keys, split
 from mm.models.layers import add_table, dropout, lookup, vectors
-from mm.models.pool import POOLS, AttentionPool
+from mm.models.pool import POOLS, AttentionPool, Pooler
 from mm.sharding.rules import constrain
 
 
@@ -25,11 +25,12 @@ class TextTransformer(nnx.Module):
 
     The other keys are those of `EncoderSpec`. Padding (False in the mask) is neither attended to
     nor pooled. `pool` is "last" (the last real token, where the tokenizer puts its end mark),
-    "first" (BERT's [CLS]), "mean" or "map". `segments` is how many sentences a text may have, told
-    apart by learned embeddings (BERT); `pre_norm`: a norm before the first block, too (BERT).
-    `mask_token`: a learned vector stands for the id `vocab_size`, so that words can be masked with
-    a tokenizer that has no token for it. At depth 0 there is no final norm either: the length of a
-    word's embedding is its weight in the mean.
+    "first" (BERT's [CLS]), "mean" or "map"; `pooler`: a layer with tanh after it (BERT). `padding`
+    "read": it is attended to and pooled as words are (SigLIP). `segments` is how many sentences a
+    text may have, told apart by learned embeddings (BERT); `pre_norm`: a norm before the first
+    block, too (BERT). `mask_token`: a learned vector stands for the id `vocab_size`, so that words
+    can be masked with a tokenizer that has no token for it. At depth 0 there is no final norm
+    either: the length of a word's embedding is its weight in the mean.
     """
 
     prefix = 0  # all tokens are words
@@ -41,6 +42,8 @@ class TextTransformer(nnx.Module):
         length: Positive,
         causal: bool = False,
         pool: Literal["last", "first", "mean", "map"] = "last",
+        pooler: bool = False,
+        padding: Literal["masked", "read"] = "masked",
         position: Literal["learned", "none"] = "learned",
         segments: Count = 0,
         pre_norm: bool = False,
@@ -52,6 +55,7 @@ class TextTransformer(nnx.Module):
         spec = EncoderSpec(**encoder)
         self.vocab_size, self.length, self.width = vocab_size, length, spec.width
         self.pool, self.dropout_rate, self.causal = pool, spec.dropout, causal
+        self.reads_padding = padding == "read"
         self.dtype, self.pooled_width = jnp.dtype(spec.dtype), spec.width
         table = partial(vectors, rngs, width=spec.width)
         self.embedding = table(vocab_size, axis="vocab", deviation=embedding_std)
@@ -63,6 +67,7 @@ class TextTransformer(nnx.Module):
         self.encoder = Encoder(spec, causal=causal, rngs=rngs)
         if pool == "map":
             self.attention_pool = AttentionPool(spec, rngs=rngs)
+        self.pooler = Pooler(spec, rngs=rngs) if pooler else None
 
     def __call__(
         self,
@@ -75,12 +80,16 @@ class TextTransformer(nnx.Module):
     ) -> Encoded:
         """`mask` is True where a token is real; `segments`, of each token, default to the first."""
         keys = split(rng)
+        if self.reads_padding:
+            mask = jnp.ones_like(mask)
         x = self.embed(text, segments)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
         found = self.encoder.at_levels(levels, x, mask, keys[1])
         tokens = found[-1]
         pool = self.attention_pool if self.pool == "map" else POOLS[self.pool]
         pooled = pool(tokens, mask)
+        if self.pooler is not None:
+            pooled = self.pooler(pooled)
         return Encoded(tokens, pooled, mask, levels=tuple(found) if levels > 1 else ())
 
     def embed(

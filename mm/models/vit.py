@@ -18,7 +18,7 @@ from mm.models.block import EncoderSpec
 from mm.models.encoder import Encoded, Encoder
 from mm.models.keys import Keys, split, uniform
 from mm.models.layers import add_table, dropout, param, vectors
-from mm.models.pool import AttentionPool, FlattenPool, mean_pool
+from mm.models.pool import AttentionPool, FlattenPool, Pooler, mean_pool
 from mm.sharding.rules import constrain
 
 
@@ -34,8 +34,9 @@ class ViT(nnx.Module):
     not of clips). Learned positions are those of `position_size` pixels (default: image_size),
     resampled to the grid of the image. `pool` is "cls", "mean", "map" (attention pooling) or
     "flatten" (a layer of `pool_dim` over all tokens side by side, where the place of a part tells
-    much). `pre_norm`: a norm before the first block, too (CLIP). `registers` more learned tokens
-    are read by all and not returned (Darcet et al. 2024). `window`: a patch attends to those at
+    much); `pooler`: a layer with tanh after "cls" (as BERT's). `pre_norm`: a norm before the first
+    block, too (CLIP). `registers` more learned tokens are read by all and not returned (Darcet et
+    al. 2024). `window`: a patch attends to those at
     most so many rows, columns and tubelets away, and to the other tokens. `mask_token`: a learned
     token that can stand for patches (BEiT). The first `prefix` tokens are no patches;
     `pooled_width` is the width of the pooled vector.
@@ -53,6 +54,7 @@ class ViT(nnx.Module):
         pool: Literal["cls", "mean", "map", "flatten"] = "map",
         pool_dim: int | None = None,
         pool_dropout: Rate = 0.0,
+        pooler: bool = False,
         position: Literal["learned", "sincos2d", "rotary"] = "learned",
         position_size: int | tuple[int, ...] | None = None,
         pre_norm: bool = False,
@@ -71,6 +73,8 @@ class ViT(nnx.Module):
             _divides("frames", frames, "tubelet_size", tubelet_size)
         if (pool == "flatten") != (pool_dim is not None):
             raise BadInput(f"pool_dim={pool_dim} goes with pool='flatten', not {pool!r}")
+        if pooler and pool != "cls":
+            raise BadInput(f"pooler=True goes with pool='cls', not {pool!r}")
         multiple = 4 if frames is None else 16
         if position == "sincos2d" and spec.width % multiple:
             raise BadInput(
@@ -111,6 +115,7 @@ class ViT(nnx.Module):
             )
         if pool == "map":
             self.attention_pool = AttentionPool(spec, rngs=rngs)
+        self.pooler = Pooler(spec, rngs=rngs) if pooler else None
 
     def __call__(
         self,
@@ -163,7 +168,7 @@ class ViT(nnx.Module):
             found = [jnp.concatenate([x[:, : self.prefix], x[:, others:]], axis=1) for x in found]
         tokens = found[-1]
         if self.pool == "cls":
-            pooled = tokens[:, 0]
+            pooled = tokens[:, 0] if self.pooler is None else self.pooler(tokens[:, 0])
         elif self.pool == "flatten":
             pooled = self.flatten_pool(tokens, keys[2])
         else:

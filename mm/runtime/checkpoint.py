@@ -119,6 +119,17 @@ class Checkpointer:
         known = [(self._best.value(self._manager.metrics(step)), step) for step in self.steps()]
         return max((pair for pair in known if pair[0] is not None), default=(None, None))[1]
 
+    def metrics(self, step: int) -> dict[str, float]:
+        """What it was saved with: the results of an evaluation at that step, {} without one."""
+        return dict(self._manager.metrics(step) or {})
+
+    def arrays(self, step: int) -> dict:
+        """What `step` holds, as nested dicts of things with a shape and a dtype; nothing is read.
+
+        Raises BadInput as `restore` does.
+        """
+        return self._guard(step, lambda: self._manager.item_metadata(step)["state"].tree)
+
     def manifest(self, step: int | None = None) -> dict:
         """The manifest of `step` (default: the latest). Raises BadInput as `restore` does."""
         step = self._existing(step)
@@ -200,8 +211,7 @@ class Checkpointer:
 
     def _compare(self, step: int, wanted: dict, partial: bool) -> None:
         """Raises BadInput unless checkpoint and program hold the same arrays (partial: or more)."""
-        found = self._guard(step, lambda: self._manager.item_metadata(step)["state"].tree)
-        wanted, found = _signatures(wanted), _signatures(found)
+        wanted, found = _signatures(wanted), _signatures(self.arrays(step))
         differences = {
             "missing in the checkpoint": [name for name in wanted if name not in found],
             "unknown to the program": [
@@ -230,6 +240,23 @@ class Checkpointer:
         if jax.process_index() == 0 and not self._read_only and trash.exists():
             for leaving in trash.iterdir():
                 shutil.rmtree(leaving, ignore_errors=True)  # a leftover costs space, nothing else
+
+
+def find_step(checkpointer: Checkpointer, step: str) -> int | None:
+    """The number that `--step` means; None is the latest."""
+    if step == "latest":
+        return None
+    if step == "best":
+        best = checkpointer.best_step()
+        if best is None:
+            raise BadInput(
+                f"--step=best: no checkpoint in {checkpointer.directory} has the metric of "
+                "config.checkpoint.keep_best; give a number or latest"
+            )
+        return best
+    if not step.isdecimal():
+        raise BadInput(f"--step={step}: expected a number, latest or best")
+    return int(step)
 
 
 @contextlib.contextmanager

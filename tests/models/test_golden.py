@@ -3,10 +3,7 @@
 The files, and the script that makes them, are in tests/golden/models.
 """
 
-import json
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +13,13 @@ from flax import nnx
 
 from mm import registry
 from mm.config import BadInput
+from mm.interop.hf.bert import bert_tower, embeddings, masked_head
+from mm.interop.hf.blip import blip_image
+from mm.interop.hf.blocks import BERT as BERT_BLOCK
+from mm.interop.hf.blocks import BLIP_CROSS
+from mm.interop.hf.clip import clip_towers, siglip_towers
+from mm.interop.hf.vit import mae_decoder, mae_tower, vit_tower
+from mm.interop.tables import Table, blocks, join, linear, same, to_ours, under
 from mm.models import vit
 from mm.models.encoder import Encoded
 from mm.models.keys import example_keys
@@ -26,39 +30,14 @@ from mm.objectives import Views, masked_image
 from mm.objectives.matching import Matching
 from mm.optim.paths import flatten, map_paths
 from tests.models import foreign
-from tests.models.foreign import Table, linear, norm, same, under
+from tests.models.golden import read
 from tests.tiny import Sizes
 
-FILES = Path(__file__).parents[1] / "golden" / "models"
 TOWER = dict(width=16, depth=2, num_heads=2, mlp_dim=20, norm_epsilon=1e-3)
 SHALLOW = dict(TOWER, depth=1)
 IMAGE = dict(image_size=12, patch_size=4)
 TEXT = dict(vocab_size=24, length=6)
 BERT = dict(TEXT, pool="first", pre_norm=True)
-
-
-class Golden(NamedTuple):
-    """A file's arrays by their names, in float32 where they are floats."""
-
-    weight: dict[str, np.ndarray]
-    input: dict[str, np.ndarray]
-    output: dict[str, np.ndarray]
-    gradient: dict[str, np.ndarray]
-
-
-def read(name: str) -> Golden:
-    """A safetensors file: the length of a header, the header in JSON, and the arrays."""
-    data = (FILES / f"{name}.safetensors").read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    types = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "BOOL": np.bool_}
-    found = Golden({}, {}, {}, {})
-    for key, entry in json.loads(data[8:start]).items():
-        kind, _, name = key.partition("/")
-        begin, end = entry["data_offsets"]
-        x = np.frombuffer(data[start + begin : start + end], types[entry["dtype"]])
-        x = x.reshape(entry["shape"])
-        getattr(found, kind)[name] = x.astype(np.float32) if x.dtype == np.float16 else x
-    return found
 
 
 def check(name: str, make, table: Table, run, tolerance: float = 1e-5) -> None:
@@ -74,7 +53,7 @@ def check(name: str, make, table: Table, run, tolerance: float = 1e-5) -> None:
 
     @partial(jax.value_and_grad, has_aux=True)
     def differentiated(weights):
-        params = foreign.convert(weights, table, shapes)
+        params = to_ours(weights, table, shapes)
         module = nnx.merge(graphdef, map_paths(lambda path, _: params[path], like))
         outputs = run(module, {key: jnp.asarray(x) for key, x in golden.input.items()})
         if "loss" in outputs:
@@ -103,7 +82,7 @@ def test_vit():
     def run(model, inputs):
         return {"tokens": model(pixels(inputs)).tokens}
 
-    check("vit", lambda: ViT(pool="cls", **IMAGE, **TOWER, rngs=nnx.Rngs(0)), foreign.vit(2), run)
+    check("vit", lambda: ViT(pool="cls", **IMAGE, **TOWER, rngs=nnx.Rngs(0)), vit_tower(2, 4), run)
 
 
 class Trained(nnx.Module):
@@ -137,7 +116,7 @@ def test_clip():
     check(
         "clip",
         lambda: Trained(objective, image=image, text=text, embed_dim=8),
-        under("model", foreign.clip(1, 2)) | same("logit_scale", "objective/log_scale"),
+        under("model", clip_towers(1, 2, 4)) | same("logit_scale", "objective/log_scale"),
         lambda trained, inputs: contrasted(trained, inputs, inputs["text_mask"]),
     )
 
@@ -152,7 +131,7 @@ def test_siglip():
     check(
         "siglip",
         lambda: Trained(objective, image=image, text=text, **spec),
-        under("model", foreign.siglip(1, 2)) | scalars,
+        under("model", siglip_towers(1, 2, 4)) | scalars,
         lambda trained, inputs: contrasted(trained, inputs, jnp.ones_like(inputs["text"], bool)),
     )
 
@@ -181,12 +160,8 @@ def test_bert():
 
     objective = dict(name="masked_text", ratio=ratio, mask_id=0, norm_epsilon=1e-3)
     text = dict(name="transformer", segments=2, norm_placement="post", **BERT, **TOWER)
-    head = (
-        linear("cls.predictions.transform.dense", "objective/head/transform")
-        | norm("cls.predictions.transform.LayerNorm", "objective/head/norm")
-        | same("cls.predictions.bias", "objective/head/bias")
-    )
-    table = under("model/text", foreign.bert(2)) | head
+    head = under("objective/head", masked_head())
+    table = under("model/text", bert_tower(2)) | head
     check("bert", lambda: Trained(objective, text=text), table, run)
 
 
@@ -216,8 +191,8 @@ def test_vit_mae(monkeypatch):
     objective = dict(name="mae", ratio=0.75, decoder=dict(TOWER, depth=1, num_heads=4))
     image = dict(name="vit", pool="cls", position="sincos2d", image_size=16, patch_size=4, **TOWER)
     table = (
-        under("model/image", foreign.vit(2, "vit."))
-        | under("objective", foreign.mae_decoder(1))
+        under("model/image", mae_tower(2, 4, prefix="vit."))
+        | under("objective", mae_decoder(1))
         | {name: [] for name in fixed}
     )
     check("vit_mae", lambda: Trained(objective, image=image), table, run)
@@ -251,15 +226,15 @@ class Retrieval(nnx.Module):
 
 def test_blip():
     theirs = "text_encoder.encoder.layer"
-    embeddings = foreign.words("text_encoder.embeddings", segments=False)
-    table = foreign.join(
-        under("fused/image", foreign.blip_image(1)),  # and towers/image, which it is
-        under("towers/text", embeddings),
-        foreign.blocks(theirs, "towers/text/encoder/blocks", 2, foreign.BERT),
+    words = embeddings("text_encoder.embeddings", segments=False)
+    table = join(
+        under("fused/image", blip_image(1, 4)),  # and towers/image, which it is
+        under("towers/text", words),
+        blocks(theirs, "towers/text/encoder/blocks", 2, BERT_BLOCK),
         linear("vision_proj", "towers/image_projection"),
         linear("text_proj", "towers/text_projection"),
-        under("fused/text", embeddings),
-        foreign.blocks(theirs, "fused/fusion/encoder/blocks", 2, foreign.BERT | foreign.BLIP_CROSS),
+        under("fused/text", words),
+        blocks(theirs, "fused/fusion/encoder/blocks", 2, BERT_BLOCK | BLIP_CROSS),
         linear("itm_head", "matching/head"),
     )
     check("blip", Retrieval, table, lambda model, inputs: model(inputs))
@@ -317,18 +292,6 @@ def test_resnet(depth, sizes, monkeypatch):
     # Of float32 alone, the bottlenecks of 50 differ by 1.1e-5 on some processors.
     tolerance = 2e-5 if depth == 50 else 1e-5
     check(f"resnet{depth}", make, foreign.resnet(depth), run, tolerance)
-
-
-def test_a_weight_without_a_place_and_a_place_without_a_weight_are_refused():
-    x, table = np.ones((2, 2)), linear("theirs", "ours", bias=False)
-    shapes = {"ours/kernel": (2, 2)}
-    with pytest.raises(ValueError, match="differ in .'more'"):
-        foreign.convert({"theirs.weight": x, "more": x}, table, shapes)
-    with pytest.raises(ValueError, match="nothing fills .'ours/bias'"):
-        foreign.convert({"theirs.weight": x}, table, shapes | {"ours/bias": (2,)})
-    with pytest.raises(ValueError, match="of 3 layers has .0, 1."):
-        stacked = foreign.join(*(linear(f"x{i}", "ours", i, bias=False) for i in range(2)))
-        foreign.convert({f"x{i}.weight": x for i in range(2)}, stacked, {"ours/kernel": (3, 2, 2)})
 
 
 def test_a_pooled_vector_without_projection_must_be_as_wide_as_the_space():

@@ -10,8 +10,10 @@ A file NAME.safetensors holds "weight/..." by the names that `save_pretrained` w
 "output/..." and "gradient/..." of the model's "output/loss" by each weight that is not frozen. A
 model without a loss of its own has sum(output * input["slope_<output>"]), which is not stored.
 Everything is computed in float64; weights and inputs are float16, which holds them exactly.
+NAME.json is the config.json that `save_pretrained` writes beside those weights.
 """
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -323,6 +325,7 @@ def write(
         arrays[f"input/{name}"] = small
     for name, x in outputs.items():
         arrays[f"output/{name}"] = x.float()
+    save_config(file, model)
     path = HERE / f"{file}.safetensors"
     save_file({name: x.detach().contiguous() for name, x in arrays.items()}, path)
     print(f"{path.name}: {len(arrays)} arrays, {path.stat().st_size / 1e3:.0f} kB, loss {loss:.5f}")
@@ -335,6 +338,17 @@ def saved(model: nn.Module) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return load_file(Path(folder) / "model.safetensors")
+
+
+def save_config(file: str, model: nn.Module) -> None:
+    """The config beside the weights, for classes that `mm.interop` reads."""
+    if not isinstance(model, hf.PreTrainedModel) or file == "vilt":
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
+    config["dtype"] = "float16"  # as stored
+    (HERE / f"{file}.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""`--mode=export`: a checkpoint, or a model of others, in a format of others or ours.
+
+A folder with the format's files, `manifest.json` (what the weights are fed with, what they can do,
+where they are from, the sha256 of every file) and `README.md`, a model card.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+import mm
+from data import files
+from mm.config import BadInput, differences, plain
+from mm.interop import facts, formats, npz, run
+from mm.interop.bundle import Bundle
+from mm.interop.card import write_card
+from mm.runtime.workdir import git_state, sync_directory
+
+FORMAT_VERSION = 1
+_MANIFEST, _CARD = "manifest.json", "README.md"
+_UNFINISHED = "unfinished.json"  # in an object store, while files are being sent there
+# What tells two exports apart.
+_IDENTITY = ("format", "model", "objectives", "step", "weights", "preprocess", "licence")
+
+
+def export(
+    model: str,
+    *,
+    format: str = "npz",
+    output: str | None = None,
+    step: str | None = None,
+    weights: str | None = None,
+    preprocess: str | None = None,
+    licence: str | None = None,
+    data_note: str | None = None,
+    config: Mapping | None = None,
+) -> int:
+    """Writes `model` to the folder `output` (default: `<workdir>/export-<format>-<step>`).
+
+    model: the workdir of a run, or FORMAT:PATH of anything else that can be read. step, weights,
+    preprocess: which checkpoint of a run and its ops, see `mm.interop.run.read`; config: its
+    config, whose evals then give the ops; by default it is the checkpoint's. licence: of the
+    weights, best by a name of SPDX; data_note: a sentence for the card. Neither the data nor the
+    mesh of the run are needed. The folder appears whole (in an object store, its manifest.json does
+    last); done again, it says that it is there. Raises BadInput when there is something else.
+    """
+    write = formats.writer(format)
+    bundle = _read(model, step, weights, preprocess, config)
+    if output is None:
+        if "step" not in bundle.manifest:
+            raise BadInput(f"{model}: is no run; say where to write it, with --output=FOLDER")
+        output = files.join(model, f"export-{format}-{bundle.manifest['step']}")
+    manifest = _manifest(bundle, format, licence, data_note)
+    if _is_there(output, manifest):
+        print(f"{output}: is there already, and whole")
+        return 0
+    remote = files.is_remote(output)
+    work = _work_folder(output)
+    try:
+        snippet = write(bundle._replace(manifest=manifest), str(work)) or _snippet(format)
+        (work / _CARD).write_text(write_card(manifest, snippet), encoding="utf-8")
+        manifest["files"] = _hashes(work)
+        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if remote:
+            _send(work, output, manifest)
+        else:
+            _rename(work, Path(output))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # of a failure; gone after a rename
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    print(
+        f"{format}, {manifest['parameters']:,} parameters, {size / 1e6:,.1f} MB: {output}\n"
+        f"how to load it is in {files.join(output, _CARD)}"
+    )
+    return 0
+
+
+def _read(
+    model: str,
+    step: str | None,
+    weights: str | None,
+    preprocess: str | None,
+    config: Mapping | None,
+) -> Bundle:
+    place = formats.parse_place(model, "--workdir")
+    asked = {"--step": step, "--weights": weights, "--config": config}
+    if place.format != "run":
+        for flag, value in asked.items():
+            if value is not None:
+                raise BadInput(f"{flag}: goes with the workdir of a run; {place} is none")
+        bundle = formats.read(str(place), "--workdir")
+        return bundle if preprocess is None else facts.with_ops(bundle, preprocess, "--preprocess")
+    if config is not None:
+        preprocess = preprocess or facts.evaluation_ops(plain(config))
+    bundle = run.read(place.path, step or "latest", weights or "trained", preprocess)
+    if config is not None and (changed := differences(plain(config)["model"], bundle.model)):
+        raise BadInput(
+            f"config.model is not what the checkpoint was trained with: {changed}; leave --config "
+            "out, and it is the run's"
+        )
+    if "preprocess" not in bundle.manifest:
+        raise BadInput(
+            "config.evals has no preprocess, so what the model is fed with is not known; give it, "
+            "with --preprocess"
+        )
+    return bundle
+
+
+def _manifest(
+    bundle: Bundle, format: str, licence: str | None, data_note: str | None
+) -> dict[str, Any]:
+    found = bundle.manifest | {
+        "format": format,
+        "format_version": FORMAT_VERSION,
+        "library": f"mm {mm.__version__}",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git": git_state(Path(__file__).resolve().parents[1]),
+        "model": bundle.model,
+        "objectives": bundle.objectives,
+        "parameters": sum(x.size for x in bundle.params.values()),
+        "logits": facts.logits(bundle) or bundle.manifest.get("logits"),
+    }
+    given = {"licence": licence, "data_note": data_note}
+    found |= {key: value for key, value in given.items() if value is not None}
+    found.pop("files", None)
+    return json.loads(json.dumps(found))
+
+
+def _snippet(format: str) -> str:
+    """How our library loads it, for formats that do not say it themselves."""
+    return (
+        "from mm import load  # this repository\n"
+        f'model = load("{format}:.")\n'
+        'zimg = model.embed_image(["photo.jpg"])  # float32 [n, d], of length 1\n'
+        'ztxt = model.embed_text(["a red apple"])\n'
+        "print(zimg @ ztxt.T)"
+    )
+
+
+def _is_there(output: str, manifest: Mapping) -> bool:
+    """Whether the same export is there, whole. Raises BadInput if something else is."""
+    path = files.join(output, _MANIFEST)
+    if files.exists(path):
+        found = json.loads(files.read(path))
+        own, theirs = ({key: m.get(key) for key in _IDENTITY} for m in (manifest, found))
+        if changed := differences(own, theirs):
+            raise BadInput(f"{output}: has another export: {changed}; give another --output")
+        return True
+    if files.is_remote(output):
+        names = files.walk(output) if files.exists(output) else []
+        if names and _UNFINISHED not in names:
+            raise BadInput(f"{output}: has {names[0]!r}, which is no export; give another --output")
+    elif os.path.lexists(output) and (not os.path.isdir(output) or os.listdir(output)):
+        raise BadInput(f"{output}: is there, and is no export; give another --output")
+    return False
+
+
+def _work_folder(output: str) -> Path:
+    """An empty one: beside the output, so that a rename suffices, or on this machine's disk."""
+    if files.is_remote(output):
+        return Path(tempfile.mkdtemp(prefix="export-"))
+    final = Path(output).absolute()
+    work = final.with_name(f".{final.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+    work.mkdir(parents=True)
+    return work
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    names = files.walk(str(folder))
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": npz.sha256(str(folder / name))}
+        for name in names
+    }
+
+
+def _rename(work: Path, output: Path) -> None:
+    for path in (work, *work.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if output.is_dir():
+        output.rmdir()  # it is empty
+    os.rename(work, output)
+    sync_directory(output.absolute().parent)
+
+
+def _send(work: Path, output: str, manifest: Mapping) -> None:
+    """File by file, the manifest last: without it nothing is an export."""
+    filesystem, inner = fsspec.core.url_to_fs(output)
+    marker = files.join(output, _UNFINISHED)
+    files.write(marker, json.dumps({key: manifest.get(key) for key in _IDENTITY}).encode())
+    for name in [*manifest["files"], _MANIFEST]:
+        filesystem.put_file(str(work / name), f"{inner.rstrip('/')}/{name}")
+    filesystem.rm_file(fsspec.core.url_to_fs(marker)[1])

@@ -1,0 +1,123 @@
+"""Formats by name: "FORMAT:PATH", or a path alone, whose format is guessed."""
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data import files
+from mm import registry
+from mm.config import BadInput, suggest
+from mm.interop.bundle import Bundle
+
+# Where each is. What only goes out, or only comes in, registers one function.
+_MODULES = {
+    "npz": "mm.interop.npz",
+    "run": "mm.interop.run",
+    "stablehlo": "mm.interop.stablehlo",
+    "saved_model": "mm.interop.saved_model",
+    "hf": "mm.interop.hf",
+    "open_clip": "mm.interop.open_clip",
+    "big_vision": "mm.interop.big_vision",
+}
+
+
+class Place(NamedTuple):
+    """Where a model is, and in which format."""
+
+    format: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.format}:{self.path}"
+
+
+def writer(name: str, where: str = "--format") -> Callable[..., None]:
+    """write(bundle, folder, **options) of a format. Raises BadInput for one that has none."""
+    return _find("export_format", name, where)
+
+
+def reader(name: str, where: str) -> Callable[..., Bundle]:
+    """read(path) -> Bundle of a format. Raises BadInput for one that has none."""
+    return _find("import_format", name, where)
+
+
+def read(text: str, where: str) -> Bundle:
+    """The model at "FORMAT:PATH", or at a path. Raises BadInput where there is none."""
+    place = parse_place(text, where)
+    return reader(place.format, where)(place.path)
+
+
+def parse_place(text: str, where: str) -> Place:
+    """Reads "FORMAT:PATH"; of a path alone the format is guessed from what is there.
+
+    where: the flag or key, for messages. Raises BadInput for an unknown format, and for a path with
+    nothing that is known.
+    """
+    name, colon, path = text.partition(":")
+    if colon and not path.startswith("//") and "/" not in name:  # gs://... has no format
+        if name not in _MODULES:
+            near = suggest(name, _MODULES)
+            raise BadInput(
+                f"{where}={text}: no format {name!r}{near} (have {sorted(_MODULES)}); expected "
+                "FORMAT:PATH, or a path"
+            )
+        if not path:
+            raise BadInput(f"{where}={text}: has no path; expected {name}:PATH")
+        return Place(name, path)
+    return Place(guess(text, where), text)
+
+
+def guess(path: str, where: str) -> str:
+    """The format of what is at `path`. Raises BadInput where that cannot be told."""
+    path = path.rstrip("/")
+    if path.endswith(".npz"):
+        return "big_vision"
+    if own := _json(path, "manifest.json").get("format"):
+        if own not in _MODULES:
+            raise BadInput(f"{where}={path}: its manifest.json says format={own!r}, which is none")
+        return own
+    if files.exists(files.join(path, "checkpoints")):
+        return "run"
+    if files.exists(files.join(path, "open_clip_config.json")):
+        return "open_clip"
+    if {"model_type", "architectures"} & _json(path, "config.json").keys():
+        return "hf"
+    if not files.exists(path):
+        raise BadInput(f"{where}={path}: does not exist")
+    raise BadInput(
+        f"{where}={path}: is no model that is known: expected the workdir of a run, a folder with "
+        "manifest.json (ours), config.json (Hugging Face) or open_clip_config.json, or a .npz of "
+        f"big_vision; or say FORMAT:PATH with one of {sorted(_MODULES)}"
+    )
+
+
+def _json(folder: str, name: str) -> dict:
+    """What the file says, {} where there is none or it is something else."""
+    path = files.join(folder, name)
+    if not files.exists(path):
+        return {}
+    try:
+        found = json.loads(files.read(path))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _find(kind: str, name: str, where: str) -> Callable:
+    if module := _MODULES.get(name):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise BadInput(
+                    f"{where}={name}: needs the package {error.name!r}, which is not installed"
+                ) from error
+            raise BadInput(f"{where}={name}: this version does not have that format") from error
+    elif name not in registry.names(kind):
+        known = sorted({*_MODULES, *registry.names(kind)})
+        raise BadInput(f"{where}={name}: no such format{suggest(name, known)} (have {known})")
+    if name not in registry.names(kind):
+        verb = "written" if kind == "export_format" else "read back"
+        raise BadInput(f"{where}={name}: this format is not {verb}")
+    return registry.find(kind, name, where)

@@ -1,0 +1,198 @@
+"""Files of arrays from elsewhere, read so that no byte of them is believed or run.
+
+safetensors and .npz, whose headers are checked against the file's size before anything is
+allocated. Pickles (.bin, .pt, .pth, .ckpt, object arrays) are refused: reading one runs its code.
+"""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from mm.config import BadInput
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_SHOWN = 5
+_TYPES = {
+    "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32),
+    "I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_), "F64": np.dtype(np.float64),
+}  # fmt: skip
+_FLOATS = ("float16", "bfloat16", "float32")
+
+
+class Entry(NamedTuple):
+    """An array of a file: its shape and type are known, its bytes are read by `read`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+Entries = dict[str, Entry]
+
+
+def open_safetensors(folder: str, name: str = "model") -> Entries:
+    """The arrays of `<name>.safetensors` in a folder, or of the parts that its index lists.
+
+    Raises BadInput where there is none, or one is damaged.
+    """
+    path = Path(folder)
+    index = path / f"{name}.safetensors.index.json"
+    if (path / f"{name}.safetensors").is_file():
+        return _safetensors(path / f"{name}.safetensors")
+    if not index.is_file():
+        pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
+        if pickles:
+            raise BadInput(
+                f"{path / pickles[0]}: is a pickle, whose code would run; convert it to "
+                "safetensors (`safetensors.torch.save_file`) where you trust it"
+            )
+        raise BadInput(f"{path}: has no {name}.safetensors")
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise BadInput(f"{index}: has no weight_map")
+    parts: dict[str, Entries] = {}
+    for part in sorted(set(map(str, listed.values()))):
+        if Path(part).name != part or not part.endswith(".safetensors"):
+            raise BadInput(f"{index}: names {part!r}; expected a .safetensors file beside it")
+        parts[part] = _safetensors(path / part)
+    for key, part in listed.items():
+        if key not in parts[part]:
+            raise BadInput(f"{index}: {part} has no {key!r}")
+    return {key: parts[part][key] for key, part in listed.items()}
+
+
+def _safetensors(path: Path) -> Entries:
+    try:
+        # The library checks the header whole: its length, JSON, types, and that the arrays fill the
+        # rest of the file one after the other.
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BadInput(f"{path}: is no whole safetensors file ({error})") from error
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    entries = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _TYPES:
+            raise BadInput(f"{path}: {name} is {entry['dtype']}; expected F32, F16 or BF16")
+        dtype, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
+        start = 8 + length + entry["data_offsets"][0]
+        entries[name] = Entry(shape, dtype, _reader(path, dtype, shape, start))
+    return entries
+
+
+def _reader(path: Path, dtype: np.dtype, shape: tuple, start: int) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        flat = np.fromfile(path, dtype, math.prod(shape), offset=start)
+        return flat.reshape(shape)
+
+    return read
+
+
+def open_npz(path: str) -> Entries:
+    """The arrays of an .npz file, by the names in it. Raises BadInput for one that is damaged, and
+    for arrays of objects, which are pickles."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: is no .npz file ({error})") from error
+    with archive:
+        return {
+            info.filename.removesuffix(".npy"): _npz_entry(path, archive, info)
+            for info in archive.infolist()
+        }
+
+
+def _npz_entry(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
+    where = f"{path}: {info.filename}"
+    try:
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read_header(file)
+            start = file.tell()
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{where}: is no array ({error})") from error
+    if dtype.hasobject:
+        raise BadInput(f"{where}: is an array of objects, a pickle, whose code would run")
+    if dtype == np.dtype("V2"):  # how numpy saves bfloat16
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    if start + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise BadInput(
+            f"{where}: says {dtype}{list(shape)}, and has {info.file_size - start:,} bytes"
+        )
+
+    def read() -> np.ndarray:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays[info.filename.removesuffix(".npy")].view(dtype)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise BadInput(f"{where}: cannot be read ({error})") from error
+
+    return Entry(shape, dtype, read)
+
+
+def take(
+    entries: Entries, expected: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, np.ndarray]:
+    """The arrays of these names and shapes, as float32. Raises BadInput, before any is read, where
+    one is missing or is something else."""
+    missing = [name for name in expected if name not in entries]
+    if missing:
+        raise BadInput(f"{where}: has no {listed(missing)}")
+    other = [
+        f"{name} {list(entries[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if entries[name].shape != tuple(shape)
+    ]
+    if other:
+        raise BadInput(f"{where}: has other shapes than its config says: {listed(other)}")
+    types = [
+        f"{name} {entries[name].dtype}"
+        for name in expected
+        if entries[name].dtype.name not in _FLOATS
+    ]
+    if types:
+        raise BadInput(f"{where}: expected float32, float16 or bfloat16: {listed(types)}")
+    return {name: entries[name].read().astype(np.float32) for name in expected}
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def read_json(path: Path | str) -> dict:
+    """A JSON object in a file. Raises BadInput where there is none."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: expected an object, got {type(found).__name__}")
+    return found
+
+
+def write_safetensors(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """As torch's loaders want it: the metadata says so."""
+    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()}
+    arrays = {name: x.reshape(np.shape(weights[name])) for name, x in arrays.items()}
+    save_file(arrays, path, metadata={"format": "pt"})

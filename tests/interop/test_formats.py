@@ -1,0 +1,69 @@
+"""How a format is told from "FORMAT:PATH" or from what lies at a path."""
+
+import json
+
+import pytest
+
+from mm.config import BadInput
+from mm.interop import formats
+from mm.interop.formats import Place, parse_place
+
+
+def test_a_format_is_said_before_the_path():
+    assert parse_place("hf:/models/clip", "x") == Place("hf", "/models/clip")
+    assert parse_place("npz:gs://bucket/a:b", "x") == Place("npz", "gs://bucket/a:b")
+
+
+def test_the_colon_of_a_remote_path_is_no_format():
+    with pytest.raises(BadInput, match="^x=memory://nothing-there: does not exist$"):
+        parse_place("memory://nothing-there", "x")
+
+
+@pytest.mark.parametrize(
+    "name, content, format",
+    [
+        ("config.json", {"model_type": "clip"}, "hf"),
+        ("open_clip_config.json", {}, "open_clip"),
+        ("manifest.json", {"format": "stablehlo"}, "stablehlo"),
+        ("checkpoints/manifest.json", {}, "run"),
+    ],
+)
+def test_the_format_of_a_folder_is_guessed_from_its_files(tmp_path, name, content, format):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(content))
+    assert parse_place(str(tmp_path), "x") == Place(format, str(tmp_path))
+
+
+def test_a_bare_npz_is_one_of_big_vision(tmp_path):
+    assert parse_place(f"{tmp_path}/a.npz", "x").format == "big_vision"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("hff:/a", "x=hff:/a: no format 'hff'; did you mean 'hf'? (have ["),
+        ("hf:", "x=hf:: has no path; expected hf:PATH"),
+        ("/none/at/all", "x=/none/at/all: does not exist"),
+    ],
+)
+def test_a_wrong_place_is_said_in_one_line(text, message):
+    with pytest.raises(BadInput) as raised:
+        parse_place(text, "x")
+    assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
+
+
+def test_a_folder_of_nothing_known_is_refused_with_what_was_looked_for(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BadInput, match="is no model that is known: expected the workdir of a run"):
+        parse_place(str(tmp_path), "x")
+
+
+def test_a_format_whose_module_is_absent_is_named(monkeypatch):
+    monkeypatch.setitem(formats._MODULES, "later", "mm.interop.later")
+    with pytest.raises(BadInput, match="^--format=later: this version does not have that format$"):
+        formats.writer("later")
+
+
+def test_an_unknown_format_is_refused_with_the_nearest():
+    with pytest.raises(BadInput, match="^--format=npy: no such format; did you mean 'npz'"):
+        formats.writer("npy")

@@ -1,0 +1,84 @@
+"""Transformers opens what we write, and its outputs are ours.
+
+Torch is an extra, in an environment of its own, with the pins of requirements-torch.txt:
+
+  python -m tests.interop.torch_models FOLDER
+  MM_TORCH_MODELS=FOLDER that/python -m pytest -p no:cacheprovider --noconftest \\
+    tests/interop/test_torch.py
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+transformers = pytest.importorskip("transformers", reason="the torch extra is not installed")
+
+FOLDER = Path(os.environ.get("MM_TORCH_MODELS", "/nowhere"))
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="write the models first: python -m tests.interop.torch_models"
+)
+CLASSES = {
+    "clip": "CLIPModel", "siglip": "SiglipModel", "vit": "ViTModel", "vit_pooler": "ViTModel",
+    "mae_encoder": "ViTMAEModel", "mae": "ViTMAEForPreTraining", "bert": "BertForMaskedLM",
+    "bert_pooler": "BertModel",
+    "dual_encoder_quickstart": None, "dual_encoder_siglip": None, "dual_encoder_flip": None,
+    "dual_encoder_bert": None,
+}  # fmt: skip
+
+
+def opened(name):
+    """The model from its folder alone; nothing may be missing, left over or of another shape."""
+    kind = CLASSES[name]
+    if kind is None:
+        load = transformers.AutoModel.from_pretrained
+        return load(FOLDER / name, trust_remote_code=True).eval()
+    load = getattr(transformers, kind).from_pretrained
+    model, info = load(FOLDER / name, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def outputs(name, model, given):
+    """As `tests.interop.torch_models` calls them."""
+    pixels, ids, mask = (given.get(key) for key in ("image", "text", "text_mask"))
+    if name.startswith(("clip", "siglip", "dual_encoder")):
+        inputs = dict(pixel_values=pixels, input_ids=ids)
+        if name != "siglip":  # its processor gives no mask: padding is read
+            inputs["attention_mask"] = mask.long()
+        out = model(**inputs)
+        return dict(image=out.image_embeds, text=out.text_embeds, logits=out.logits_per_image)
+    if name == "bert":
+        return dict(logits=model(input_ids=ids, attention_mask=mask.long()).logits)
+    if name == "bert_pooler":
+        out = model(input_ids=ids, attention_mask=mask.long())
+        return dict(tokens=out.last_hidden_state, pooled=out.pooler_output)
+    if name.startswith("mae"):
+        tower = getattr(model, "vit", model)
+        tower.config.mask_ratio = 0.0  # all patches, in the order of the noise
+        order = torch.arange(9.0).expand(len(pixels), -1)
+        tokens = tower(pixel_values=pixels, noise=order).last_hidden_state
+        return dict(tokens=tokens, pooled=tokens[:, 0])
+    if name == "blip":
+        both = dict(pixel_values=pixels, input_ids=ids, attention_mask=mask.long())
+        return dict(
+            cosines=model(**both, use_itm_head=False).itm_score,
+            matches=model(**both, use_itm_head=True).itm_score,
+        )
+    out = model(pixel_values=pixels)
+    return dict(tokens=out.last_hidden_state, pooled=out.pooler_output)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_outputs_are_the_same(name):
+    expected = np.load(FOLDER / name / "expected.npz", allow_pickle=False)
+    given = {k[6:]: torch.tensor(expected[k]) for k in expected if k.startswith("input/")}
+    with torch.no_grad():
+        found = outputs(name, opened(name), given)
+    assert {f"output/{key}" for key in found} == {k for k in expected if k.startswith("output/")}
+    for key, got in found.items():
+        want = expected[f"output/{key}"]
+        error = np.abs(got.numpy() - want).max()
+        assert error <= 1e-5 * np.abs(want).max(), (key, error)

@@ -1,0 +1,357 @@
+"""`--mode=export`: what is in the folder, that it is whole or not there, and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import main
+from data.preprocess.parse import parse
+from mm import export as module
+from mm.assembly import TrainState
+from mm.config import BadInput, load
+from mm.export import export
+from mm.interop import facts, npz, run, stablehlo
+from mm.interop.towers import build_towers, from_pixels
+from mm.runtime.checkpoint import Checkpointer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def exported(fresh_run, tmp_path_factory):
+    """Name of a format -> its folder."""
+    folder = tmp_path_factory.mktemp("exported")
+    for format in ("npz", "stablehlo", "saved_model"):
+        export(str(fresh_run), format=format, output=str(folder / format), licence="MIT")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Five pictures as the ops make them, and five texts of several lengths."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    text = rng.integers(1, 40, (5, 8)).astype(np.int32)
+    return image, text, np.arange(8) < np.array([[1], [8], [3], [5], [2]])
+
+
+@pytest.fixture(scope="module")
+def expected(fresh_run, batch):
+    """What the towers say."""
+    bundle = run.read(str(fresh_run))
+    towers = build_towers(bundle)
+    image, text, mask = map(jnp.asarray, batch)
+    embed = from_pixels(towers.image, bundle.manifest["image"])
+    return np.asarray(embed(bundle.params, image)), np.asarray(
+        towers.text(bundle.params, text, mask)
+    )
+
+
+def call(*flags, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["--mode=export", *flags])
+    return stopped.value.code or 0, *capsys.readouterr()
+
+
+def test_the_command_needs_no_config_and_writes_beside_the_run(fresh_run, tmp_path, capsys):
+    shutil.copytree(fresh_run, tmp_path / "run")
+    code, out, err = call(f"--workdir={tmp_path}/run", capsys=capsys)
+    assert code == 0, err
+    assert f"{tmp_path}/run/export-npz-2" in out
+    names = {path.name for path in (tmp_path / "run" / "export-npz-2").iterdir()}
+    assert names == {"README.md", "config.json", "manifest.json", "tokenizer.json", "weights.npz"}
+    code, out, _ = call(f"--workdir={tmp_path}/run", capsys=capsys)
+    assert code == 0 and "is there already, and whole" in out
+
+
+def test_weights_come_back_bit_identical(fresh_run, exported):
+    want, got = run.read(str(fresh_run)), npz.read(str(exported / "npz"))
+    assert want.params.keys() == got.params.keys()
+    for name, array in want.params.items():
+        np.testing.assert_array_equal(got.params[name], array)
+        assert got.params[name].dtype == array.dtype and got.params[name].shape == array.shape
+    assert (got.model, got.objectives) == (want.model, want.objectives)
+    assert got.tokenizer_json == want.tokenizer_json
+    assert want.manifest.items() <= got.manifest.items()
+
+
+def test_the_manifest_says_what_the_weights_are_fed_with(exported):
+    found = json.loads((exported / "npz" / "manifest.json").read_text())
+    assert found["preprocess"] == (
+        "decode|resize(16)|value_range(-1, 1)|caption('label')"
+        "|tokenize(name='tokenizer.json', length=8)"
+    )
+    assert found["image"]["size"] == [16, 16] and found["image"]["resize"]["mode"] == "squash"
+    assert found["image"]["mean"] == found["image"]["std"] == [0.5] * 3
+    assert found["text"]["length"] == 8 and found["text"]["lowercase"] is True
+    assert found["metrics"] == {"held_out/text_to_image/recall@1": 0.25}
+    assert (found["step"], found["licence"], found["format"]) == (2, "MIT", "npz")
+    assert found["logits"] == {"kind": "sigmoid", "scale": pytest.approx(10), "bias": -10.0}
+    assert found["git"] is None or len(found["git"]["revision"]) == 40
+
+
+@pytest.mark.parametrize("format", ["npz", "stablehlo", "saved_model"])
+def test_every_file_has_its_sha256(exported, format):
+    folder = exported / format
+    found = json.loads((folder / "manifest.json").read_text())["files"]
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found.keys() == names - {"manifest.json"}
+    for name, entry in found.items():
+        assert entry == {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": npz.sha256(str(folder / name)),
+        }
+
+
+def test_nothing_of_this_machine_is_in_the_manifest(fresh_run, exported):
+    for path in exported.rglob("*.json"):
+        assert str(fresh_run.parent) not in path.read_text(), path
+
+
+def test_the_card_has_a_header_a_snippet_and_a_table(exported):
+    text = (exported / "npz" / "README.md").read_text()
+    header = text.split("---\n")[1]
+    assert 'license: "mit"\n' in header
+    assert 'pipeline_tag: "zero-shot-image-classification"' in header
+    assert "```python\nfrom mm import load" in text and 'load("npz:.")' in text
+    assert "| held_out/text_to_image/recall@1 | 25.0% |" in text
+    assert "| resize | to exactly that size, whatever the ratio, bilinear, with antial" in text
+    assert "## Limits" in text
+
+
+def test_a_licence_that_the_hub_does_not_know_is_other(fresh_run, tmp_path):
+    export(str(fresh_run), output=str(tmp_path / "a"), licence="My own", data_note="Ours.")
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert 'license: "other"\nlicense_name: "My own"' in text and "\nOurs.\n" in text
+
+
+def test_stablehlo_runs_by_jax_and_numpy_alone(exported, batch, expected, tmp_path):
+    image, text, mask = batch
+    np.savez(tmp_path / "batch.npz", image=image, text=text, mask=mask)
+    card = (exported / "stablehlo" / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    script = f"""
+{snippet}
+import sys
+batch = np.load({str(tmp_path / "batch.npz")!r})
+for rows in (5, 1, 3):  # any batch size
+    zimg = image(weights, batch["image"][:rows])
+    ztxt = text(weights, batch["text"][:rows], batch["mask"][:rows])
+    assert zimg.shape[0] == ztxt.shape[0] == rows
+    if rows == 5:
+        np.savez({str(tmp_path / "found.npz")!r}, zimg=zimg, ztxt=ztxt)
+foreign = [m for m in ("mm", "flax", "tensorflow", "data", "einops") if m in sys.modules]
+assert not foreign, foreign
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=exported / "stablehlo",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    np.testing.assert_allclose(found["zimg"], expected[0], atol=1e-6)
+    np.testing.assert_allclose(found["ztxt"], expected[1], atol=1e-6)
+
+
+def test_stablehlo_is_lowered_for_accelerators_too(exported):
+    from jax import export as jax_export
+
+    for name in ("image", "text"):
+        serialized = (exported / "stablehlo" / f"{name}.stablehlo").read_bytes()
+        found = jax_export.deserialize(bytearray(serialized))
+        assert found.platforms == stablehlo.PLATFORMS and "tpu" in found.platforms
+
+
+def test_a_saved_model_is_served_by_tensorflow_alone(exported, batch, expected, tmp_path):
+    image, text, mask = batch
+    np.savez(tmp_path / "batch.npz", image=image, text=text, mask=mask)
+    script = f"""
+import sys
+sys.modules |= dict.fromkeys(("jax", "mm", "data"))  # as if they were not installed
+import numpy as np, tensorflow as tf
+batch = np.load({str(tmp_path / "batch.npz")!r})
+model = tf.saved_model.load(".")
+image, text = (model.signatures["embed_" + name] for name in ("image", "text"))
+assert image(image=batch["image"][:2])["embedding"].shape == (2, 16)
+zimg = image(image=batch["image"])["embedding"].numpy()
+ztxt = text(text=batch["text"], text_mask=batch["mask"])["embedding"].numpy()
+np.savez({str(tmp_path / "found.npz")!r}, zimg=zimg, ztxt=ztxt)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=exported / "saved_model",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = np.load(tmp_path / "found.npz")
+    np.testing.assert_allclose(found["zimg"], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found["ztxt"], expected[1], atol=1e-5)
+
+
+def test_a_folder_with_something_else_is_left_alone(fresh_run, exported, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(BadInput, match="is there, and is no export; give another --output"):
+        export(str(fresh_run), output=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(BadInput, match="has another export: licence .*give another --output"):
+        export(str(fresh_run), output=str(exported / "npz"), licence="other")
+
+
+def test_what_fails_half_way_leaves_no_folder(fresh_run, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "_hashes", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export(str(fresh_run), output=str(tmp_path / "a"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_export_is_done_again(fresh_run, tmp_path):
+    script = (
+        "import os, mm.export as e; e._hashes = lambda folder: os._exit(9); "
+        f"e.export({str(fresh_run)!r}, output={str(tmp_path / 'a')!r})"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert killed.returncode == 9, killed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".a.unfinished"]
+    export(str(fresh_run), output=str(tmp_path / "a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert npz.read(str(tmp_path / "a")).manifest["step"] == 2
+
+
+def test_in_an_object_store_the_manifest_is_written_last(fresh_run, monkeypatch):
+    store = fsspec.filesystem("memory")
+    sent, put = [], type(store).put_file
+
+    def put_file(self, local, remote, **kwargs):
+        sent.append(remote.rsplit("/", 1)[1])
+        if sent.count("weights.npz") == 1 and sent[-1] == "weights.npz":
+            raise OSError("gone")
+        return put(self, local, remote, **kwargs)
+
+    monkeypatch.setattr(type(store), "put_file", put_file)
+    with pytest.raises(OSError, match="gone"):
+        export(str(fresh_run), output="memory://exports/a")
+    assert not store.exists("memory://exports/a/manifest.json")
+    with pytest.raises(BadInput, match="is no model that is known"):
+        module.formats.parse_place("memory://exports/a", "x")
+    export(str(fresh_run), output="memory://exports/a")
+    assert sent[-1] == "manifest.json"
+    assert not store.exists("memory://exports/a/unfinished.json")
+    assert npz.read("memory://exports/a").params.keys() == run.read(str(fresh_run)).params.keys()
+
+
+def saved(fresh_run, folder, changes, params, extras=None):
+    """A run that was saved at step 1 with another config and other parameters."""
+    config = json.loads((fresh_run / "config.json").read_text()) | changes
+    bundle = run.read(str(fresh_run))
+    said = {"config": config, "tokenizer_json": bundle.tokenizer_json}
+    said["tokenizer"] = bundle.manifest["text"]
+    checkpointer = Checkpointer(folder / "checkpoints")
+    checkpointer.save(1, TrainState(np.ones(()), params, {}, extras or {}), said)
+    checkpointer.close()
+    return str(folder)
+
+
+def test_an_average_is_exported_if_the_run_keeps_one(fresh_run, tmp_path):
+    with pytest.raises(BadInput, match="weights=average: the run .* keeps no average"):
+        run.read(str(fresh_run), weights="average")
+    params, average = ({"model": {"bias": np.full(3, x, np.float32)}} for x in (1, 2))
+    changes = {"teacher": {"name": "average", "decay": 0.9}}
+    path = saved(fresh_run, tmp_path, changes, params, {"teacher": average})
+    assert run.read(path).params["model/bias"].tolist() == [1, 1, 1]
+    found = run.read(path, weights="average")
+    assert found.params["model/bias"].tolist() == [2, 2, 2]
+    assert found.manifest["weights"] == "average"
+
+
+def test_a_run_without_evaluations_needs_the_ops(fresh_run, tmp_path):
+    path = saved(fresh_run, tmp_path, {"evals": {}}, {"model": {"bias": np.ones(3, np.float32)}})
+    with pytest.raises(BadInput, match="config.evals has no preprocess.*give it, with --preproc"):
+        export(path)
+    assert export(path, preprocess="decode|resize(8)") == 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--format=npy"], "--format=npy: no such format; did you mean 'npz'?"),
+        (["--format=run"], "--format=run: this format is not written"),
+        (["--step=7"], "no checkpoint of step 7"),
+        (["--weights=mean"], "weights='mean': expected 'trained' or 'average'"),
+        (["--source=a"], "--source=a: goes with --mode=embed, not export"),
+        (["--config.seed=1"], "--config.seed: goes with --config, which is not given"),
+        (["--preprocess=decode|random_resized_crop(16)"], "random_resized_crop(16): draws at"),
+        (["--preprocess=resize(16)"], "preprocess: begins with resize"),
+        (
+            ["--config=tests/tiny.py:tokenizer={tokenizer}", "--config.model.embed_dim=32"],
+            "config.model is not what the checkpoint was trained with: embed_dim",
+        ),
+    ],
+)
+def test_wrong_input_is_said_in_one_line(fresh_run, tokenizer, tmp_path, capsys, flags, message):
+    flags = [flag.replace("{tokenizer}", str(tokenizer)) for flag in flags]
+    code, _, err = call(f"--workdir={fresh_run}", f"--output={tmp_path}/a", *flags, capsys=capsys)
+    assert code == 2 and message in err and len(err.splitlines()) == 1, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_is_given_says_the_ops(fresh_run, tmp_path):
+    config = load(str(fresh_run / "config.json"))
+    config.evals.held_out.preprocess = "decode|resize((16, 16))|value_range(0, 1)"
+    export(str(fresh_run), output=str(tmp_path / "a"), config=config)
+    found = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert found["preprocess"] == config.evals.held_out.preprocess
+
+
+@pytest.mark.parametrize(
+    "ops, fields",
+    [
+        (
+            "decode|resize(32, mode='shortest')|center_crop(24)|normalize('clip')",
+            {"size": [24, 24], "crop": [24, 24], "mean": [0.48145466, 0.4578275, 0.40821073]},
+        ),
+        ("decode|resize((8, 16))|value_range(0, 1)", {"size": [8, 16], "mean": [0, 0, 0]}),
+        ("decode|resize(8)|grayscale(1.0)", {"size": [8, 8], "also": ["grayscale"]}),
+    ],
+)
+def test_ops_are_described_in_plain_fields(ops, fields):
+    found = facts.describe(ops, None, "x")["image"]
+    assert fields.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    "ops", ["value_range(-1, 1)", "value_range(0, 1)", "normalize('clip')", "normalize('imagenet')"]
+)
+def test_the_plain_fields_give_the_values_of_the_ops(ops):
+    ops = f"decode|resize(16)|{ops}"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    made = parse(ops, where="x").apply({"image": list(pixels)}, np.zeros(2, np.uint64))["image"]
+    found = facts.describe(ops, None, "x")["image"]
+    by_fields = (pixels / 255 - np.array(found["mean"])) / np.array(found["std"])
+    np.testing.assert_allclose(by_fields, made, atol=1e-6)
+
+
+def test_a_template_of_one_sentence_may_travel(tokenizer):
+    ops = "decode|resize(8)|caption('label')|template('a {}')|tokenize('tokenizer.json', 8)"
+    feeding = facts.open_ops(ops, tokenizer.read_text(), "x")
+    plain = facts.open_ops(ops.replace("template('a {}')|", ""), tokenizer.read_text(), "x")
+    np.testing.assert_array_equal(feeding.texts(["red"])[0], plain.texts(["a red"])[0])
+    several = ops.replace("'a {}'", "('a {}', 'the {}')")
+    with pytest.raises(BadInput, match="template.*draws at random"):
+        facts.open_ops(several, tokenizer.read_text(), "x")
