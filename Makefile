@@ -11,7 +11,7 @@ FLAGS ?=
 TOGETHER := --numprocesses=2 --dist=loadfile --durations=20
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart data test test-slow test-all golden plan-tools plan-all prepare-tools lint clean
+.PHONY: quickstart data test test-slow test-all golden plan-tools plan-all prepare-tools export-tools lint clean
 
 quickstart: data
 	$(RUN) main.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
@@ -32,10 +32,10 @@ $(VENV)/installed: requirements.txt constraints.txt
 test: data prepare-tools
 	$(RUN) -m pytest $(TOGETHER) -m "not slow and not matrix"
 
-test-slow: data plan-tools prepare-tools
+test-slow: data plan-tools prepare-tools export-tools
 	$(RUN) -m pytest $(TOGETHER) -m slow
 
-test-all: data plan-tools prepare-tools
+test-all: data plan-tools prepare-tools export-tools
 	$(RUN) -m pytest $(TOGETHER)
 
 golden: $(VENV)/installed
@@ -53,6 +53,13 @@ prepare-tools: $(VENV)/prepare/installed
 $(VENV)/prepare/installed: requirements-prepare.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/prepare -r requirements-prepare.txt
+	@touch $@
+
+export-tools: $(VENV)/export/installed
+
+$(VENV)/export/installed: requirements-export.txt $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/export -r requirements-export.txt
 	@touch $@
 
 plan-all: plan-tools

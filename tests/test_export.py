@@ -18,7 +18,7 @@ from mm import export as module
 from mm.assembly import TrainState
 from mm.config import BadInput, load
 from mm.export import export
-from mm.interop import facts, npz, run, stablehlo
+from mm.interop import facts, npz, onnx, run, stablehlo
 from mm.interop.towers import build_towers, from_pixels
 from mm.runtime.checkpoint import Checkpointer
 
@@ -200,6 +200,45 @@ np.savez({str(tmp_path / "found.npz")!r}, zimg=zimg, ztxt=ztxt)
     found = np.load(tmp_path / "found.npz")
     np.testing.assert_allclose(found["zimg"], expected[0], atol=1e-5)
     np.testing.assert_allclose(found["ztxt"], expected[1], atol=1e-5)
+
+
+@pytest.mark.slow  # it takes `make export-tools`
+def test_onnx_is_run_by_onnxruntime_alone(fresh_run, batch, expected, tmp_path):
+    export(str(fresh_run), format="onnx", output=str(tmp_path / "a"))
+    image, text, mask = batch
+    np.savez(tmp_path / "batch.npz", image=image, text=text, mask=mask)
+    card = (tmp_path / "a" / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    script = f"""
+import sys
+sys.path.append({str(Path(sys.prefix) / "export")!r})
+sys.modules |= dict.fromkeys(("jax", "mm", "data"))  # as if they were not installed
+import numpy as np
+{snippet}
+batch = np.load({str(tmp_path / "batch.npz")!r})
+assert image.run(None, {{"image": batch["image"][:2]}})[0].shape == (2, 16)
+zimg = image.run(None, {{"image": batch["image"]}})[0]
+ztxt = text.run(None, {{"text": batch["text"], "text_mask": batch["mask"]}})[0]
+np.savez({str(tmp_path / "found.npz")!r}, zimg=zimg, ztxt=ztxt)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=tmp_path / "a",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = np.load(tmp_path / "found.npz")
+    np.testing.assert_allclose(found["zimg"], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found["ztxt"], expected[1], atol=1e-5)
+
+
+def test_without_its_tools_onnx_says_how_to_get_them(fresh_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="needs jax2onnx: `make export-tools` puts it into"):
+        export(str(fresh_run), format="onnx", output=str(tmp_path / "a"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_something_else_is_left_alone(fresh_run, exported, tmp_path):

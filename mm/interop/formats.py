@@ -16,6 +16,7 @@ _MODULES = {
     "run": "mm.interop.run",
     "stablehlo": "mm.interop.stablehlo",
     "saved_model": "mm.interop.saved_model",
+    "onnx": "mm.interop.onnx",
     "hf": "mm.interop.hf",
     "open_clip": "mm.interop.open_clip",
     "big_vision": "mm.interop.big_vision",
