@@ -135,7 +135,6 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
         )  # fmt: skip
         state, results, stopped = loop(run, state)
         goodput.end("stopped" if stopped else "finished")
-        goodput.write()
         if stopped:
             say(f"stopped; saved in {directory}: the same command continues")
             return preemption.PREEMPTED
@@ -186,6 +185,7 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
                         run.writer.sync()  # a checkpoint is never ahead of the log
                         bad = {"bad_examples": run.input_log.bad_examples()}
                         run.checkpointer.save(step, state, run.manifest | bad, results)
+                    run.goodput.write()
         if stop and not last:
             return state, {}, True
     return state, results, False
