@@ -16,7 +16,6 @@ from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
 from mm.evals.base import Model
 from mm.program import Program, build_program, check_batch
-from mm.report.run import leave_page
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer, find_step
 from mm.sharding.mesh import check_batch_size
@@ -89,8 +88,8 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
     """`--mode=eval`: evaluates a checkpoint of a run, which may go on meanwhile.
 
     step: a number, "latest", or "best" by config.checkpoint.keep_best. Prints the results and
-    writes them, the pictures and a page to `<directory>/eval-<step>/`. Raises BadInput when there is no
-    such checkpoint, it cannot be read or it belongs to another model.
+    writes them, the pictures and a page to `<directory>/eval-<step>/`. Raises BadInput when there
+    is no such checkpoint, it cannot be read or it belongs to another model.
     """
     program = build_program(config)
     state, manifest = restored(program, directory, step)
@@ -100,6 +99,8 @@ def evaluate(config: ConfigDict, directory: str, step: str = "latest") -> int:
     results = run_evaluations(program, state, evaluations, path)
     if jax.process_index() == 0:
         workdir.write_json(path / "results.json", results)
+        from mm.report.run import leave_page  # here, since what draws takes a second to import
+
         page = leave_page(directory, path)
         print(f"checkpoint of step {manifest['step']}\n{show(results)}\nwritten to {path}\n{page}")
     return 0

@@ -20,7 +20,6 @@ from mm.config import BadInput, plain, suggest
 from mm.evaluate import Evaluation, run_evaluations, show
 from mm.inputs import counting_tokenizers, open_all
 from mm.program import Program, build_program
-from mm.report.run import leave_page
 from mm.runtime import preemption, workdir
 from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
@@ -136,7 +135,6 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
         )  # fmt: skip
         state, results, stopped = loop(run, state)
         goodput.end("stopped" if stopped else "finished")
-        goodput.write()
         if stopped:
             say(f"stopped; saved in {directory}: the same command continues")
             return preemption.PREEMPTED
@@ -187,6 +185,7 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
                         run.writer.sync()  # a checkpoint is never ahead of the log
                         bad = {"bad_examples": run.input_log.bad_examples()}
                         run.checkpointer.save(step, state, run.manifest | bad, results)
+                    run.goodput.write()
         if stop and not last:
             return state, {}, True
     return state, results, False
@@ -220,6 +219,8 @@ def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
     """The final evaluation as one flat JSON object, on the run's page and on the console."""
     if jax.process_index() != 0:
         return
+    from mm.report.run import leave_page  # here, since what draws takes a second to import
+
     workdir.write_json(path / "results.json", results)
     page = leave_page(path)
     pictures = sorted(str(picture) for picture in path.glob("*.png"))

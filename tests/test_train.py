@@ -12,7 +12,8 @@ from PIL import Image
 import main
 from data.order import example_at
 from data.tokenizers.train import train as train_tokenizer
-from mm.runtime import metrics, preemption
+from mm.report import run as report
+from mm.runtime import goodput, metrics, preemption
 from mm.runtime.checkpoint import Checkpointer
 from tests.runs import assert_same_run, column
 from tests.tiny import TEXTS
@@ -75,6 +76,36 @@ def test_the_checkpoint_carries_preprocessing_and_tokenizer(finished, tokenizer)
     assert manifest["tokenizer_json"] == tokenizer.read_text()
 
 
+def test_a_run_leaves_its_page_its_recipe_and_where_its_time_went(finished, tokenizer):
+    page = (finished / "report.html").read_text()
+    assert "Retrieval: held_out" in page and "Where the model finds words" in page
+    assert "painted over" in page and "(pooling)" in page  # no fusion; a pool that attends
+    assert "finished" in page and f"As in <code>tests/tiny.py:tokenizer={tokenizer}</code>" in page
+    assert "Left out" not in page and "No pictures" not in page
+    [start] = goodput.read(finished / "goodput.json")
+    assert (start["first_step"], start["last_step"], start["ended"]) == (0, 8, "finished")
+    assert start["seconds"].keys() == {"start", "compile", "data", "train", "evaluate", "save"}
+
+
+def test_the_page_of_a_run_can_be_drawn_again(finished):
+    before = (finished / "report.html").read_text()
+    assert report.build(finished) == before
+
+
+def test_a_run_says_where_its_page_is(finished, run):
+    _, out, _ = run(finished)
+    assert out.splitlines()[-1] == f"all of it on one page: {finished}/report.html"
+
+
+def test_the_recipe_is_kept_as_it_was_before_keys_were_set(run, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(main, "run", lambda flags, config: kept.append((flags.origin, config)) or 0)
+    run(tmp_path, "--config.seed=5")
+    [(origin, config)] = kept
+    assert config.seed == 5 and origin["config"]["seed"] == 0
+    assert origin["name"].startswith("tests/tiny.py:tokenizer=")
+
+
 def test_a_run_that_is_complete_only_evaluates_again(finished, run):
     before = (finished / "metrics.jsonl").read_text()
     code, out, _ = run(finished)
@@ -87,6 +118,7 @@ def test_eval_mode_gives_the_results_of_the_run(finished, run):
     results = json.loads((finished / "results.json").read_text())
     assert code == 0 and json.loads((finished / "eval-8" / "results.json").read_text()) == results
     assert (finished / "eval-8" / "held_out.png").exists()
+    assert "evaluation eval-8" in (finished / "eval-8" / "report.html").read_text()
 
 
 def test_eval_mode_takes_the_step_that_is_asked_for(finished, run):

@@ -88,13 +88,10 @@ class Retrieval:
             name: ranks(*sides, sharding.mesh) for name, sides in directions(zimg, ztxt).items()
         }
         if picture is not None and examples.text_and_image(self.preprocess) is not None:
-            maps = self._maps(model, ids)
-            if jax.process_index() == 0:
-                self._draw(zimg, ztxt, ids, picture)
-                shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
-                page = picture.parent / "report" / f"{picture.stem}.json"
-                page.parent.mkdir(exist_ok=True)
-                write_json(page, shown | {"maps": maps})
+            try:
+                self._show(model, zimg, ztxt, ids, found, picture)
+            except Exception as error:  # at the end of training, before the last checkpoint
+                print(f"warning: no pictures of {picture.stem}: {type(error).__name__}: {error}")
         results = metrics(found)
         if self.rerank:
             order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
@@ -104,6 +101,24 @@ class Retrieval:
             }
             results |= {f"reranked/{key}": value for key, value in metrics(found).items()}
         return results
+
+    def _show(
+        self,
+        model: Model,
+        zimg: np.ndarray,
+        ztxt: np.ndarray,
+        ids: np.ndarray,
+        found: Mapping[str, np.ndarray],
+        picture: epath.Path,
+    ) -> None:
+        """Writes what a person looks at; every process takes part."""
+        maps = self._maps(model, ids)
+        if jax.process_index() == 0:
+            self._draw(zimg, ztxt, ids, picture)
+            shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
+            page = picture.parent / "report" / f"{picture.stem}.json"
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_json(page, shown | {"maps": maps})
 
     def _maps(self, model: Model, ids: np.ndarray) -> dict[str, Any] | None:
         """Where the model finds words in a few pictures, as JSON; see `word_maps`."""

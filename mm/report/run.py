@@ -64,7 +64,8 @@ def build(workdir: os.PathLike | str, evaluation: os.PathLike | str | None = Non
     if results is None:
         results = next((hit for line in reversed(lines) if (hit := _of_evals(line, evals))), None)
     shown = {
-        path.stem: json.loads(path.read_text()) for path in sorted(found.glob("report/*.json"))
+        path.stem: json.loads(path.read_text())
+        for path in sorted((found / "report").glob("*.json"))
     }
     shown = {name: shown[name] for name in [*evals, *shown] if name in shown}
     pictures = examples.sections(shown) or [("Retrieval", _no_pictures(config, is_last))]

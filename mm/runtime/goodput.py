@@ -68,8 +68,13 @@ class Goodput:
             self.write()
 
     def end(self, how: str) -> None:
-        """How this start ends: "finished" or "stopped". Without, it was killed or failed."""
+        """How this start ends: "finished" or "stopped"; what follows counts for nothing.
+
+        Without, it was killed or failed.
+        """
         self._ended = how
+        self.write()
+        self._path = None
 
     def write(self) -> None:
         """Brings the file up to date."""

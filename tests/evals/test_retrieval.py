@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from data.input import open_input
 from mm import registry
 from mm.config import BadInput
 from mm.evals import retrieval
@@ -194,3 +195,26 @@ def test_mistakes_are_refused_when_it_is_built(size, batch_size, message):
     given = {"source": _Source(size), "preprocess": _STEPS}
     with pytest.raises(BadInput, match=message):
         registry.build("evaluator", spec, "config.evals.seen", **given)
+
+
+def test_pictures_that_cannot_be_made_are_told_and_fail_nothing(tmp_path, capsys, tokenizer):
+    """They are made at the end of training, before the last checkpoint is saved."""
+    ops = f'decode|resize(16)|caption("label")|tokenize("{tokenizer}", 8)'
+    spec = dict(name="synthetic", num_examples=16, image_size=16)
+    source, preprocess, _ = open_input(dict(source=spec, preprocess=ops), "test")
+    evaluator = retrieval.Retrieval(source=source, preprocess=preprocess, batch_size=16)
+    sharding = NamedSharding(_mesh(8), PartitionSpec(("a", "b")))
+
+    def embed(batch):
+        z = jax.nn.one_hot(jnp.arange(16), 16)
+        return z, z
+
+    def fail(_):
+        raise ValueError("a map of nothing")
+
+    found = evaluator.run(Model(embed, None, None, sharding, fail), tmp_path / "seen.png")
+    assert found["text_to_image/recall@1"] == 1.0
+    assert "no pictures of seen: ValueError: a map of nothing" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    evaluator.run(Model(embed, None, None, sharding), tmp_path / "seen.png")
+    assert (tmp_path / "seen.png").exists() and (tmp_path / "report" / "seen.json").exists()
