@@ -112,10 +112,8 @@ def test_exit_75_and_disruption_restart_without_counting_and_others_count():
     spec = manifest("--accelerator=v6e-16", "--restarts=3")["items"][1]["spec"]
     policy = spec["failurePolicy"]
     rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert (
-        policy["maxRestarts"] == 3
-        and spec["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
-    )
+    assert policy["maxRestarts"] == 3
+    assert spec["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
     assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert policy["rules"][0]["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert {rule["action"] for rule in rules} == {"FailJob"}
@@ -129,8 +127,8 @@ def test_the_grace_period_is_the_one_asked_for():
 
 
 def test_gpus_get_the_variables_of_the_cluster_and_tpus_none():
-    names = {each["name"]: each["value"] for each in pod(manifest("--accelerator=h100", "--nodes=2"))
-             ["containers"][0]["env"]}  # fmt: skip
+    (container,) = pod(manifest("--accelerator=h100", "--nodes=2"))["containers"]
+    names = {each["name"]: each["value"] for each in container["env"]}
     assert names["MM_COORDINATOR"] == "run-hosts-0-0.run:20000"
     assert names["MM_NUM_PROCESSES"] == "2"
     tpus = pod(manifest("--accelerator=v6e-16"))["containers"][0]
