@@ -253,8 +253,10 @@ def wait(cluster: Cluster) -> int:
 
 def status(cluster: Cluster) -> int:
     state = cluster.state()
+    if cluster.shell.dry_run:
+        return 0
     print(f"{cluster.flags.name}: {describe(state)[0]}")
-    return 0 if state or cluster.shell.dry_run else NO_MACHINES
+    return 0 if state else NO_MACHINES
 
 
 def stop(cluster: Cluster) -> int:
