@@ -1,5 +1,6 @@
 # make quickstart: everything from an empty folder to results; make test: the fast tests.
-# make golden: the configs with all their defaults, for a diff that shows what a change means.
+# make golden: the configs with all their defaults, and what launchers would do, for a diff that
+# shows what a change means.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -40,6 +41,7 @@ test-all: data plan-tools prepare-tools export-tools
 
 golden: $(VENV)/installed
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.resolved
+	$(RUN) -m tests.launch.golden
 
 plan-tools: $(VENV)/plan/installed
 

@@ -4,13 +4,15 @@
 
 Each process writes a log file of its own; that of process 0 is shown as well. The group lives and
 dies as one: when a process fails, the others get SIGTERM and after a grace SIGKILL, and the exit
-code is that of the first that failed. SIGTERM and Ctrl-C are passed on; a second Ctrl-C kills. On
-Linux the kernel kills the processes if this one is killed.
+code is that of the first that failed. With --restarts or --preemptions the group is then started
+again, but after exit code 2 (wrong input) and after a signal to this program. SIGTERM and Ctrl-C
+are passed on; a second Ctrl-C kills. On Linux the kernel kills the processes if this one is killed.
 """
 
 import argparse
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.processes import signal_group, start
+from launch.request import count, positive
+from launch.shell import PREEMPTED, REFUSED
 
-PREEMPTED = os.EX_TEMPFAIL  # what main.py exits with after saving; mm/runtime/preemption.py
 _POLL_SECONDS = 0.05
 _FAILED_GRACE_SECONDS = 5.0
 
@@ -32,25 +35,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.local", usage="%(prog)s [options] -- command ..."
     )
-    parser.add_argument("--processes", type=int, default=2, help="how many to start")
+    parser.add_argument("--processes", type=positive, default=2, help="how many (default 2)")
     parser.add_argument(
-        "--devices_per_process", type=int, help="simulated CPU devices of each (default: real ones)"
+        "--devices_per_process",
+        type=positive,
+        help="simulated CPU devices of each (default: real ones)",
     )
     parser.add_argument("--log_dir", type=Path, help="where logs go (default: a new one in /tmp)")
     parser.add_argument(
         "--grace_seconds", type=float, default=60.0, help="from SIGTERM to SIGKILL when stopping"
     )
+    parser.add_argument(
+        "--restarts", type=count, default=0, help="after a failure, at most (default 0)"
+    )
+    parser.add_argument(
+        "--preemptions",
+        type=count,
+        default=0,
+        help=f"to go on after exit code {PREEMPTED} (saved and stopped), at most (default 0)",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, start nothing")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     flags = parser.parse_args(arguments)
     command = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     if not command:
         parser.error("no command; put it after --")
-    if flags.processes < 1 or (flags.devices_per_process or 1) < 1:
-        parser.error("--processes and --devices_per_process must be at least 1")
+    if flags.dry_run:
+        log_dir = flags.log_dir or Path(tempfile.gettempdir(), "launch-local-...")
+        show(command, flags.processes, flags.devices_per_process, log_dir)
+        return 0
     log_dir = flags.log_dir or Path(tempfile.mkdtemp(prefix="launch-local-"))
     log_dir.mkdir(parents=True, exist_ok=True)
     print(f"launch.local: {flags.processes} processes, logs in {log_dir}", flush=True)
-    return run(command, flags.processes, flags.devices_per_process, log_dir, flags.grace_seconds)
+    return run(
+        command,
+        flags.processes,
+        flags.devices_per_process,
+        log_dir,
+        flags.grace_seconds,
+        flags.restarts,
+        flags.preemptions,
+    )
+
+
+def show(
+    command: Sequence[str], processes: int, devices_per_process: int | None, log_dir: Path
+) -> None:
+    """Prints what `run` would start, as commands of a shell."""
+    for index in range(processes):
+        names = variables(index, processes, "127.0.0.1:PORT", devices_per_process)
+        given = " ".join(f"{name}={shlex.quote(value)}" for name, value in names.items())
+        print(f"{given} {shlex.join(command)} > {_log(log_dir, index)} 2>&1 &")
 
 
 def run(
@@ -59,6 +94,8 @@ def run(
     devices_per_process: int | None,
     log_dir: Path,
     grace_seconds: float,
+    restarts: int = 0,
+    preemptions: int = 0,
 ) -> int:
     """Runs `command` that many times together; see the top. Returns the exit code."""
     stops: list[int] = []  # signals received, in order
@@ -66,28 +103,63 @@ def run(
         number: signal.signal(number, lambda number, frame: stops.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    logs = [log_dir / f"process-{index}.log" for index in range(processes)]
+    logs = [_log(log_dir, index) for index in range(processes)]
+    for log in logs:
+        log.write_bytes(b"")
+    left = {"restart": restarts, "preemption": preemptions}
+    try:
+        while True:
+            code = _run_once(command, logs, devices_per_process, stops, grace_seconds)
+            if stops or code in (0, REFUSED):
+                return code
+            kind = "preemption" if code == PREEMPTED else "restart"
+            if not left[kind]:
+                return code
+            left[kind] -= 1
+            print(f"launch.local: starting again; {left[kind]} more {kind}s", flush=True)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _log(log_dir: Path, index: int) -> Path:
+    return log_dir / f"process-{index}.log"
+
+
+def _run_once(
+    command: Sequence[str],
+    logs: list[Path],
+    devices_per_process: int | None,
+    stops: list[int],
+    grace_seconds: float,
+) -> int:
+    """One start of the group, to its end; the logs grow."""
     children: list[subprocess.Popen] = []
     try:
         address = f"127.0.0.1:{free_port()}"
+        shown = logs[0].stat().st_size
         for index, log in enumerate(logs):
-            environment = child_environment(index, processes, address, devices_per_process)
+            environment = child_environment(index, len(logs), address, devices_per_process)
             children.append(start(command, environment, log))
-        return _watch(children, logs, stops, grace_seconds)
+        return _watch(children, logs, shown, stops, grace_seconds)
     finally:
         for child in children:
             signal_group(child, signal.SIGKILL)  # also what a dead child left behind
             child.wait()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def child_environment(
     index: int, processes: int, address: str, devices_per_process: int | None
 ) -> dict[str, str]:
     """This environment with what mm.runtime.distributed reads."""
-    environment = {
-        **os.environ,
+    return {**os.environ, **variables(index, processes, address, devices_per_process)}
+
+
+def variables(
+    index: int, processes: int, address: str, devices_per_process: int | None
+) -> dict[str, str]:
+    """What is new in the environment of a process."""
+    found = {
         "MM_COORDINATOR": address,
         "MM_NUM_PROCESSES": str(processes),
         "MM_PROCESS_ID": str(index),
@@ -96,9 +168,9 @@ def child_environment(
     if devices_per_process is not None:
         flag = "--xla_force_host_platform_device_count"
         others = re.sub(rf"{flag}=\S*", "", os.environ.get("XLA_FLAGS", ""))
-        environment["XLA_FLAGS"] = f"{others} {flag}={devices_per_process}".strip()
-        environment["JAX_PLATFORMS"] = "cpu"
-    return environment
+        found["XLA_FLAGS"] = f"{others} {flag}={devices_per_process}".strip()
+        found["JAX_PLATFORMS"] = "cpu"
+    return found
 
 
 def free_port() -> int:
@@ -109,13 +181,21 @@ def free_port() -> int:
 
 
 def _watch(
-    children: list[subprocess.Popen], logs: list[Path], stops: list[int], grace_seconds: float
+    children: list[subprocess.Popen],
+    logs: list[Path],
+    shown: int,
+    stops: list[int],
+    grace_seconds: float,
 ) -> int:
-    """Follows the processes until none is left; returns the exit code of the first failure or 0."""
+    """Follows the processes until none is left; returns the exit code of the first failure or 0.
+
+    shown: bytes of the first log that are there from an earlier start.
+    """
     failed: int | None = None
     deadline: float | None = None
     passed_on = False
     with open(logs[0], "rb") as log:
+        log.seek(shown)
         while True:
             running = [child for child in children if child.poll() is None]
             _show(log)

@@ -83,6 +83,7 @@ class Pool:
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        job.log.write_bytes(b"")  # its last line is that of this start
         if not hasattr(os, "sched_setaffinity"):
             return start(job.command, self._environment, job.log, self._keep)
         mine = os.sched_getaffinity(0)

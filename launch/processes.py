@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def start(
     command: Sequence[str], environment: Mapping[str, str], log: Path, keep: Sequence[int] = ()
 ) -> subprocess.Popen:
-    """Starts `command` in a session of its own, its output in `log`, which is written anew.
+    """Starts `command` in a session of its own, its output at the end of `log`.
 
     On Linux the kernel kills it when the thread that called this ends, however that ends. keep:
     file descriptors that it inherits.
@@ -28,7 +28,7 @@ def start(
             if os.getppid() != parent:  # it died before the line above
                 os._exit(1)
 
-    with open(log, "wb") as output:
+    with open(log, "ab") as output:
         # a session of its own: Ctrl-C reaches it through us alone
         return subprocess.Popen(
             command,

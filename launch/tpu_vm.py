@@ -225,6 +225,8 @@ def status(machine: Machine) -> int:
     """The state of the machines and of main.py; 0 if they are there."""
     state, message = machine.state()
     answer = machine.ask() if state == "ACTIVE" else None
+    if machine.shell.dry_run:
+        return 0
     line = f"{machine.flags.name}: {state}{f' ({message})' if message else ''}"
     if answer is not None:
         ended = "" if answer.code is None else f" with exit code {answer.code}"

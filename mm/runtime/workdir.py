@@ -156,7 +156,12 @@ def _versions() -> dict[str, str]:
 
 
 def git_state(tree: Path) -> dict[str, Any] | None:
-    """The revision of `tree` and whether it has changes; None without git or outside of it."""
+    """The revision of `tree` and whether it has changes; None without git or outside of it.
+
+    Of a copy that a launcher made it is what launch/revision.py wrote there.
+    """
+    if (tree / "revision.json").exists():
+        return json.loads((tree / "revision.json").read_text())
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(tree), *arguments]

@@ -138,13 +138,71 @@ def test_without_a_command_it_says_so():
     assert done.returncode == 2 and "no command; put it after --" in done.stderr
 
 
-def test_launching_imports_no_jax_tensorflow_or_numpy():
-    code = (
-        "import sys, launch.local\n"
-        "print([m for m in ('jax', 'tensorflow', 'numpy') if m in sys.modules])"
+# Exits with the number that is next in a file, and 0 when there is none left.
+_CODES = (
+    "import os, pathlib, sys\n"
+    "path = pathlib.Path(sys.argv[1]); codes = path.read_text().split()\n"
+    "print('codes', *codes, flush=True)\n"
+    "path.write_text(' '.join(codes[1:]))\n"
+    "sys.exit(int(codes[0]) if codes else 0)"
+)
+
+
+def _run_codes(tmp_path, codes, *options):
+    (tmp_path / "codes").write_text(codes)
+    command = [*_LAUNCH, f"--log_dir={tmp_path}", "--processes=1", *options, "--", sys.executable]
+    return subprocess.run(
+        [*command, "-c", _CODES, str(tmp_path / "codes")],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "codes, options, code, starts",
+    [
+        ("3 4", (), 3, 1),
+        ("3 4", ("--restarts=1",), 4, 2),
+        ("3 4", ("--restarts=2",), 0, 3),
+        ("75 75", ("--restarts=9",), 75, 1),
+        ("75 75", ("--preemptions=2",), 0, 3),
+        ("75 3 75", ("--preemptions=2", "--restarts=1"), 0, 4),
+        ("2", ("--preemptions=9", "--restarts=9"), 2, 1),
+    ],
+)
+def test_it_is_started_again_as_often_as_asked(tmp_path, codes, options, code, starts):
+    done = _run_codes(tmp_path, codes, *options)
+    assert done.returncode == code, done.stderr
+    log = (tmp_path / "process-0.log").read_text().splitlines()
+    assert len(log) == starts and done.stdout.count("codes") == starts
+
+
+def test_all_processes_are_started_again_when_one_fails(tmp_path):
+    code = _INDEX + (
+        "import pathlib; path = pathlib.Path(os.environ['FLAG'])\n"
+        "first = not path.exists()\n"
+        "print('first' if first else 'second', flush=True)\n"
+        "if index == 0:\n"
+        "    while first: time.sleep(0.02)\n"  # until it gets SIGTERM
+        "elif first: path.touch(); sys.exit(5)\n"
+    )
+    done = subprocess.run(
+        _command(tmp_path, code, "--restarts=1"),
+        env={**os.environ, "FLAG": str(tmp_path / "flag")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    logs = [(tmp_path / f"process-{index}.log").read_text().split() for index in range(2)]
+    assert done.returncode == 0, done.stderr
+    assert logs[1] == ["first", "second"] and logs[0][-1] == "second"
+
+
+def test_after_a_signal_to_the_launcher_nothing_is_started_again(tmp_path):
+    process, _ = _start(tmp_path, _PID_AND_WAIT, "--restarts=9", "--preemptions=9")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 _CLUSTER = """

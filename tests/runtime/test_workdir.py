@@ -109,6 +109,12 @@ def test_the_environment_names_versions_devices_and_command():
     json.dumps(found)
 
 
+def test_a_copy_that_a_launcher_made_tells_what_the_launcher_wrote(tmp_path):
+    subprocess.run(["git", "-C", str(tmp_path), "init", "--quiet"], check=True)
+    (tmp_path / "revision.json").write_text('{"revision": "abc", "dirty": true}')
+    assert workdir.git_state(tmp_path) == {"revision": "abc", "dirty": True}
+
+
 def test_git_state_tells_revision_and_changes(tmp_path):
     def git(*arguments):
         who = ["-c", "user.name=t", "-c", "user.email=t@t"]
