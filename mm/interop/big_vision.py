@@ -101,7 +101,10 @@ def write(bundle: Bundle, folder: str) -> str:
     if missing := sorted(used - bundle.params.keys()):
         raise BadInput(f"--format=big_vision: the model has no {missing[0]}")
     weights = to_theirs({path: bundle.params[path] for path in used}, names)
-    model, objectives = infer({name: x.shape for name, x in weights.items()})
+    try:
+        model, objectives = infer({name: x.shape for name, x in weights.items()})
+    except ValueError as error:
+        raise BadInput(f"--format=big_vision: {error}") from error
     options.refuse_others(found, options.find(model, objectives), "big_vision")
     write_npz(os.path.join(folder, FILE), {f"params/{name}": x for name, x in weights.items()})
     kind = "proj.image_text.two_towers" if found.has("text") else "vit"
@@ -117,10 +120,8 @@ def infer(shapes: Shapes) -> tuple[dict, dict]:
     for part, name in (("image", "img"), ("text", "txt")):
         bias = f"{name}/head/bias" in shapes
         kinds[part] = "affine" if bias else "linear" if f"{name}/head/kernel" in shapes else "none"
-    dims = [
-        shapes[f"{name}/head/kernel"][1] for name in ("img", "txt") if kinds[_OURS[name]] != "none"
-    ]
-    model = dict(image=image, text=text, embed_dim=dims[0] if dims else image["width"])
+    heads = [shapes[f"{x}/head/kernel"] for x in ("img", "txt") if f"{x}/head/kernel" in shapes]
+    model = dict(image=image, text=text, embed_dim=heads[0][1] if heads else image["width"])
     model |= {f"{part}_projection": kind for part, kind in kinds.items()}
     kind = "sigmoid" if "b" in shapes else "softmax"
     return model, dict(contrastive=dict(name="contrastive", kind=kind))
@@ -152,9 +153,8 @@ def _text(shapes: Shapes, start: str) -> dict:
 
 def _stack(shapes: Shapes, start: str) -> dict:
     numbers = [re.fullmatch(rf"{start}encoderblock_(\d+)/LayerNorm_0/scale", x) for x in shapes]
-    block = (
-        "encoderblock/" if f"{start}encoderblock/LayerNorm_0/scale" in shapes else "encoderblock_0/"
-    )
+    scanned = f"{start}encoderblock/LayerNorm_0/scale" in shapes
+    block = "encoderblock/" if scanned else "encoderblock_0/"
     query = shapes[f"{start}{block}{_ATTENTION}/query/kernel"][-3:]
     hidden = shapes[f"{start}{block}{_MLP}/Dense_0/kernel"][-1]
     stacked = shapes.get(f"{start}encoderblock/LayerNorm_0/scale", (sum(map(bool, numbers)),))
