@@ -1,13 +1,12 @@
-"""Files of arrays from elsewhere, read so that no byte of them is believed or run.
+"""Weights of others in safetensors, read so that no byte of them is believed or run.
 
-safetensors and .npz, whose headers are checked against the file's size before anything is
-allocated. Pickles (.bin, .pt, .pth, .ckpt, object arrays) are refused: reading one runs its code.
+The header is checked against the file's size, and shapes against the config, before anything is
+allocated. Pickles (.bin, .pt, .pth, .ckpt) are refused: reading one runs its code.
 """
 
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -102,52 +101,6 @@ def _reader(path: Path, dtype: np.dtype, shape: tuple, start: int) -> Callable[[
     return read
 
 
-def open_npz(path: str) -> Entries:
-    """The arrays of an .npz file, by the names in it. Raises BadInput for one that is damaged, and
-    for arrays of objects, which are pickles."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: is no .npz file ({error})") from error
-    with archive:
-        return {
-            info.filename.removesuffix(".npy"): _npz_entry(path, archive, info)
-            for info in archive.infolist()
-        }
-
-
-def _npz_entry(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
-    where = f"{path}: {info.filename}"
-    try:
-        with archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, _, dtype = read_header(file)
-            start = file.tell()
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{where}: is no array ({error})") from error
-    if dtype.hasobject:
-        raise BadInput(f"{where}: is an array of objects, a pickle, whose code would run")
-    if dtype == np.dtype("V2"):  # how numpy saves bfloat16
-        dtype = np.dtype(ml_dtypes.bfloat16)
-    if start + math.prod(shape) * dtype.itemsize != info.file_size:
-        raise BadInput(
-            f"{where}: says {dtype}{list(shape)}, and has {info.file_size - start:,} bytes"
-        )
-
-    def read() -> np.ndarray:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return arrays[info.filename.removesuffix(".npy")].view(dtype)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise BadInput(f"{where}: cannot be read ({error})") from error
-
-    return Entry(shape, dtype, read)
-
-
 def take(
     entries: Entries, expected: Mapping[str, tuple[int, ...]], where: str
 ) -> dict[str, np.ndarray]:
@@ -196,3 +149,4 @@ def write_safetensors(weights: Mapping[str, np.ndarray], path: str | os.PathLike
     arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()}
     arrays = {name: x.reshape(np.shape(weights[name])) for name, x in arrays.items()}
     save_file(arrays, path, metadata={"format": "pt"})
+    os.chmod(path, 0o644)  # the library's files are the owner's alone

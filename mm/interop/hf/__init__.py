@@ -93,7 +93,7 @@ def read_weights(
 
 
 @registry.register("export_format", "hf")
-def write(bundle: Bundle, folder: str, *, model_class: str | None = None) -> None:
+def write(bundle: Bundle, folder: str, *, model_class: str | None = None) -> str:
     """Writes config.json, model.safetensors, and processors where the manifest tells of them.
 
     model_class: the class of transformers to write, such as "CLIPModel", or "DualEncoderModel",
@@ -120,6 +120,28 @@ def write(bundle: Bundle, folder: str, *, model_class: str | None = None) -> Non
     notes = {"class": name, "left_out": left}
     notes |= processors.write(path, bundle, family.model_type)
     _write_json(path / "mm_export.json", notes)
+    return _snippet(name, notes)
+
+
+def _snippet(name: str, notes: Mapping) -> str:
+    """How to open it, in Python."""
+    remote = name == dual_encoder.NAME
+    lines = [f"from transformers import {'AutoModel' if remote else name}"]
+    trust = ", trust_remote_code=True" if remote else ""
+    lines += ["", f"model = {'AutoModel' if remote else name}.from_pretrained(folder{trust})"]
+    if notes.get("image_processor"):
+        lines.append(f"images = AutoImageProcessor.from_pretrained(folder{trust})")
+        lines[0] += ", AutoImageProcessor"
+    if notes.get("tokenizer"):
+        lines.append(f"words = AutoTokenizer.from_pretrained(folder{trust})")
+        lines[0] += ", AutoTokenizer"
+    if remote and notes.get("image_processor") and notes.get("tokenizer"):
+        lines += [
+            'pixels = images([picture.convert("RGB")], return_tensors="pt")',
+            'ids = words([text], padding="max_length", truncation=True, return_tensors="pt")',
+            "model(**pixels, **ids).logits_per_image",
+        ]
+    return "\n".join(lines)
 
 
 def _class_name(family: Family, weights: Mapping[str, np.ndarray]) -> str:

@@ -135,6 +135,7 @@ def write(folder: Path, bundle: Bundle, model_type: str) -> dict[str, Any]:
         if bundle.tokenizer_json and model_type in _PROCESSORS:
             config["processor_class"] = _PROCESSORS[model_type]
         _write_json(folder / "preprocessor_config.json", config)
+        notes["image_processor"] = config["image_processor_type"]
         notes["image"] = (
             "pictures are expected in RGB: ours are turned as EXIF says, and on white where they "
             "are transparent, before they come here"
@@ -144,6 +145,7 @@ def write(folder: Path, bundle: Bundle, model_type: str) -> dict[str, Any]:
     if bundle.model.get("text") and bundle.tokenizer_json:
         processor = _PROCESSORS.get(model_type) if has_image and image else None
         notes["text"] = write_tokenizer(folder, bundle, processor)
+        notes["tokenizer"] = "PreTrainedTokenizerFast"
     elif bundle.model.get("text"):
         notes["text"] = ["no tokenizer: which one the ids belong to is not known"]
     return notes
@@ -152,6 +154,12 @@ def write(folder: Path, bundle: Bundle, model_type: str) -> dict[str, Any]:
 def image_config(image: Mapping, kind: str) -> dict:
     """preprocessor_config.json. Raises BadInput for a resize that theirs does not do."""
     resize, crop = image.get("resize"), image.get("crop")
+    for key in ("pad", "also"):
+        if image.get(key):
+            raise BadInput(
+                f"--format=hf: image processors of transformers have no {key}={image[key]}; "
+                "evaluate without it, or give other ops with --preprocess"
+            )
     config: dict[str, Any] = dict(image_processor_type=kind, do_convert_rgb=True)
     if resize:
         if resize["mode"] not in ("squash", "shortest") or not resize.get("antialias", True):

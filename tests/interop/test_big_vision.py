@@ -1,0 +1,153 @@
+"""Checkpoints of big_vision: names and shapes, both layouts of blocks, and what is refused."""
+
+import numpy as np
+import pytest
+
+from mm.config import BadInput
+from mm.interop import big_vision, options
+from mm.interop.tables import to_theirs
+from tests.interop import folders
+from tests.interop.folders import EXPRESSED, IMAGE, SIGMOID, TEXT
+
+STACK = dict(activation="gelu_tanh", norm_epsilon=1e-6)
+SIGLIP = dict(
+    image=IMAGE | dict(pool="map") | STACK,
+    text=TEXT | dict(pool="last", padding="read") | STACK,
+    embed_dim=16,
+    image_projection="none",
+    text_projection="affine",
+)
+MODELS = {
+    "siglip": (SIGLIP, SIGMOID),
+    "lit": (
+        SIGLIP | dict(image_projection="linear", text_projection="linear", embed_dim=8),
+        dict(contrastive=dict(name="contrastive", kind="softmax")),
+    ),
+    "vit_map": (dict(image=IMAGE | dict(pool="map") | STACK), {}),
+    "vit_gap": (dict(image=IMAGE | dict(pool="mean") | STACK), {}),
+    "vit_cls": (dict(image=IMAGE | dict(pool="cls") | STACK), {}),
+}
+
+
+def theirs(name, scanned=False):
+    """A bundle, and its arrays under their names."""
+    bundle = folders.bundle(*MODELS[name])
+    table = big_vision.table(options.find(*MODELS[name]), scanned)
+    return bundle, to_theirs(bundle.params, table)
+
+
+def assert_same(got, want):
+    assert got.keys() == want.keys()
+    for path, x in want.items():
+        assert got[path].tobytes() == x.tobytes() and got[path].shape == x.shape, path
+
+
+def test_names_and_shapes_are_those_of_siglip():
+    """As `two_towers` of big_vision makes them (its flax modules' own names)."""
+    shapes = {name: x.shape for name, x in theirs("siglip")[1].items()}
+    block = "img/Transformer/encoderblock_1"
+    attention = "MultiHeadDotProductAttention_0"
+    want = {
+        "img/embedding/kernel": (4, 4, 3, 16),
+        "img/pos_embedding": (1, 9, 16),
+        f"{block}/LayerNorm_0/scale": (16,),
+        f"{block}/{attention}/query/kernel": (16, 2, 8),
+        f"{block}/{attention}/query/bias": (2, 8),
+        f"{block}/{attention}/out/kernel": (2, 8, 16),
+        f"{block}/{attention}/out/bias": (16,),
+        f"{block}/MlpBlock_0/Dense_0/kernel": (16, 20),
+        "img/Transformer/encoder_norm/bias": (16,),
+        "img/MAPHead_0/probe": (1, 1, 16),
+        f"img/MAPHead_0/{attention}/key/kernel": (16, 2, 8),
+        "img/MAPHead_0/LayerNorm_0/scale": (16,),
+        "img/MAPHead_0/MlpBlock_0/Dense_1/kernel": (20, 16),
+        "txt/Embed_0/embedding": (24, 16),
+        "txt/pos_embedding": (1, 6, 16),
+        "txt/Encoder_0/encoderblock_0/MlpBlock_0/Dense_1/bias": (16,),
+        "txt/Encoder_0/encoder_norm/scale": (16,),
+        "txt/head/kernel": (16, 16),
+        "txt/head/bias": (16,),
+        "t": (1,),
+        "b": (1,),
+    }
+    assert {name: shapes[name] for name in want} == want
+    # Two towers of two blocks of 16 arrays, what is around each, t and b.
+    assert len(shapes) == 2 * 2 * 16 + (3 + 2 + 15) + (2 + 2 + 2) + 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ours_to_big_vision_to_ours_is_the_same_to_the_bit(name, tmp_path):
+    bundle = folders.bundle(*MODELS[name])
+    big_vision.write(bundle, str(tmp_path))
+    for path in (tmp_path, tmp_path / "model.npz"):
+        back = big_vision.read(str(path))
+        assert_same(back.params, bundle.params)
+        assert back.manifest["unused"] == []
+        options.refuse_others(
+            options.find(*MODELS[name]), options.find(back.model, back.objectives), "big_vision"
+        )
+
+
+def test_blocks_that_were_scanned_are_read(tmp_path):
+    bundle, weights = theirs("siglip", scanned=True)
+    assert weights["txt/Encoder_0/encoderblock/LayerNorm_0/scale"].shape == (2, 16)
+    np.savez(tmp_path / "a.npz", **{f"params/{name}": x for name, x in weights.items()})
+    assert_same(big_vision.read(str(tmp_path / "a.npz")).params, bundle.params)
+
+
+def test_an_old_vit_with_a_position_of_its_class_token_is_read(tmp_path):
+    bundle, weights = theirs("vit_cls")
+    old = {}
+    for name, x in weights.items():
+        name = name.replace("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1")
+        name = name.replace("LayerNorm_1", "LayerNorm_2").replace("MlpBlock_0", "MlpBlock_3")
+        old[name] = x
+    positions = np.concatenate([np.ones((1, 1, 16), np.float32), old.pop("pos_embedding")], axis=1)
+    old["Transformer/posembed_input/pos_embedding"] = positions
+    old["head/kernel"] = np.zeros((16, 3), np.float32)
+    np.savez(tmp_path / "a.npz", **old)
+    back = big_vision.read(str(tmp_path / "a.npz"))
+    assert back.manifest["unused"] == ["head/kernel"]
+    want = bundle.params | {"model/image/cls": bundle.params["model/image/cls"] + 1}
+    assert_same(back.params, want)
+
+
+def test_the_state_of_an_optimizer_is_left_alone(tmp_path):
+    _, weights = theirs("vit_gap")
+    arrays = {f"params/{name}": x for name, x in weights.items()}
+    np.savez(tmp_path / "a.npz", **arrays | {"opt/0/mu": np.zeros(3)})
+    assert big_vision.read(str(tmp_path / "a.npz")).manifest["unused"] == []
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("clip", {}, "the model has no model/image/stem/embedding/bias"),
+        ("siglip", dict(activation="relu"), "image.activation='relu' .big_vision: 'gelu_tanh'"),
+        ("siglip", dict(image_size=(12, 16)), "12 positions are of no square"),
+        ("mae_encoder", {}, "position='learned'"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(name, change, message, tmp_path):
+    model, objectives, _ = EXPRESSED[name]
+    model = model | {"image": model["image"] | change}
+    with pytest.raises(BadInput, match=message):
+        big_vision.write(folders.bundle(model, objectives), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w.pop("pos_embedding"), "is no model of big_vision that we know .'pos_embed"),
+        (lambda w: w.pop("Transformer/encoder_norm/bias"), "encoder_norm/bias is missing"),
+        (lambda w: w.update({"embedding/bias": np.zeros(3)}), r"embedding/bias is .3,., expected"),
+        (lambda w: w.update({"x": np.array([{}], object)}), "object"),
+    ],
+)
+def test_a_file_that_is_damaged_or_something_else_is_refused(change, message, tmp_path):
+    _, weights = theirs("vit_gap")
+    change(weights)
+    np.savez(tmp_path / "a.npz", **weights)
+    with pytest.raises(BadInput, match=message) as error:
+        big_vision.read(str(tmp_path / "a.npz"))
+    assert "\n" not in str(error.value)
