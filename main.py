@@ -19,7 +19,7 @@ _OF = {
     "source": ("embed",),
     "preprocess": ("embed", "export"),
     "output": ("embed", "export"),
-    "format": ("export",),
+    "format": ("embed", "export"),
     "weights": ("export",),
     "licence": ("export",),
     "data_note": ("export",),
@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     )
     parser.add_argument("--output", help="for embed, export: a folder (default: in --workdir)")
     parser.add_argument(
-        "--format", help="for export: npz (default), hf, open_clip, stablehlo, saved_model, ..."
+        "--format",
+        help="for export: npz (default), hf, open_clip, stablehlo, saved_model, onnx, big_vision; "
+        "for embed: parquet (default) or npy",
     )
     parser.add_argument("--weights", help="for export: trained (default) or average")
     parser.add_argument("--licence", help="for export: of the weights, such as apache-2.0")
@@ -144,7 +146,9 @@ def run(flags: argparse.Namespace, config) -> int:
         from mm.embed import embed
 
         given = flags.source, flags.preprocess, flags.output
-        return embed(config, flags.workdir, flags.step or "latest", *given)
+        return embed(
+            config, flags.workdir, flags.step or "latest", *given, flags.format or "parquet"
+        )
     from mm.evaluate import evaluate
 
     return evaluate(config, flags.workdir, flags.step or "latest")

@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -23,6 +21,7 @@ from data.preprocess.parse import parse
 from data.sources import Source, open_source
 from data.sources.guess import parse_source
 from mm.config import BadInput, differences, plain
+from mm.embeddings import FACTS, FORMATS, Format, is_written, read_parts, write_part
 from mm.evals.retrieval import Retrieval, embed_pool
 from mm.evaluate import restored
 from mm.program import Program, build_program, check_batch
@@ -38,18 +37,21 @@ def embed(
     source: str | None = None,
     preprocess: str | None = None,
     output: str | None = None,
+    format: str = "parquet",
 ) -> int:
     """Writes the embeddings of a source under a checkpoint of the run in `directory`.
 
     source: a path or a literal, as for `data.inspect`; None is config.input.source. preprocess: the
     ops; None are those of the first retrieval in config.evals, whose batch_size is taken, too.
-    output: a new folder, by default `<directory>/embeddings-<step>`. It gets part-000000.parquet
-    and so on, with `id` (the example's number in the source), `image` and `text` (float32 [d],
-    normalized) and `score`, their cosine; scores.npz with all scores, as `data.prepare` reads them
-    (of a broken example NaN); and embeddings.json, which says of what they are. Files that are
-    there are not made again. Raises BadInput when the folder has those of something else, and as
-    `evaluate`.
+    output: a new folder, by default `<directory>/embeddings-<step>`. It gets files of `format`,
+    "parquet" or "npy" (`mm.embeddings`), with `id` (the example's number in the source), `image`
+    and `text` (float32 [d], normalized) and `score`, their cosine; scores.npz with all scores, as
+    `data.prepare` reads them (of a broken example NaN); and embeddings.json, which says of what
+    they are. Files that are there are not made again. Raises BadInput when the folder has those of
+    something else, and as `evaluate`.
     """
+    if format not in FORMATS:
+        raise BadInput(f"--format={format}: --mode=embed writes one of {list(FORMATS)}")
     program = build_program(config)
     program.need("--mode=embed", *Retrieval.needs)
     state, manifest = restored(program, directory, step)
@@ -71,9 +73,10 @@ def embed(
             "num_examples": len(opened),
             "preprocess": ops.text,
             "batch_size": batch_size,
+            **({} if format == "parquet" else {"format": format}),
         },
     )
-    _write(program, state, opened, ops, batch_size, output)
+    _write(program, state, opened, ops, batch_size, output, format)
     if jax.process_index() == 0:
         found = _scores(output, len(opened))
         rule = {"name": "score", "path": files.join(output, "scores.npz"), "top": 0.5}
@@ -106,7 +109,7 @@ def _input(
 
 def _claim(output: str, facts: Mapping[str, Any]) -> None:
     """Says in the folder of what it is, or raises BadInput if it says otherwise."""
-    path = files.join(output, "embeddings.json")
+    path = files.join(output, FACTS)
     if files.exists(path):
         if changed := differences(facts, json.loads(files.read(path))):
             raise BadInput(f"{output}: has embeddings of something else: {changed}; set --output")
@@ -115,12 +118,18 @@ def _claim(output: str, facts: Mapping[str, Any]) -> None:
 
 
 def _write(
-    program: Program, state: Any, source: Source, ops: Preprocess, batch_size: int, output: str
+    program: Program,
+    state: Any,
+    source: Source,
+    ops: Preprocess,
+    batch_size: int,
+    output: str,
+    format: Format,
 ) -> None:
     """The files that are not there yet."""
     each = -(-_PART_ROWS // batch_size)  # batches
     count = -(-len(source) // (each * batch_size))
-    done = next((part for part in range(count) if not files.exists(_path(output, part))), count)
+    done = next((part for part in range(count) if not is_written(output, part, format)), count)
     if jax.process_count() > 1:  # the first may have written one more meanwhile
         done = int(multihost_utils.broadcast_one_to_all(np.int32(done)))
     if done == count:
@@ -140,30 +149,19 @@ def _write(
                 lambda batch: program.embed(state, batch), some, program.mesh
             )
             if jax.process_index() == 0:
-                table = {"id": rows["id"].astype(np.int64), "image": _lists(zimg)}
-                table |= {"text": _lists(ztxt), "score": np.sum(zimg * ztxt, axis=1)}
-                buffer = io.BytesIO()
-                pq.write_table(pa.table(table), buffer)
-                files.write(_path(output, part), buffer.getvalue())
+                columns = {"id": rows["id"].astype(np.int64), "image": zimg, "text": ztxt}
+                columns["score"] = np.sum(zimg * ztxt, axis=1)
+                write_part(output, part, format, columns)
                 print(f"{part + 1} of {count} files written", flush=True)
 
 
 def _scores(output: str, num_examples: int) -> int:
     """Writes scores.npz; returns how many are of whole examples."""
     scores, found = np.full(num_examples, np.nan, np.float32), 0
-    for path in files.expand(files.join(output, "part-*.parquet")):
-        table = pq.read_table(io.BytesIO(files.read(path)), columns=["id", "score"])
-        scores[table["id"].to_numpy()] = table["score"].to_numpy()
-        found += len(table)
+    for ids, some in read_parts(output, ["id", "score"]):
+        scores[ids] = some
+        found += len(ids)
     buffer = io.BytesIO()
     np.savez(buffer, id=np.arange(num_examples), score=scores, num_examples=num_examples)
     files.write(files.join(output, "scores.npz"), buffer.getvalue())
     return found
-
-
-def _path(output: str, part: int) -> str:
-    return files.join(output, f"part-{part:06d}.parquet")
-
-
-def _lists(rows: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(rows.ravel(), rows.shape[1])
