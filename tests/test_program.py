@@ -144,6 +144,19 @@ def test_steps_lower_the_loss_of_their_batch(alone):
     assert losses[-1] < losses[0] and int(state.step) == 8
 
 
+def test_all_seeds_share_one_program_and_draw_each_their_own():
+    """So the persistent compilation cache serves all seeds of an ablation."""
+    first, second = (program(devices=jax.devices()[:1], seed=seed) for seed in (0, 1))
+    state, data = first.init(0), batch(first)
+    for name in ("train_step", "gradients", "losses", "compare"):
+        texts = [
+            getattr(one, name).lower(one.state, one.batch_spec).as_text() for one in (first, second)
+        ]
+        assert texts[0] == texts[1], name
+    found = [float(one.gradients(state, data)[0][0]) for one in (first, second)]
+    assert found[0] != found[1]
+
+
 def test_the_randomness_is_keyed_by_the_step(alone):
     state, data = alone.init(0), batch(alone)
     first, again, later = (

@@ -2,7 +2,7 @@
 
   python -m launch.sweep configs/ablations/data_amount.py --parallel=2
   python -m mm.report.scaling workdirs/sweeps/data_amount --x=input.source.last --times=8035 \\
-    --target=100000
+    --target=32000
 
 All arms take as many steps, so that those of little data see it more often. docs/ablations.md has
 the table and the fit.
@@ -14,7 +14,7 @@ def get_sweep() -> dict:
     return dict(
         config="configs/menu.py",
         overrides={"evals.losses.source.split": "seen", "evals.losses.batch_size": 128},
-        axes=dict(grid={"input.source.last": [0.05, 0.1, 0.2, 0.4, 1.0]}),
+        axes=dict(grid={"input.source.last": [0.06, 0.16, 0.4, 1.0]}),
         base="last=1.0",
         metric="losses/contrastive/loss",
         better="lower",

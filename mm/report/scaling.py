@@ -237,7 +237,7 @@ def plot(found: Fit, target: float | None, key: str, name: str) -> Figure:
     drawn = [(x, *found.predict(x)) for x in xs]
     points = [(x, y, math.nan, math.nan) for x, y in zip(found.x, found.y, strict=True)]
     return chart.points(
-        {"runs": points}, x=key, y=name, log_x=True, log_y=True,
+        {"runs": points}, x=key, y=name.rpartition("/")[2], log_x=True, log_y=True,
         fits={"law": [(x, y) for x, y, _, _ in drawn]},
         band={"law": [(x, low, high) for x, _, low, high in drawn]},
     )  # fmt: skip

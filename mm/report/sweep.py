@@ -77,17 +77,21 @@ def plots(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, tuple[Fig
     if points:
         compute = [values[0][0] for values in points.values()]
         figure = chart.points(
-            points, x="FLOPs of training", y=metric, log_x=max(compute) >= 10 * min(compute)
+            points,
+            x="FLOPs of training",
+            y=metric.rpartition("/")[2],
+            log_x=max(compute) >= 10 * min(compute),
         )
-        found["metric_by_compute"] = figure, "Mean and standard deviation over the seeds."
+        text = f"{metric}, mean and standard deviation over the seeds"
+        found["metric_by_compute"] = figure, text
     key = curve_key(metric, [run for row in rows for run in row.runs])
     curves = {row.arm: curve(row, key) for row in rows}
     curves = {arm: values for arm, values in curves.items() if values}
     if curves:
         means = {arm: [(x, mean) for x, mean, _, _ in values] for arm, values in curves.items()}
         band = {arm: [(x, a, b) for x, _, a, b in values] for arm, values in curves.items()}
-        figure = chart.lines(means, x="examples", y=key, band=band)
-        found["curves"] = figure, "Mean over the seeds, and from the least to the greatest."
+        figure = chart.lines(means, x="examples", y=key.rpartition("/")[2], band=band)
+        found["curves"] = figure, f"{key}, mean over the seeds and from the least to the greatest"
     return found
 
 
