@@ -19,14 +19,14 @@ STYLE = """
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 .query { border-top: 1px solid var(--rule); padding-top: .4rem; min-width: 0; }
 .row { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .3rem; align-items: flex-start; }
-.hit { width: clamp(3.3rem, 16vw, 4.6rem); text-align: center; font-size: .75rem;
+.hit { width: clamp(2.95rem, 13vw, 4.6rem); text-align: center; font-size: .75rem;
   line-height: 1.25; color: var(--quiet); }
 .hit img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #fff;
   border: 1px solid var(--rule); border-radius: .25rem; }
 .hit.right { color: var(--right); font-weight: 700; }
 .hit.right img { border: 3px solid var(--right); }
 .hit.own { margin-left: .5rem; }
-.hit.wide { width: 7rem; }
+.hit.map { width: clamp(4.4rem, 21vw, 6rem); }
 .texts { margin: 0; padding-left: 1.3rem; font-size: .85rem; flex: 1 1 12rem; min-width: 0; }
 .texts .right { color: var(--right); font-weight: 700; }
 .matrix td, .matrix th { border: 0; padding: 1px; }
@@ -52,7 +52,7 @@ def retrieval(shown: Mapping[str, Any]) -> Html:
     parts = [
         html.paragraph(
             f"The best five of {size} for each text, with their similarity; the right one is "
-            "framed and ticked. Where it is not among them it stands last, with its rank.",
+            "framed and ticked. Where it is not among them it stands last.",
             quiet=True,
         ),
         element("h3", "Worst failures: texts whose picture is found last"),
@@ -85,7 +85,7 @@ def _of_text(shown: Mapping[str, Any], row: Mapping[str, Any]) -> Html:
         for index, score in row["found"]
     ]
     if own not in (index for index, _ in row["found"]):
-        hits.append(_hit(shown, own, f"✓ {row['score']:.2f}, rank {place:,}", True, "own"))
+        hits.append(_hit(shown, own, f"✓ {row['score']:.2f}", True, "own"))
     head = element("div", element("b", shown["captions"][str(own)]), " ", _rank(place))
     return element("div", head, element("div", *hits, class_="row"), class_="query")
 
@@ -184,7 +184,7 @@ def _examples(maps: Mapping[str, Any]) -> Html:
 
 
 def _map(alt: str, picture: bytes, below: str) -> Html:
-    return element("div", html.picture(picture, alt), below, class_="hit")
+    return element("div", html.picture(picture, alt), below, class_="hit map")
 
 
 def overlay(picture: Image.Image, grid: np.ndarray, top: float) -> bytes:

@@ -30,6 +30,8 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
 td:first-child { overflow-wrap: anywhere; min-width: 6rem; }
+.facts { margin: .5rem 0; }
+.facts td { overflow-wrap: anywhere; }
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 caption { text-align: left; color: var(--quiet); }
@@ -116,7 +118,7 @@ def facts(values: Mapping[Any, Any]) -> Html:
         element("tr", element("th", name, scope="row"), element("td", value))
         for name, value in values.items()
     )
-    return element("div", element("table", join(rows)), class_="scroll", tabindex="0")
+    return element("table", join(rows), class_="facts")
 
 
 def tiles(values: Mapping[str, str]) -> Html:

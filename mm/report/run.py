@@ -246,11 +246,8 @@ def _config(config: Mapping | None, recipe: Mapping | None) -> Html:
 def _environment(environment: Mapping, workdir: epath.Path) -> Html:
     if not environment:
         return html.paragraph("No environment.json in this workdir.")
-    shown = {
-        key: value if isinstance(value, str | int) else json.dumps(value)
-        for key, value in environment.items()
-        if key not in ("packages", "command") and value is not None and value != {}
-    }
+    known = {key: value for key, value in environment.items() if key not in ("packages", "command")}
+    shown = {key: value for key, value in flatten(known) if value is not None and value != {}}
     shown["command"] = html.element("code", " ".join(environment.get("command", [])))
     parts = [html.facts(shown)]
     if packages := environment.get("packages"):
