@@ -67,6 +67,35 @@ EXPRESSED = {
 }  # fmt: skip
 
 
+_BIASLESS = dict(stem=dict(name="linear", bias=False))
+# Models that open_clip's own towers express.
+OPEN_CLIP = {
+    "clip": (
+        dict(
+            image=IMAGE | _BIASLESS | dict(pool="cls", pre_norm=True, activation="quick_gelu"),
+            text=TEXT | dict(causal=True, pool="last", activation="quick_gelu"),
+            embed_dim=8,
+        ),
+        SOFTMAX,
+    ),
+    "siglip_text": (
+        dict(
+            image=IMAGE | _BIASLESS | dict(image_size=(12, 8), pool="cls", layer_scale=0.1),
+            text=TEXT | dict(pool="last", padding="read", activation="gelu_tanh"),
+            embed_dim=8,
+            text_projection="affine",
+        ),
+        SIGMOID,
+    ),
+    "end_mark": (
+        dict(
+            image=IMAGE | _BIASLESS | dict(pool="cls", activation="gelu_tanh"),
+            text=TEXT | dict(vocab_size=30, causal=True, pool="last", layer_scale=0.2),
+            embed_dim=8,
+        ),
+        SOFTMAX,
+    ),
+}
 _CELLS = dict(name="cells", cell_size=2, cell_width=6, hidden=10)
 # Dual encoders that none expresses: written with code of their own.
 DUAL_ENCODERS = {

@@ -1,4 +1,4 @@
-"""Writes tiny models of every class with what we make of them, for `tests/interop/test_torch.py`.
+"""Writes tiny models of every class with what we make of them, for the tests with torch.
 
 python -m tests.interop.torch_models FOLDER
 """
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mm.interop import hf
+from mm.interop import hf, open_clip
 from mm.objectives.views import Views
 from tests.interop import folders
-from tests.interop.folders import DUAL_ENCODERS, EXPRESSED
+from tests.interop.folders import DUAL_ENCODERS, EXPRESSED, OPEN_CLIP
 from tests.interop.test_hf import system
 
 BATCH = 3
@@ -23,9 +23,11 @@ def main(folder: str) -> None:
     """`<folder>/<name>/` has the model, and expected.npz: inputs, and what ours gives."""
     cases = {name: case[:2] for name, case in EXPRESSED.items()}
     cases |= {f"dual_encoder_{name}": case for name, case in DUAL_ENCODERS.items()}
+    cases |= {f"open_clip_{name}": case for name, case in OPEN_CLIP.items()}
     for name, (model, objectives) in cases.items():
         bundle = folders.bundle(model, objectives, seed=len(name))
-        hf.write(bundle, f"{folder}/{name}")
+        kind = open_clip if name.startswith("open_clip") else hf
+        kind.write(bundle, f"{folder}/{name}")
         inputs = draw(model)
         with jax.default_matmul_precision("highest"):
             outputs = run(system(bundle), inputs)
