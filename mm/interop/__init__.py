@@ -3,7 +3,7 @@
 A format is a pair of registered functions, of which one may be missing:
 
   @registry.register("export_format", "hf")
-  def write(bundle: Bundle, folder: str, **options) -> None: ...
+  def write(bundle: Bundle, folder: str) -> str | None: ...  # how to load it, for the card
 
   @registry.register("import_format", "hf")
   def read(path: str) -> Bundle: ...

@@ -33,8 +33,11 @@ class Place(NamedTuple):
         return f"{self.format}:{self.path}"
 
 
-def writer(name: str, where: str = "--format") -> Callable[..., None]:
-    """write(bundle, folder, **options) of a format. Raises BadInput for one that has none."""
+def writer(name: str, where: str = "--format") -> Callable[[Bundle, str], str | None]:
+    """write(bundle, folder) of a format; it may return the lines that load what it wrote.
+
+    Raises BadInput for one that has none.
+    """
     return _find("export_format", name, where)
 
 

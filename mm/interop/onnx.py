@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ def write(bundle: Bundle, folder: str) -> str:
     towers = build_towers(bundle)
     params = {name: jnp.asarray(bundle.params[name]) for name in towers.names}
     large = sum(x.nbytes for x in params.values()) > _MAX_ONE_FILE
-    lines = ["import onnxruntime"]
+    lines = [
+        "# Pictures are resized as below; 0 .. 255 is mapped inside.",
+        "import onnxruntime",
+        "onnxruntime.set_default_logger_severity(3)",
+    ]
     for name, (function, arguments) in signatures(bundle, towers).items():
         keys = ["image"] if name == "image" else ["text", "text_mask"]
         path = os.path.join(folder, f"{name}.onnx")
@@ -51,7 +56,7 @@ def write(bundle: Bundle, folder: str) -> str:
             for key, x in zip(keys, arguments, strict=True)
         )
         lines.append(f'{name} = onnxruntime.InferenceSession("{name}.onnx")')
-        lines.append(f"# {name}.run(None, {{{shapes}}})[0]; pixels are resized, of 0 .. 255")
+        lines.append(f"# {name}.run(None, {{{shapes}}})[0]")
     npz.write_tokenizer(bundle, folder)
     return "\n".join(lines)
 
@@ -101,11 +106,15 @@ def _find_tools() -> None:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Without a warning for each value of a loop whose type is written nowhere."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without a warning for each optional package, and each value whose type is not written."""
+    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
