@@ -141,7 +141,7 @@ def test_a_failed_run_is_in_the_table_and_the_others_go_on(file, tmp_path, whole
     assert done.returncode == 1 and starts(workdir) == [*RUNS, "wide/seed-1", "huge/seed-1"]
     table = (workdir / "table.md").read_text()
     assert "FAILED wide/seed-1: exit code 1: error: the loss of step 7 is nan" in table
-    assert "| wide | 2 of 3 |" in table and "| huge | 3 of 3 |" in table
+    assert "| wide | 2/3 |" in table and "| huge | 3/3 |" in table
     assert "FAILED wide/seed-1" in (workdir / "report.html").read_text()
     assert run(file, workdir).returncode == 0, "what failed is tried again"
     assert starts(workdir)[-1] == "wide/seed-1" and tables(workdir) == tables(whole[0])
