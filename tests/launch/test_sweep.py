@@ -13,7 +13,7 @@ import pytest
 
 from launch import budget
 from launch.arms import Arm, make_sweep
-from mm.config import BadInput
+from mm.config import BadInput, load, override, plain, split_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = [sys.executable, "tests/launch/fakes.py", "sweep"]
@@ -250,6 +250,16 @@ def plan(arm_overrides=None, step_seconds=None, **amount):
 )
 def test_a_budget_is_so_many_steps(amount, seconds, steps):
     assert plan(step_seconds=seconds, **amount)["total_steps"] == steps
+
+
+def test_a_probe_is_a_run_that_main_takes():
+    """It has no evaluations, and so no best checkpoint; nothing but text can replace a text."""
+    config = CONFIG | {"evals": {"a": {}}, "checkpoint": {"every_steps": 5, "keep_best": "a/b"}}
+    found = load(str(ROOT / "configs/quickstart.py"))
+    one = budget.probe(Arm("x", "configs/quickstart.py", {}), plain(found) | config, "runs")
+    override(found, split_overrides(one.flags)[0])
+    assert plain(found.checkpoint) == {"every_steps": 5, "keep_best": None}
+    assert plain(found.evals) == {} and found.total_steps == budget.PROBE_STEPS
 
 
 def test_a_warm_up_keeps_its_share_unless_the_arm_sets_it():
