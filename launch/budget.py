@@ -73,7 +73,8 @@ def probe(arm: Arm, config: Mapping[str, Any], runs: str) -> Run:
     }
     more = {"total_steps": PROBE_STEPS, "evals": {}, "log.every_steps": 1, **short}
     if config["checkpoint"].get("keep_best") is not None:
-        more["checkpoint.keep_best"] = None
+        # By a metric that there is none of; the group, as a text cannot be set to None.
+        more["checkpoint"] = config["checkpoint"] | {"keep_best": None}
     return _run(arm, config, f"{arm.name}/probe", more, runs)
 
 

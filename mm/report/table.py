@@ -19,7 +19,7 @@ def cells(record: Mapping[str, Any], row: Row) -> list[str]:
     """Of HEADER, as a person reads them."""
     show = shower(record["metric"])
     count = sum(run.value is not None for run in row.runs)
-    parts = [row.arm, f"{count} of {len(row.runs)}", "", "", "", "", row.verdict]
+    parts = [row.arm, f"{count}/{len(row.runs)}", "", "", "", "", row.verdict]
     if row.summary is not None:
         parts[2] = show(row.summary.mean)
         if not math.isnan(row.summary.spread):

@@ -13,7 +13,7 @@ import pytest
 
 from launch import budget
 from launch.arms import Arm, make_sweep
-from mm.config import BadInput
+from mm.config import BadInput, load, override, plain, split_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = [sys.executable, "tests/launch/fakes.py", "sweep"]
@@ -141,7 +141,7 @@ def test_a_failed_run_is_in_the_table_and_the_others_go_on(file, tmp_path, whole
     assert done.returncode == 1 and starts(workdir) == [*RUNS, "wide/seed-1", "huge/seed-1"]
     table = (workdir / "table.md").read_text()
     assert "FAILED wide/seed-1: exit code 1: error: the loss of step 7 is nan" in table
-    assert "| wide | 2 of 3 |" in table and "| huge | 3 of 3 |" in table
+    assert "| wide | 2/3 |" in table and "| huge | 3/3 |" in table
     assert "FAILED wide/seed-1" in (workdir / "report.html").read_text()
     assert run(file, workdir).returncode == 0, "what failed is tried again"
     assert starts(workdir)[-1] == "wide/seed-1" and tables(workdir) == tables(whole[0])
@@ -252,6 +252,16 @@ def test_a_budget_is_so_many_steps(amount, seconds, steps):
     assert plan(step_seconds=seconds, **amount)["total_steps"] == steps
 
 
+def test_a_probe_is_a_run_that_main_takes():
+    """It has no evaluations, and so no best checkpoint; nothing but text can replace a text."""
+    config = CONFIG | {"evals": {"a": {}}, "checkpoint": {"every_steps": 5, "keep_best": "a/b"}}
+    found = load(str(ROOT / "configs/quickstart.py"))
+    one = budget.probe(Arm("x", "configs/quickstart.py", {}), plain(found) | config, "runs")
+    override(found, split_overrides(one.flags)[0])
+    assert plain(found.checkpoint) == {"every_steps": 5, "keep_best": None}
+    assert plain(found.evals) == {} and found.total_steps == budget.PROBE_STEPS
+
+
 def test_a_warm_up_keeps_its_share_unless_the_arm_sets_it():
     key = "optimizer.schedule.warmup_steps"
     assert plan(examples=6400)[key] == 10
@@ -321,8 +331,10 @@ def get_sweep():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL, "it had all of the last seed's runs to go"
     assert not (tmp_path / "killed/table.csv").exists()
+    # Of the one that saved just now, unless it was over in between.
+    begun = [x.parents[1] for x in saved() if not (x.parents[1] / "results.json").exists()]
     columns = []
     for workdir in (tmp_path / "killed", tmp_path / "whole"):
         done = subprocess.run(
@@ -333,5 +345,5 @@ def get_sweep():
         assert lines[0].endswith(",seconds") and len(lines) == 3
         columns.append([line.rpartition(",")[0] for line in lines])
     assert columns[0] == columns[1]
-    logs = "".join(path.read_text() for path in (tmp_path / "killed").glob("*/seed-1/run.log"))
-    assert "continuing from the checkpoint of step" in logs
+    for folder in begun:
+        assert "continuing from the checkpoint of step" in (folder / "run.log").read_text()
