@@ -36,8 +36,9 @@ STYLE = """
 .matrix .own { outline: 2px solid var(--right); outline-offset: -2px; }
 """
 KINDS = {
-    "attention": "How much the tokens of a word attend to each place, in the fusion: the mean over "
-    "its heads and layers that join text and image. Each map is scaled to its highest place.",
+    "attention": "Attention between the tokens of a word and each place, in the fusion: the mean "
+    "over its heads and layers that join text and image. Each map is scaled from its lowest place "
+    "to its highest, whose weight is below.",
     "occlusion": "In this model no word attends to the picture. Shown is by how much the "
     "similarity with a word falls when a part of the picture is painted over in its mean colour "
     "(largest fall below each). Maps of a picture share a scale; the first is of the caption.",
@@ -172,12 +173,15 @@ def _examples(maps: Mapping[str, Any]) -> Html:
         for (word, _), grid in zip(example["words"], found, strict=True):
             of_caption = maps["kind"] == "occlusion" and word == example["caption"]
             word = "all of it" if of_caption else word
-            fall = f" −{max(grid.max(), 0):.2f}" if maps["kind"] == "occlusion" else ""
-            top = shared if maps["kind"] == "occlusion" else grid.max()
-            hits.append(_map(word, overlay(picture, grid, top), word + fall))
+            if maps["kind"] == "occlusion":
+                heat, most = overlay(picture, grid, 0.0, shared), f"−{max(grid.max(), 0):.2f}"
+            else:
+                heat, most = overlay(picture, grid, grid.min(), grid.max()), f"{grid.max():.0%}"
+            hits.append(_map(word, heat, f"{word} {most}"))
         if example["pool"] is not None:
             grid = np.array(example["pool"], np.float32)
-            hits.append(_map("pooling", overlay(picture, grid, grid.max()), "(pooling)"))
+            heat = overlay(picture, grid, grid.min(), grid.max())
+            hits.append(_map("pooling", heat, f"(pooling) {grid.max():.0%}"))
         head = element("div", element("b", example["caption"]))
         rows.append(element("div", head, element("div", *hits, class_="row"), class_="query"))
     return element("div", *rows, class_="queries")
@@ -187,9 +191,9 @@ def _map(alt: str, picture: bytes, below: str) -> Html:
     return element("div", html.picture(picture, alt), below, class_="hit map")
 
 
-def overlay(picture: Image.Image, grid: np.ndarray, top: float) -> bytes:
-    """A picture in grey, with orange where the map is high; `top` is full color."""
-    heat = np.clip(grid / top if top > 0 else np.zeros_like(grid), 0, 1)
+def overlay(picture: Image.Image, grid: np.ndarray, low: float, high: float) -> bytes:
+    """A picture in grey, with orange where the map is high: none at `low`, full at `high`."""
+    heat = np.clip((grid - low) / (high - low), 0, 1) if high > low else np.zeros_like(grid)
     heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.size, Image.Resampling.BICUBIC)
     share = np.asarray(heat, np.float32)[..., None] / 255 * 0.85
     grey = np.asarray(ImageOps.grayscale(picture), np.float32)[..., None] * 0.6 + 90
