@@ -1,19 +1,16 @@
 """launch.slurm against stand-ins of SLURM's commands, and (slow) against SLURM itself."""
 
-import io
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import pytest
 
-from launch.revision import snapshot
 from launch.shell import FAILED, NO_MACHINES, PREEMPTED, REFUSED
 from tests import runs
 from tests.launch import slurm_cluster
-from tests.launch.cloud import ROOT, Cloud, finish
+from tests.launch.cloud import ROOT, Cloud, checkout_of_this, finish
 
 WORKDIR = "/shared/run"
 FLAGS = ("--name=run", "--accelerator=h100", "--gpus_per_node=2", "--poll_seconds=0.05")
@@ -216,14 +213,6 @@ def test_a_real_slurm_runs_two_tasks_requeues_the_saved_run_and_stops_it(real, t
     assert output.count("launch: job") == 2 and "requeued (preemptions: 2" not in output
     rows = [row for row in runs.metrics.read(workdir / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) > before
-
-
-def checkout_of_this(folder):
-    """A clone of this repository with the changes that it has."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    with tarfile.open(fileobj=io.BytesIO(snapshot(ROOT).archive)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 def state(job, environment):
