@@ -1,12 +1,16 @@
 """A checkout to send, fakes of gcloud, kubectl and sbatch on PATH, and what they were asked."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+
+from launch.revision import snapshot
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -24,6 +28,14 @@ def checkout(folder: Path) -> Path:
     git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message=First")
+    return folder
+
+
+def checkout_of_this(folder: Path) -> Path:
+    """A clone of this repository with the changes that it has."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    with tarfile.open(fileobj=io.BytesIO(snapshot(ROOT).archive)) as archive:
+        archive.extractall(folder, filter="data")
     return folder
 
 
@@ -78,8 +90,10 @@ class Cloud:
             text=True,
         )
 
-    def run(self, launcher: str, *arguments: str) -> subprocess.CompletedProcess:
-        return finish(self.start(launcher, *arguments))
+    def run(
+        self, launcher: str, *arguments: str, seconds: float = SECONDS
+    ) -> subprocess.CompletedProcess:
+        return finish(self.start(launcher, *arguments), seconds)
 
     def calls(self) -> list[list[str]]:
         path = self.folder / "calls.jsonl"
@@ -104,6 +118,6 @@ class Cloud:
         return text.replace(str(self.code), "CODE").replace(revision, "REVISION")
 
 
-def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    output, error = process.communicate(timeout=SECONDS)
+def finish(process: subprocess.Popen, seconds: float = SECONDS) -> subprocess.CompletedProcess:
+    output, error = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, output, error)

@@ -13,7 +13,8 @@ from pathlib import Path
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SECONDS = 60
 
-# No munge: whoever reaches the ports of loopback is believed.
+# The first job's number is one of the ports: the coordinator's port follows from it, and two
+# clusters at once must not share that. No munge: whoever reaches the ports of loopback is believed.
 _CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -37,6 +38,7 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 KillWait=10
+FirstJobId={ports[0]}
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES State=UP
@@ -48,7 +50,13 @@ def missing() -> str:
     absent = [name for name in NEEDED if _find(name) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm"
-    return "" if os.geteuid() == 0 else "slurmd needs root"
+    if os.geteuid() != 0:
+        return "slurmd needs root"
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return f"the name of this machine, {socket.gethostname()}, has no address"
+    return ""
 
 
 def _find(name: str) -> str | None:

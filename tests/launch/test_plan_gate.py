@@ -1,0 +1,62 @@
+"""The plan before submitting: by the real main.py and libtpu. `make plan-tools`."""
+
+import pytest
+
+from launch.request import Run, read_run
+from launch.shell import NO_MACHINES, REFUSED, Failure
+from tests.launch.cloud import Cloud, checkout_of_this
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "batch, code, said",
+    [
+        (512, NO_MACHINES, "quota: ERROR"),  # it was submitted
+        (2**20, REFUSED, "does not fit v5e:2x2; not submitted"),
+    ],
+)
+def test_a_config_is_compiled_for_the_slice_and_submitted_if_it_fits(
+    tmp_path, tokenizer, batch, code, said
+):
+    cloud = Cloud(tmp_path, create=["quota"])
+    cloud.variables["XLA_FLAGS"] = ""
+    done = cloud.run(
+        *("tpu_vm", "--accelerator=v5litepod-4", "--zone=z", "--name=run", "--poll_seconds=0.05"),
+        *(f"--code={checkout_of_this(tmp_path / 'this')}", "--"),
+        *(f"--config=tests/tiny.py:tokenizer={tokenizer}", f"--config.global_batch_size={batch}"),
+        "--workdir=gs://bucket/run",
+        seconds=900,
+    )
+    assert done.returncode == code and said in done.stderr, done.stdout + done.stderr
+    assert ("DOES NOT FIT" in done.stdout) == (code == REFUSED)
+    assert ("create" in cloud.verbs()) == (code == NO_MACHINES) and cloud.resources() == []
+
+
+def test_flags_of_main_are_read_as_main_reads_them():
+    given = [
+        "--config",
+        "c.py:a=1",
+        "--config.seed",
+        "3",
+        "--workdir=w",
+        "--config.flip",
+        "--step=2",
+    ]
+    want = Run(tuple(given), "c.py:a=1", "w", "train", ("--config.seed", "3", "--config.flip"))
+    assert read_run(given) == want
+    assert read_run(["python", "main.py", *given]) == want
+    assert read_run([".venv/bin/python", "./main.py", "--mode=eval"]).mode == "eval"
+
+
+def test_another_program_is_refused():
+    with pytest.raises(Failure, match="expected flags of main.py") as error:
+        read_run(["python", "-m", "bench.plans"])
+    assert error.value.code == REFUSED
+
+
+def test_what_is_not_training_has_no_plan(tmp_path):
+    cloud = Cloud(tmp_path)
+    cloud.variables["FAKE_PLAN"] = "1"  # would be refused
+    flags = ("--accelerator=v6e-16", "--image=I", f"--code={cloud.code}", "--dry_run")
+    done = cloud.run("gke", *flags, "--", "--config=c", "--workdir=gs://b", "--mode=eval")
+    assert done.returncode == 0 and "no plan: --mode=eval" in done.stdout
