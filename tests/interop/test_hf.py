@@ -50,10 +50,16 @@ def outputs(name, built, inputs):
         head = built.objectives["masked_text"].head
         logits = head(encoded.tokens, model.text.embedding[...]).whole()
         return dict(tokens=encoded.tokens, logits=logits)
+    if name == "blip":
+        batch = dict(image=image, text=inputs["text"], text_mask=inputs["text_mask"])
+        views = Views(model, batch, None)
+        cosines = views.image_embedding().z @ views.text_embedding().z.T
+        matches = built.objectives["matching"].head(views.fuse().pooled)
+        return dict(cosines=cosines, matches=matches)
     return dict(tokens=model.encode_image(image).tokens)
 
 
-@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "bert"])
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "bert", "blip"])
 def test_a_folder_of_transformers_gives_the_outputs_that_it_gave_there(name, tmp_path):
     bundle = hf.read(str(folders.golden_folder(name, tmp_path)))
     golden = read(name)
