@@ -22,7 +22,8 @@ class Encoded(NamedTuple):
 
     Of an image tower also: `kept`, the patch of each token that is not in its `prefix`, when some
     were dropped, and `replaced`, True for patches that the mask token stood for. `levels` are the
-    tokens at evenly spaced depths, of a view that asks for them.
+    tokens at evenly spaced depths, of a view that asks for them, and `embedded` what the first
+    block of a text tower read, where a fusion asks.
     """
 
     tokens: Float[Array, "b n d"]
@@ -31,6 +32,7 @@ class Encoded(NamedTuple):
     kept: Int[Array, "b k"] | None = None
     replaced: Bool[Array, "b p"] | None = None
     levels: tuple[Float[Array, "b n d"], ...] = ()
+    embedded: Float[Array, "b n d"] | None = None
 
 
 class Stack(nnx.Module):

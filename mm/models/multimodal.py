@@ -156,6 +156,8 @@ class Multimodal(nnx.Module):
 
     def encode_text(self, text: Int[Array, "b l"], **how: Any) -> Encoded:
         """The text tower; `mask` is True where a token is real."""
+        if self.fusion is not None and self.fusion.reads_embeddings:
+            how["embedded"] = True
         return self.text(text, levels=self.levels, **how)
 
     @property

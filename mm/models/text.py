@@ -76,9 +76,13 @@ class TextTransformer(nnx.Module):
         *,
         segments: Int[Array, "b l"] | None = None,
         levels: int = 1,
+        embedded: bool = False,
         rng: Keys | None = None,
     ) -> Encoded:
-        """`mask` is True where a token is real; `segments`, of each token, default to the first."""
+        """`mask` is True where a token is real; `segments`, of each token, default to the first.
+
+        embedded: return what the first block reads, too.
+        """
         keys = split(rng)
         if self.reads_padding:
             mask = jnp.ones_like(mask)
@@ -90,7 +94,8 @@ class TextTransformer(nnx.Module):
         pooled = pool(tokens, mask)
         if self.pooler is not None:
             pooled = self.pooler(pooled)
-        return Encoded(tokens, pooled, mask, levels=tuple(found) if levels > 1 else ())
+        found = tuple(found) if levels > 1 else ()
+        return Encoded(tokens, pooled, mask, levels=found, embedded=x if embedded else None)
 
     def embed(
         self,

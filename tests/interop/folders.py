@@ -43,6 +43,19 @@ EXPRESSED = {
         SIGMOID,
         "SiglipModel",
     ),
+    "blip": (
+        dict(
+            image=IMAGE | dict(depth=1, pool="cls"),
+            text=TEXT | dict(pool="first", pre_norm=True, norm_placement="post"),
+            fusion=TOWER
+            | dict(name="cross", start="embeddings", pool="first", norm_placement="post"),
+            embed_dim=8,
+            image_projection="affine",
+            text_projection="affine",
+        ),
+        dict(matching=dict(name="matching", temperature=None)),
+        "BlipForImageTextRetrieval",
+    ),
     "vit": (dict(image=IMAGE | dict(pool="cls", activation="relu")), {}, "ViTModel"),
     "vit_pooler": (dict(image=IMAGE | dict(pool="cls", pooler=True)), {}, "ViTModel"),
     "mae_encoder": (dict(image=IMAGE | dict(pool="cls", position="sincos2d")), {}, "ViTMAEModel"),

@@ -10,6 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import tokenizers
 from mm.config import BadInput
 from mm.interop import hf
 from mm.objectives.combine import System
@@ -50,10 +51,16 @@ def outputs(name, built, inputs):
         head = built.objectives["masked_text"].head
         logits = head(encoded.tokens, model.text.embedding[...]).whole()
         return dict(tokens=encoded.tokens, logits=logits)
+    if name == "blip":
+        batch = dict(image=image, text=inputs["text"], text_mask=inputs["text_mask"])
+        views = Views(model, batch, None)
+        cosines = views.image_embedding().z @ views.text_embedding().z.T
+        matches = built.objectives["matching"].head(views.fuse().pooled)
+        return dict(cosines=cosines, matches=matches)
     return dict(tokens=model.encode_image(image).tokens)
 
 
-@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "bert"])
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "bert", "blip"])
 def test_a_folder_of_transformers_gives_the_outputs_that_it_gave_there(name, tmp_path):
     bundle = hf.read(str(folders.golden_folder(name, tmp_path)))
     golden = read(name)
@@ -137,6 +144,37 @@ def test_what_that_code_does_not_have_is_refused_by_name(part, keys, message, tm
     bundle = folders.bundle(model | {part: change}, objectives)
     with pytest.raises(BadInput, match=message):
         hf.write(bundle, str(tmp_path), model_class="DualEncoderModel")
+
+
+def test_a_tokenizer_and_how_pictures_are_read_travel(tokenizer, tmp_path):
+    text = tokenizer.read_text()
+    own = tokenizers.Tokenizer(text, 6, tokenizers.Settings(pad_id=1))
+    image = dict(
+        size=[12, 12], crop=None, mean=[0.5] * 3, std=[0.5] * 3,
+        resize=dict(mode="squash", size=[12, 12], method="bilinear", antialias=True),
+    )  # fmt: skip
+    model, objectives = DUAL_ENCODERS["quickstart"]
+    model = model | {"text": model["text"] | {"vocab_size": 64}}
+    given = folders.bundle(model, objectives, image=image, text=own.manifest())
+    hf.write(given._replace(tokenizer_json=own.json), str(tmp_path))
+    back = hf.read(str(tmp_path))
+    assert back.manifest["image"] == image
+    theirs = tokenizers.Tokenizer(back.tokenizer_json, 6)
+    texts = ["red circle", "a [PAD] grey square of many words that is too long", ""]
+    for got, want in zip(theirs.encode(texts), own.encode(texts), strict=True):
+        np.testing.assert_array_equal(got, want)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written["model_max_length"] == 6 and written["pad_token"] == "[UNK]"
+    again = hf.read(str(tmp_path))
+    assert again.manifest["text"]["sha256"] == back.manifest["text"]["sha256"]
+
+
+@pytest.mark.parametrize("change", [dict(pad={"share": 0.1}), dict(also=["grayscale"])])
+def test_pictures_that_their_processors_do_not_make_are_refused(change, tmp_path):
+    image = dict(size=[12, 12], crop=None, resize=None, mean=[0.5] * 3, std=[0.5] * 3) | change
+    given = folders.bundle(*DUAL_ENCODERS["quickstart"], image=image)
+    with pytest.raises(BadInput, match=f"have no {next(iter(change))}="):
+        hf.write(given, str(tmp_path))
 
 
 def test_a_scale_beyond_its_limit_is_written_as_it_works(tmp_path):

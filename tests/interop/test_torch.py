@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 CLASSES = {
     "clip": "CLIPModel", "siglip": "SiglipModel", "vit": "ViTModel", "vit_pooler": "ViTModel",
     "mae_encoder": "ViTMAEModel", "mae": "ViTMAEForPreTraining", "bert": "BertForMaskedLM",
-    "bert_pooler": "BertModel",
+    "bert_pooler": "BertModel", "blip": "BlipForImageTextRetrieval",
     "dual_encoder_quickstart": None, "dual_encoder_siglip": None, "dual_encoder_flip": None,
     "dual_encoder_bert": None,
 }  # fmt: skip

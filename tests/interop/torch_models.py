@@ -67,6 +67,10 @@ def run(built, inputs: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return found
     if model.text is None:
         return dict(tokens=views.image().tokens, pooled=views.image().pooled)
+    if "matching" in built.objectives:
+        cosines = views.image_embedding().z @ views.text_embedding().z.T
+        matches = built.objectives["matching"].head(views.fuse().pooled)
+        return dict(cosines=cosines, matches=matches)
     zimg, ztxt = views.image_embedding().z, views.text_embedding().z
     objective = built.objectives["contrastive"]
     logits = jnp.exp(jnp.minimum(objective.log_scale[...], jnp.log(objective.max_scale)))

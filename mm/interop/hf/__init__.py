@@ -17,13 +17,14 @@ from mm.interop import options, weight_files
 from mm.interop.bundle import Bundle
 from mm.interop.hf import dual_encoder, processors
 from mm.interop.hf.bert import BERT
+from mm.interop.hf.blip import BLIP
 from mm.interop.hf.clip import CLIP, SIGLIP
 from mm.interop.hf.family import Family, Spec
 from mm.interop.hf.vit import FIXED_TOLERANCE, MAE, VIT
 from mm.interop.options import Options
 from mm.interop.tables import Table, their_shapes, to_ours, to_theirs
 
-FAMILIES = (CLIP, SIGLIP, VIT, MAE, BERT)
+FAMILIES = (CLIP, SIGLIP, VIT, MAE, BERT, BLIP)
 # Of older files: constants, and the other name of a table that is shared.
 _COPIES = ("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 

@@ -4,6 +4,7 @@ transformers reads preprocessor_config.json and tokenizer_config.json; ours is t
 facts of `Bundle.manifest`. What theirs cannot say is returned as notes, never left unsaid.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,12 +39,17 @@ def read_tokenizer(path: str, text: Mapping) -> str | None:
         spec = json.loads(tokenizers.of_sentencepiece((folder / "spiece.model").read_bytes()))
     else:
         return None
+    found, length = json.dumps(spec), max(3, text.get("length", 64))
+    if (folder / "tokenizer.json").is_file():  # to the byte, so that its hash is that of the file
+        found = (folder / "tokenizer.json").read_text()
     pad = _pad_id(folder, spec, text)
     if pad is not None:
-        spec["settings"] = {"pad_id": pad} | spec.get("settings", {})
-    found = json.dumps(spec)
+        with contextlib.suppress(BadInput):  # it has no padding of its own
+            pad = None if tokenizers.Tokenizer(found, length).pad_id == pad else pad
+    if pad is not None:
+        found = json.dumps(spec | {"settings": spec.get("settings", {}) | {"pad_id": pad}})
     try:
-        tokenizers.Tokenizer(found, max(3, text.get("length", 64)))
+        tokenizers.Tokenizer(found, length)
     except BadInput as error:
         raise BadInput(f"{path}: the tokenizer {error}") from error
     return found

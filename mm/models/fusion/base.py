@@ -43,7 +43,8 @@ class Fusion(nnx.Module):
     """Called with (image, text, rng), both Encoded, it returns a Fused.
 
     `fuses` are the modalities whose tokens it returns, `width` is that of the tokens,
-    `pooled_width` that of the vector, `levels` at how many depths it reads the towers. `rng` are
+    `pooled_width` that of the vector, `levels` at how many depths it reads the towers;
+    `reads_embeddings`: what the text's first block reads, in place of its last tokens. `rng` are
     keys of the rows, None without dropout. A constructor is given the `model`.
     """
 
@@ -51,6 +52,7 @@ class Fusion(nnx.Module):
     width: int
     pooled_width: int
     levels: int = 1
+    reads_embeddings: bool = False
 
     def __call__(self, image: Encoded, text: Encoded, rng: Keys | None = None) -> Fused:
         raise NotImplementedError
