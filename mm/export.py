@@ -54,11 +54,12 @@ def export(
     last); done again, it says that it is there. Raises BadInput when there is something else.
     """
     write = formats.writer(format)
-    bundle = _read(model, step, weights, preprocess, config)
+    place = formats.parse_place(model, "--workdir")
+    if output is None and place.format != "run":
+        raise BadInput(f"{model}: is no run; say where to write it, with --output=FOLDER")
+    bundle = _read(place, step, weights, preprocess, config)
     if output is None:
-        if "step" not in bundle.manifest:
-            raise BadInput(f"{model}: is no run; say where to write it, with --output=FOLDER")
-        output = files.join(model, f"export-{format}-{bundle.manifest['step']}")
+        output = files.join(place.path, f"export-{format}-{bundle.manifest['step']}")
     manifest = _manifest(bundle, format, licence, data_note)
     if _is_there(output, manifest):
         print(f"{output}: is there already, and whole")
@@ -85,13 +86,12 @@ def export(
 
 
 def _read(
-    model: str,
+    place: formats.Place,
     step: str | None,
     weights: str | None,
     preprocess: str | None,
     config: Mapping | None,
 ) -> Bundle:
-    place = formats.parse_place(model, "--workdir")
     asked = {"--step": step, "--weights": weights, "--config": config}
     if place.format != "run":
         for flag, value in asked.items():

@@ -65,7 +65,7 @@ def call(*flags, capsys):
 
 def test_the_command_needs_no_config_and_writes_beside_the_run(fresh_run, tmp_path, capsys):
     shutil.copytree(fresh_run, tmp_path / "run")
-    code, out, err = call(f"--workdir={tmp_path}/run", capsys=capsys)
+    code, out, err = call(f"--workdir=run:{tmp_path}/run", capsys=capsys)
     assert code == 0, err
     assert f"{tmp_path}/run/export-npz-2" in out
     names = {path.name for path in (tmp_path / "run" / "export-npz-2").iterdir()}
@@ -113,9 +113,25 @@ def test_every_file_has_its_sha256(exported, format):
         }
 
 
-def test_nothing_of_this_machine_is_in_the_manifest(fresh_run, exported):
-    for path in exported.rglob("*.json"):
-        assert str(fresh_run.parent) not in path.read_text(), path
+def test_an_export_is_written_in_another_format(fresh_run, exported, tmp_path):
+    place = f"npz:{exported}/npz"
+    with pytest.raises(BadInput, match="is no run; say where to write it, with --output=FOLDER"):
+        export(place, format="stablehlo")
+    with pytest.raises(BadInput, match="--step: goes with the workdir of a run"):
+        export(place, format="stablehlo", output=str(tmp_path / "a"), step="2")
+    export(place, format="stablehlo", output=str(tmp_path / "a"))
+    for name in ("weights.npz", "tokenizer.json"):  # programs say who asked for them
+        found, want = (folder / name for folder in (tmp_path / "a", exported / "stablehlo"))
+        assert found.read_bytes() == want.read_bytes(), name
+    found = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert (found["format"], found["licence"], found["step"]) == ("stablehlo", "MIT", 2)
+
+
+def test_nothing_of_this_machine_is_in_an_export(fresh_run, exported):
+    for path in filter(Path.is_file, exported.rglob("*")):
+        content = path.read_bytes()
+        for folder in (fresh_run.parent, ROOT):
+            assert str(folder).encode() not in content, path
 
 
 def test_the_card_has_a_header_a_snippet_and_a_table(exported):
