@@ -18,6 +18,7 @@ import fsspec
 import mm
 from data import files
 from mm.config import BadInput, differences, plain
+from mm.evaluate import SAME_FUNCTION
 from mm.interop import facts, formats, npz, run
 from mm.interop.bundle import Bundle
 from mm.interop.card import write_card
@@ -46,17 +47,19 @@ def export(
 
     model: the workdir of a run, or FORMAT:PATH of anything else that can be read. step, weights,
     preprocess: which checkpoint of a run and its ops, see `mm.interop.run.read`; config: its
-    config, whose evals then give the ops; by default it is the checkpoint's. licence: of the
+    config, by default the checkpoint's; another may have other evals, whose ops are taken, and
+    compute the same in another way (dtype). licence: of the
     weights, best by a name of SPDX; data_note: a sentence for the card. Neither the data nor the
     mesh of the run are needed. The folder appears whole (in an object store, its manifest.json does
     last); done again, it says that it is there. Raises BadInput when there is something else.
     """
     write = formats.writer(format)
-    bundle = _read(model, step, weights, preprocess, config)
+    place = formats.parse_place(model, "--workdir")
+    if output is None and place.format != "run":
+        raise BadInput(f"{model}: is no run; say where to write it, with --output=FOLDER")
+    bundle = _read(place, step, weights, preprocess, config)
     if output is None:
-        if "step" not in bundle.manifest:
-            raise BadInput(f"{model}: is no run; say where to write it, with --output=FOLDER")
-        output = files.join(model, f"export-{format}-{bundle.manifest['step']}")
+        output = files.join(place.path, f"export-{format}-{bundle.manifest['step']}")
     manifest = _manifest(bundle, format, licence, data_note)
     if _is_there(output, manifest):
         print(f"{output}: is there already, and whole")
@@ -83,13 +86,12 @@ def export(
 
 
 def _read(
-    model: str,
+    place: formats.Place,
     step: str | None,
     weights: str | None,
     preprocess: str | None,
     config: Mapping | None,
 ) -> Bundle:
-    place = formats.parse_place(model, "--workdir")
     asked = {"--step": step, "--weights": weights, "--config": config}
     if place.format != "run":
         for flag, value in asked.items():
@@ -100,11 +102,14 @@ def _read(
     if config is not None:
         preprocess = preprocess or facts.evaluation_ops(plain(config))
     bundle = run.read(place.path, step or "latest", weights or "trained", preprocess)
-    if config is not None and (changed := differences(plain(config)["model"], bundle.model)):
-        raise BadInput(
-            f"config.model is not what the checkpoint was trained with: {changed}; leave --config "
-            "out, and it is the run's"
-        )
+    if config is not None:
+        model = plain(config)["model"]
+        if changed := differences(model, bundle.model, SAME_FUNCTION):
+            raise BadInput(
+                f"config.model is not what the checkpoint was trained with: {changed}; leave "
+                "--config out, and it is the run's"
+            )
+        bundle = bundle._replace(model=model)  # maybe another dtype
     if "preprocess" not in bundle.manifest:
         raise BadInput(
             "config.evals has no preprocess, so what the model is fed with is not known; give it, "

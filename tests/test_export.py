@@ -19,6 +19,7 @@ from mm.assembly import TrainState
 from mm.config import BadInput, load
 from mm.export import export
 from mm.interop import facts, npz, onnx, run, stablehlo
+from mm.interop.bundle import Bundle
 from mm.interop.towers import build_towers, from_pixels
 from mm.runtime.checkpoint import Checkpointer
 
@@ -64,7 +65,7 @@ def call(*flags, capsys):
 
 def test_the_command_needs_no_config_and_writes_beside_the_run(fresh_run, tmp_path, capsys):
     shutil.copytree(fresh_run, tmp_path / "run")
-    code, out, err = call(f"--workdir={tmp_path}/run", capsys=capsys)
+    code, out, err = call(f"--workdir=run:{tmp_path}/run", capsys=capsys)
     assert code == 0, err
     assert f"{tmp_path}/run/export-npz-2" in out
     names = {path.name for path in (tmp_path / "run" / "export-npz-2").iterdir()}
@@ -112,9 +113,25 @@ def test_every_file_has_its_sha256(exported, format):
         }
 
 
-def test_nothing_of_this_machine_is_in_the_manifest(fresh_run, exported):
-    for path in exported.rglob("*.json"):
-        assert str(fresh_run.parent) not in path.read_text(), path
+def test_an_export_is_written_in_another_format(fresh_run, exported, tmp_path):
+    place = f"npz:{exported}/npz"
+    with pytest.raises(BadInput, match="is no run; say where to write it, with --output=FOLDER"):
+        export(place, format="stablehlo")
+    with pytest.raises(BadInput, match="--step: goes with the workdir of a run"):
+        export(place, format="stablehlo", output=str(tmp_path / "a"), step="2")
+    export(place, format="stablehlo", output=str(tmp_path / "a"))
+    for name in ("weights.npz", "tokenizer.json"):  # programs say who asked for them
+        found, want = (folder / name for folder in (tmp_path / "a", exported / "stablehlo"))
+        assert found.read_bytes() == want.read_bytes(), name
+    found = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert (found["format"], found["licence"], found["step"]) == ("stablehlo", "MIT", 2)
+
+
+def test_nothing_of_this_machine_is_in_an_export(fresh_run, exported):
+    for path in filter(Path.is_file, exported.rglob("*")):
+        content = path.read_bytes()
+        for folder in (fresh_run.parent, ROOT):
+            assert str(folder).encode() not in content, path
 
 
 def test_the_card_has_a_header_a_snippet_and_a_table(exported):
@@ -350,12 +367,15 @@ def test_wrong_input_is_said_in_one_line(fresh_run, tokenizer, tmp_path, capsys,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_that_is_given_says_the_ops(fresh_run, tmp_path):
+def test_a_config_that_is_given_says_the_ops_and_the_dtype(fresh_run, tmp_path):
     config = load(str(fresh_run / "config.json"))
+    with config.unlocked():
+        config.model.dtype = "bfloat16"
     config.evals.held_out.preprocess = "decode|resize((16, 16))|value_range(0, 1)"
     export(str(fresh_run), output=str(tmp_path / "a"), config=config)
     found = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert found["preprocess"] == config.evals.held_out.preprocess
+    assert found["model"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -394,3 +414,27 @@ def test_a_template_of_one_sentence_may_travel(tokenizer):
     several = ops.replace("'a {}'", "('a {}', 'the {}')")
     with pytest.raises(BadInput, match="template.*draws at random"):
         facts.open_ops(several, tokenizer.read_text(), "x")
+
+
+@pytest.mark.parametrize(
+    "spec, params, expected",
+    [
+        (dict(name="contrastive", kind="softmax"), {"log_scale": 9.0}, ("softmax", 100, 0)),
+        (dict(name="contrastive", kind="softmax"), {"log_scale": 1.0}, ("softmax", np.e, 0)),
+        (
+            dict(name="contrastive", kind="sigmoid"),
+            {"log_scale": 9.0, "bias": -3.0},
+            ("sigmoid", np.exp(9), -3),
+        ),
+        (dict(name="momentum", max_scale=50.0), {"log_scale": 9.0}, ("softmax", 50, 0)),
+    ],
+)
+def test_the_scale_of_logits_is_clamped_as_in_training(spec, params, expected):
+    arrays = {f"objectives/own/{key}": np.float32(value) for key, value in params.items()}
+    kind, scale, bias = expected
+    assert facts.logits(Bundle({}, arrays, {}, None, {"own": spec})) == {
+        "kind": kind,
+        "scale": pytest.approx(scale),
+        "bias": bias,
+    }
+    assert facts.logits(Bundle({}, {}, {}, None, {"own": {"name": "matching"}})) is None

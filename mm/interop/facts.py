@@ -27,7 +27,7 @@ TOKENIZER = "tokenizer.json"
 _ASIDE = ("group", "entities", "numbers", "keep_text", "patch_mask", "view")
 _DECODES = ("decode", "decode_video", "decode_audio")
 _DESCRIBED = ("decode", "pad", "resize", "center_crop", "value_range", "normalize")
-_CLAMPED = {"softmax": 100.0, "sigmoid": math.inf}  # max_scale of the objective "contrastive"
+_CLAMPED = {"softmax": 100.0, "sigmoid": math.inf}  # max_scale by default
 
 
 class Feeding(NamedTuple):
@@ -142,12 +142,13 @@ def logits(bundle: Bundle) -> dict[str, float] | None:
     """
     for name, spec in bundle.objectives.items():
         scale = bundle.params.get(f"objectives/{name}/log_scale")
-        if scale is None or spec.get("kind") not in _CLAMPED:
+        kind = spec.get("kind", "softmax")  # that of momentum needs no word for it
+        if scale is None or kind not in _CLAMPED:
             continue
-        most = spec.get("max_scale") or _CLAMPED[spec["kind"]]
+        most = spec.get("max_scale") or _CLAMPED[kind]
         bias = bundle.params.get(f"objectives/{name}/bias", 0.0)
         return {
-            "kind": spec["kind"],
+            "kind": kind,
             "scale": min(math.exp(float(scale)), most),
             "bias": float(bias),
         }

@@ -22,6 +22,9 @@ _MODULES = {
     "big_vision": "mm.interop.big_vision",
 }
 
+# Of manifest.json: what a format of others has no place for.
+_ORIGIN = "step weights examples_seen metrics trained source licence data_note".split()
+
 
 class Place(NamedTuple):
     """Where a model is, and in which format."""
@@ -47,9 +50,17 @@ def reader(name: str, where: str) -> Callable[..., Bundle]:
 
 
 def read(text: str, where: str) -> Bundle:
-    """The model at "FORMAT:PATH", or at a path. Raises BadInput where there is none."""
+    """The model at "FORMAT:PATH", or at a path. Raises BadInput where there is none.
+
+    Of a folder that we wrote in a format of others, the manifest has where the weights are from.
+    """
     place = parse_place(text, where)
-    return reader(place.format, where)(place.path)
+    bundle = reader(place.format, where)(place.path)
+    beside = _json(place.path, "manifest.json")
+    if beside.get("format") != place.format:
+        return bundle
+    kept = {key: beside[key] for key in _ORIGIN if key in beside}
+    return bundle._replace(manifest=kept | bundle.manifest)
 
 
 def parse_place(text: str, where: str) -> Place:

@@ -5,7 +5,7 @@ from typing import Any
 from mm import registry
 from mm.interop import npz
 from mm.interop.bundle import Bundle
-from mm.interop.stablehlo import signatures
+from mm.interop.stablehlo import signatures, without_paths
 from mm.interop.towers import build_towers
 
 _PLATFORMS = ("cpu", "tpu", "cuda")
@@ -43,9 +43,10 @@ def write(bundle: Bundle, folder: str) -> str:
         def embed(*inputs: Any, converted: Any = converted) -> dict[str, Any]:
             return {"embedding": converted(dict(module.weights), *inputs)}
 
-        served[f"embed_{name}"] = tf.function(
-            embed, input_signature=specs, autograph=False
-        ).get_concrete_function()
+        with without_paths():
+            served[f"embed_{name}"] = tf.function(
+                embed, input_signature=specs, autograph=False
+            ).get_concrete_function()
     tf.saved_model.save(module, folder, signatures=served)
     npz.write_tokenizer(bundle, folder)
     size, length = towers.image_shape, towers.length

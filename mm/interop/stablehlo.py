@@ -4,8 +4,9 @@ jax and numpy alone run them; `weights.npz`, config.json and tokenizer.json are 
 that the folder can be read back, too.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,9 @@ def write(bundle: Bundle, folder: str) -> str:
         'weights = dict(np.load("weights.npz"))',
     ]
     for name, (function, arguments) in functions.items():
-        exported = export.export(jax.jit(function), platforms=PLATFORMS)(
-            {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in bundle.params.items()},
-            *arguments,
-        )
+        weights = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in bundle.params.items()}
+        with without_paths():
+            exported = export.export(jax.jit(function), platforms=PLATFORMS)(weights, *arguments)
         with open(os.path.join(folder, f"{name}.stablehlo"), "wb") as file:
             file.write(exported.serialize())
         shapes = ", ".join(f"{x.dtype}{[*map(str, x.shape)]}".replace("'", "") for x in arguments)
@@ -52,6 +52,18 @@ def write(bundle: Bundle, folder: str) -> str:
         )
         lines.append(f"# {name}(weights, {shapes})")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def without_paths() -> Iterator[None]:
+    """While a program is lowered for others: no path of this machine is in its locations."""
+    key = "jax_hlo_source_file_canonicalization_regex"
+    before = jax.config.values[key]
+    jax.config.update(key, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(key, before)
 
 
 def signatures(

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from mm import registry
 from mm.config import BadInput
 from mm.interop import formats
+from mm.interop.bundle import Bundle
 from mm.interop.formats import Place, parse_place
 
 
@@ -67,3 +69,14 @@ def test_a_format_whose_module_is_absent_is_named(monkeypatch):
 def test_an_unknown_format_is_refused_with_the_nearest():
     with pytest.raises(BadInput, match="^--format=npy: no such format; did you mean 'npz'"):
         formats.writer("npy")
+
+
+def test_what_we_wrote_for_others_still_says_where_it_is_from(tmp_path, monkeypatch):
+    read = lambda path: Bundle({}, {}, {"preprocess": "theirs"}, None, {})  # noqa: E731
+    monkeypatch.setitem(registry._constructors, "import_format", {"hf": read})
+    monkeypatch.setitem(formats._MODULES, "hf", "json")  # any module will do
+    said = {"format": "hf", "licence": "MIT", "preprocess": "ours", "files": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(said))
+    assert formats.read(str(tmp_path), "x").manifest == {"licence": "MIT", "preprocess": "theirs"}
+    (tmp_path / "manifest.json").write_text(json.dumps(said | {"format": "npz"}))
+    assert formats.read(f"hf:{tmp_path}", "x").manifest == {"preprocess": "theirs"}
