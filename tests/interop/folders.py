@@ -176,3 +176,11 @@ def golden_folder(name: str, folder: Path) -> Path:
     weights = {key: x.astype(np.float16) for key, x in read(name).weight.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def open_clip_folder(name: str, folder: Path) -> Path:
+    """A golden file's model as open_clip writes it, in half precision."""
+    (folder / "open_clip_config.json").write_text((FILES / f"open_clip_{name}.json").read_text())
+    weights = {key: x.astype(np.float16) for key, x in read(f"open_clip_{name}").weight.items()}
+    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    return folder

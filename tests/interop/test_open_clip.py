@@ -1,20 +1,44 @@
-"""Models of open_clip: round trips to the bit, the two places of a text, and what is refused."""
+"""Models of open_clip: golden outputs, round trips to the bit, two places of a text, refusals."""
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mm.config import BadInput
 from mm.interop import open_clip
+from mm.objectives.views import Views
 from tests.interop import folders
 from tests.interop.folders import OPEN_CLIP
+from tests.interop.test_hf import system
+from tests.models.golden import read
 
 
 def assert_same(got, want):
     assert got.keys() == want.keys()
     for path, x in want.items():
         assert got[path].tobytes() == x.tobytes() and got[path].shape == x.shape, path
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_folder_of_open_clip_gives_the_outputs_that_it_gave_there(name, tmp_path):
+    bundle = open_clip.read(str(folders.open_clip_folder(name, tmp_path)))
+    assert bundle.manifest["unused"] == []
+    golden, built = read(f"open_clip_{name}"), system(bundle)
+    image, text = golden.input["image"].transpose(0, 2, 3, 1), golden.input["text"]
+    batch = {"image": image, "text": text, "text_mask": text != 0}
+    with jax.default_matmul_precision("highest"):
+        views = Views(built.model, {key: jnp.asarray(x) for key, x in batch.items()}, None)
+        zimg, ztxt = views.image_embedding().z, views.text_embedding().z
+        objective = built.objectives["contrastive"]
+        logits = jnp.exp(objective.log_scale[...]) * zimg @ ztxt.T
+        logits += 0 if objective.bias is None else objective.bias[...]
+    for key, got in dict(image=zimg, text=ztxt, logits=logits).items():
+        error = np.abs(got - golden.output[key]).max()
+        assert error <= 1e-5 * np.abs(golden.output[key]).max(), (key, error)
 
 
 @pytest.mark.parametrize("name", OPEN_CLIP)
