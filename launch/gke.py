@@ -30,6 +30,7 @@ from launch.shell import (
 
 NAME = "gke"
 _MOST_BYTES = 1_000_000  # of the code; a ConfigMap holds 1 MiB
+_MOST_FAILURES = 30  # of kubectl in a row, while a run is waited for
 _NOT_NEEDED = ("tests", "docs", "bench")  # to run main.py
 
 
@@ -157,14 +158,19 @@ class Cluster:
     def _own_code(self) -> None:
         """The ConfigMap goes when the JobSet does."""
         assume = '{"metadata": {"uid": "UID"}}'
+        code = jobset.code_name(self.flags.name)
+        try:
+            uid = self.state(assume).get("metadata", {}).get("uid")
+        except Failure as error:  # it is submitted all the same
+            self.shell.say(f"configmap {code} will stay when the run has gone: {error}")
+            return
         owner = {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
             "name": self.flags.name,
-            "uid": self.state(assume).get("metadata", {}).get("uid"),
+            "uid": uid,
         }
         patch = json.dumps({"metadata": {"ownerReferences": [owner]}})
-        code = jobset.code_name(self.flags.name)
         done = self._kubectl("patch", "configmap", code, f"--patch={patch}")
         if done.code:
             self.shell.say(f"configmap {code} will stay when the run has gone: {done.reason}")
@@ -225,9 +231,17 @@ def wait(cluster: Cluster) -> int:
         cluster.state()
         return 0
     deadline: float | None = time.monotonic() + 60 * flags.wait_minutes
-    last = ""
+    last, failures = "", 0
     while True:
-        word, ready = describe(cluster.state())
+        try:
+            found, failures = cluster.state(), 0
+        except Failure as error:
+            failures += 1
+            if failures >= _MOST_FAILURES:
+                raise Failure(f"{error}; {flags.name} goes on without me", error.code) from None
+            time.sleep(flags.poll_seconds)
+            continue
+        word, ready = describe(found)
         if word != last:
             shell.say(f"{flags.name} is {word}")
             last = word

@@ -32,7 +32,10 @@ class Failure(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGTERM or Ctrl-C. Not an Exception, so that nothing takes it for a failure of a command."""
+    """SIGTERM, Ctrl-C, or a terminal that closed.
+
+    Not an Exception, so that nothing takes it for a failure of a command.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -61,7 +64,14 @@ class Shell:
         self.name, self.dry_run = name, dry_run
 
     def say(self, text: str) -> None:
-        print(f"# {text}" if self.dry_run else f"launch.{self.name}: {text}", flush=True)
+        """A line; nothing if nobody listens any more, since what is left to do matters more."""
+        with contextlib.suppress(OSError):
+            print(f"# {text}" if self.dry_run else f"launch.{self.name}: {text}", flush=True)
+
+    def show(self, text: str) -> None:
+        """A line for the reader to copy; as `say`."""
+        with contextlib.suppress(OSError):
+            print(text, flush=True)
 
     def run(self, command: Sequence[str], *, assume: str = "", given: str | None = None) -> Done:
         """Runs to the end. assume: what it would write, for a dry run. given: its input."""
@@ -101,8 +111,9 @@ class Shell:
         try:
             while new := process.stdout.read1(1 << 16):
                 shown += len(new)
-                sys.stdout.buffer.write(new)
-                sys.stdout.buffer.flush()
+                with contextlib.suppress(OSError):  # nobody listens: the run goes on
+                    sys.stdout.buffer.write(new)
+                    sys.stdout.buffer.flush()
             return process.wait(), shown
         finally:
             if process.poll() is None:
@@ -136,7 +147,7 @@ def _indent(text: str) -> str:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise Interrupted in here, the first time; later ones do nothing.
+    """SIGTERM, SIGHUP and Ctrl-C raise Interrupted in here, the first time; later ones do nothing.
 
     So cleaning up, which is what follows, is not interrupted in its turn.
     """
@@ -155,7 +166,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """SIGTERM and Ctrl-C do nothing in here: for deleting what costs money."""
+    """SIGTERM, SIGHUP and Ctrl-C do nothing in here: for deleting what costs money."""
     before = _handle(_wait)
     try:
         yield
@@ -165,9 +176,13 @@ def uninterrupted() -> Iterator[None]:
 
 
 def _handle(handler: Callable[[int, object], None]) -> dict[int, Any]:
-    """Sets the handler of both signals; returns those before."""
-    return {each: signal.signal(each, handler) for each in (signal.SIGTERM, signal.SIGINT)}
+    """Sets the handler of the signals; returns those before. nohup's stays as it is."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _wait(number: int, frame: object) -> None:
-    os.write(2, b"\ncleaning up; wait\n")
+    with contextlib.suppress(OSError):
+        os.write(2, b"\ncleaning up; wait\n")

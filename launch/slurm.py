@@ -21,7 +21,7 @@ from pathlib import Path
 from launch.accelerators import GPUS
 from launch.request import Parser, Run, check_plan, count, entry, folder_of, positive
 from launch.revision import Code, snapshot
-from launch.shell import FAILED, NO_MACHINES, REFUSED, Failure, Interrupted, Shell
+from launch.shell import FAILED, NO_MACHINES, REFUSED, Failure, Interrupted, Shell, uninterrupted
 
 NAME = "slurm"
 _FIRST_PORT, _PORTS = 20_000, 10_000  # of the coordinator: below those that Linux hands out
@@ -91,11 +91,12 @@ def submit(shell: Shell, flags: argparse.Namespace, run: Run, folder: Path) -> i
     unpack(shell, code, folder)
     script = folder / "job.sh"
     shell.write(script, make_script(flags, run, folder), mode=0o755)
-    done = shell.run(["sbatch", "--parsable", str(script)], assume="JOB")
-    if done.code:
-        raise Failure(f"not submitted: {done.reason}", NO_MACHINES)
-    job = done.output.strip().partition(";")[0]  # a cluster's name may follow
-    shell.write(folder / "job_id", f"{job}\n")
+    with uninterrupted():  # or there would be a job that nobody knows
+        done = shell.run(["sbatch", "--parsable", str(script)], assume="JOB")
+        if done.code:
+            raise Failure(f"not submitted: {done.reason}", NO_MACHINES)
+        job = done.output.strip().partition(";")[0]  # a cluster's name may follow
+        shell.write(folder / "job_id", f"{job}\n")
     shell.say(f"{flags.name} is job {job}; its log: {folder / 'log.txt'}")
     if not flags.wait:
         return 0

@@ -4,6 +4,7 @@ What runs on its hosts is launch/worker.sh. States: cloud.google.com/tpu/docs/qu
 """
 
 import argparse
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -140,10 +141,11 @@ class Machine:
     def ask(self) -> Answer | None:
         """What worker 0 says of main.py; None if it does not answer."""
         done = self._ssh(f"{_WORKER} answer", assume="ended 0 1")
-        words = done.output.split()
-        if done.code or len(words) != 3:
+        found = re.search(r"^(\w+) (-|\d+) (\d+)$", done.output, re.MULTILINE)
+        if done.code or not found:
             return None
-        return Answer(words[0], None if words[1] == "-" else int(words[1]), int(words[2]))
+        state, code, attempt = found.groups()
+        return Answer(state, None if code == "-" else int(code), int(attempt))
 
     def stop(self) -> Done:
         """SIGTERM to main.py on all hosts."""

@@ -9,6 +9,7 @@ when this program is interrupted while main.py runs. docs/launch.md has flags an
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -131,6 +132,9 @@ class Supervision:
         except Interrupted as error:
             delete, code = not self.started, error.code
             self.shell.say(f"{error}{'; main.py goes on without me' if self.started else ''}")
+        except Exception:  # of this machine, a full disk say: no reason to end a run elsewhere
+            delete = not self.started
+            raise
         finally:
             if self.created:
                 code = self._end(delete, code)
@@ -205,19 +209,20 @@ class Supervision:
             self.shell.say(f"{name} is LEFT and costs money. To see its log, to go on, to end it:")
             for verb in ("logs", "attach", "stop"):
                 more = f" --accelerator={self.flags.accelerator} -- ..." if verb == "attach" else ""
-                print(f"  python -m launch.{NAME} {verb} --name={name} {place}{more}", flush=True)
+                self.shell.show(f"  python -m launch.{NAME} {verb} --name={name} {place}{more}")
             return code
         with uninterrupted():
             self.shell.say(f"deleting {name}")
             if self.machine.delete():
                 self.shell.say(f"{name} is deleted; exit code {code}")
                 return code
-        print(
-            f"launch.{NAME}: error: {name} could NOT be deleted and may cost money; run\n"
-            f"  {self.machine.delete_command()}",
-            file=sys.stderr,
-            flush=True,
-        )
+        with contextlib.suppress(OSError):  # as Shell.say
+            print(
+                f"launch.{NAME}: error: {name} could NOT be deleted and may cost money; run\n"
+                f"  {self.machine.delete_command()}",
+                file=sys.stderr,
+                flush=True,
+            )
         return code or FAILED
 
 

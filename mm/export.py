@@ -4,6 +4,7 @@ A folder with the format's files, `manifest.json` (what the weights are fed with
 where they are from, the sha256 of every file) and `README.md`, a model card.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 
 import mm
 from data import files
@@ -28,7 +30,10 @@ FORMAT_VERSION = 1
 _MANIFEST, _CARD = "manifest.json", "README.md"
 _UNFINISHED = "unfinished.json"  # in an object store, while files are being sent there
 # What tells two exports apart.
-_IDENTITY = ("format", "model", "objectives", "step", "weights", "preprocess", "licence")
+_IDENTITY = (
+    *("format", "model", "objectives", "step", "weights", "parameters_sha256", "preprocess"),
+    *("licence", "data_note"),
+)
 
 
 def export(
@@ -130,12 +135,22 @@ def _manifest(
         "model": bundle.model,
         "objectives": bundle.objectives,
         "parameters": sum(x.size for x in bundle.params.values()),
+        "parameters_sha256": _digest(bundle.params),
         "logits": facts.logits(bundle) or bundle.manifest.get("logits"),
     }
     given = {"licence": licence, "data_note": data_note}
     found |= {key: value for key, value in given.items() if value is not None}
     found.pop("files", None)
     return json.loads(json.dumps(found))
+
+
+def _digest(params: Mapping[str, np.ndarray]) -> str:
+    """The sha256 of all parameters with their paths."""
+    found = hashlib.sha256()
+    for path in sorted(params):
+        found.update(f"{path} {params[path].dtype} {params[path].shape}".encode())
+        found.update(np.ascontiguousarray(params[path]).view(np.uint8))
+    return found.hexdigest()
 
 
 def _snippet(format: str) -> str:
@@ -157,6 +172,12 @@ def _is_there(output: str, manifest: Mapping) -> bool:
         own, theirs = ({key: m.get(key) for key in _IDENTITY} for m in (manifest, found))
         if changed := differences(own, theirs):
             raise BadInput(f"{output}: has another export: {changed}; give another --output")
+        for name, entry in found.get("files", {}).items():
+            file = files.join(output, name)
+            if not files.exists(file) or files.size(file) != entry["bytes"]:
+                raise BadInput(
+                    f"{file}: is missing or cut, in an export that was whole; delete {output}"
+                )
         return True
     if files.is_remote(output):
         names = files.walk(output) if files.exists(output) else []

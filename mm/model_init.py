@@ -98,7 +98,10 @@ def _opened(place: formats.Place, step: int | None):
     bundle = formats.reader(place.format, "path")(place.path)
 
     def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        return {name: placed(bundle.params[name], x.sharding) for name, x in wanted.items()}
+        return {
+            name: placed(bundle.params[name].astype(x.dtype), x.sharding)
+            for name, x in wanted.items()
+        }
 
     shapes = {name: x.shape for name, x in bundle.params.items()}
     unused = tuple(bundle.manifest.get("unused", ()))

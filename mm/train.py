@@ -219,9 +219,9 @@ def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
     """The final evaluation as one flat JSON object, on the run's page and on the console."""
     if jax.process_index() != 0:
         return
+    workdir.write_json(path / "results.json", results)
     from mm.report.run import leave_page  # here, since what draws takes a second to import
 
-    workdir.write_json(path / "results.json", results)
     page = leave_page(path)
     pictures = sorted(str(picture) for picture in path.glob("*.png"))
     lines = [f"results of the last step, in {path / 'results.json'}:", show(results)]

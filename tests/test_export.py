@@ -20,6 +20,7 @@ from mm.config import BadInput, load
 from mm.export import export
 from mm.interop import facts, npz, onnx, run, stablehlo
 from mm.interop.bundle import Bundle
+from mm.interop.card import write_card
 from mm.interop.towers import build_towers, from_pixels
 from mm.runtime.checkpoint import Checkpointer
 
@@ -265,6 +266,34 @@ def test_a_folder_with_something_else_is_left_alone(fresh_run, exported, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(BadInput, match="has another export: licence .*give another --output"):
         export(str(fresh_run), output=str(exported / "npz"), licence="other")
+
+
+def test_other_weights_are_another_export(exported, tmp_path):
+    other = npz.read(str(exported / "npz"))
+    name = min(other.params)
+    other.params[name] = other.params[name] + 1
+    npz.write(other, str(tmp_path))
+    files = {"weights.npz": {"sha256": npz.sha256(str(tmp_path / "weights.npz"))}}
+    manifest = other.manifest | {"format": "npz", "files": files}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="has another export: parameters_sha256"):
+        export(f"npz:{tmp_path}", output=str(exported / "npz"), licence="MIT")
+
+
+def test_an_export_that_lost_a_part_is_not_called_whole(fresh_run, tmp_path):
+    output = tmp_path / "a"
+    export(str(fresh_run), output=str(output))
+    (output / "weights.npz").write_bytes((output / "weights.npz").read_bytes()[:-1])
+    with pytest.raises(BadInput, match="weights.npz: is missing or cut, .* delete "):
+        export(str(fresh_run), output=str(output))
+
+
+def test_the_card_of_a_text_of_unknown_tokenizer_says_what_is_known(exported):
+    manifest = json.loads((exported / "npz" / "manifest.json").read_text())
+    manifest["text"] = {"length": 8, "ids_after": [2], "pad_id": 0}
+    text = write_card(manifest, "load()")
+    assert "| text | 8 tokens |" in text and "| marks | after [2] (the end mark) |" in text
+    assert "| padding | id 0, on the right |" in text and "lowercase" not in text
 
 
 def test_what_fails_half_way_leaves_no_folder(fresh_run, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -126,7 +127,17 @@ class Retrieval:
             return None
         text, _ = examples.text_and_image(self.preprocess)
         rows = examples.spread(len(ids), _MAPS)
-        records = self.source.read(ids[rows], self.preprocess.reads)
+        records, problem = [], None
+        try:
+            records = self.source.read(ids[rows], self.preprocess.reads)
+        except Exception as error:  # told below, by all processes: what follows they do together
+            problem = error
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.array(problem is not None))
+            if problem is None and failed.any():
+                problem = OSError(f"processes {np.flatnonzero(failed).tolist()} could not read")
+        if problem is not None:
+            raise problem
         captions = [examples.caption_of(record[text]) for record in records]
         given = dict(words=self.words, batch_size=self.batch_size)
         maps = word_maps(model, self.preprocess, records, captions, **given)

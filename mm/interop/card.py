@@ -86,12 +86,17 @@ def _feeding(manifest: Mapping) -> str:
         mean, std = ([float(f"{x:.6g}") for x in image[key]] for key in ("mean", "std"))
         rows.append(("values", f"(x / 255 - mean) / std, mean {mean}, std {std}"))
     if text := manifest.get("text"):
-        rows += [
-            ("text", f"{text['length']} tokens of {text['vocab_size']:,}, tokenizer.json"),
-            ("lowercase", "yes" if text["lowercase"] else "no"),
-            ("marks", f"before {text['ids_before']}, after {text['ids_after']} (the end mark)"),
-            ("padding", f"id {text['pad_id']}, on the right; cut {text['truncation']}"),
-        ]
+        # Of a model of others whose tokenizer was not found, only a part is known.
+        vocabulary = f" of {text['vocab_size']:,}, tokenizer.json" if "vocab_size" in text else ""
+        rows.append(("text", f"{text['length']} tokens{vocabulary}"))
+        if "lowercase" in text:
+            rows.append(("lowercase", "yes" if text["lowercase"] else "no"))
+        before = f"before {text['ids_before']}, " if "ids_before" in text else ""
+        if "ids_after" in text:
+            rows.append(("marks", f"{before}after {text['ids_after']} (the end mark)"))
+        if "pad_id" in text:
+            cut = f"; cut {text['truncation']}" if "truncation" in text else ""
+            rows.append(("padding", f"id {text['pad_id']}, on the right{cut}"))
     table = "\n".join(f"| {name} | {said} |" for name, said in rows)
     ops = manifest["preprocess"]
     return f"## What it is fed with\n\n| | |\n|---|---|\n{table}\n\nAs ops: `{ops}`\n"

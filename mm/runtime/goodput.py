@@ -47,6 +47,7 @@ class Goodput:
         self._written = self._since
         self._start = {"began": now() - before, "first_step": start_step, "last_step": start_step}
         self._ended: str | None = None
+        self._warned = False
 
     @contextlib.contextmanager
     def spend(self, kind: str) -> Iterator[None]:
@@ -83,7 +84,12 @@ class Goodput:
         if self._path is not None and self._start["last_step"] > self._start["first_step"]:
             seconds = {kind: round(value, 3) for kind, value in self._seconds.items()}
             own = self._start | {"seconds": seconds, "ended": self._ended}
-            write_json(self._path, [*self._earlier, own])
+            try:
+                write_json(self._path, [*self._earlier, own])
+            except Exception as error:  # of a store or a disk: no reason to end a run
+                if not self._warned:
+                    print(f"warning: {self._path} is not written: {error}", flush=True)
+                self._warned = True
 
     def _change(self, kind: str) -> None:
         now = self._clock()
@@ -94,7 +100,13 @@ class Goodput:
 def read(path: os.PathLike | str) -> list[dict[str, Any]]:
     """The starts of a run, oldest first; [] where there is no such file."""
     path = epath.Path(path)
-    return json.loads(path.read_text()) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        print(f"warning: {path} is damaged; times of earlier starts are lost", flush=True)
+        return []
 
 
 def summary(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -221,7 +221,7 @@ def test_deleting_is_tried_again(cloud):
     assert launch(cloud).returncode == 0 and cloud.resources() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_while_waiting_it_deletes_the_request(cloud, number):
     cloud = cloud(states=[["WAITING_FOR_RESOURCES"]])
     process = start(cloud)
@@ -230,6 +230,17 @@ def test_interrupted_while_waiting_it_deletes_the_request(cloud, number):
     done = finish(process)
     assert done.returncode == 128 + number and cloud.resources() == []
     assert "run is deleted" in done.stdout
+
+
+def test_it_deletes_the_request_also_when_nobody_reads_what_it_says(cloud):
+    """As `... | tee log` after Ctrl-C, which ends both."""
+    cloud = cloud(states=[["WAITING_FOR_RESOURCES"]])
+    process = start(cloud)
+    cloud.wait_for(lambda: cloud.verbs().count("describe") > 2, "it waits for machines")
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=120)
+    assert cloud.resources() == []
 
 
 def test_interrupted_while_running_it_leaves_the_run_and_says_so(cloud):

@@ -82,6 +82,18 @@ def test_a_start_is_added_to_those_before_and_kept_when_killed(tmp_path):
     assert sum(found.values()) == pytest.approx(clock.now - starts[0]["began"])
 
 
+def test_what_cannot_be_written_or_read_ends_no_run(tmp_path, capsys):
+    clock, path = Clock(), tmp_path / "none" / "goodput.json"
+    goodput = start(path, clock)
+    goodput.step(1)
+    for _ in range(2):
+        goodput.write()
+    assert capsys.readouterr().out.count(f"warning: {path} is not written") == 1
+    (tmp_path / "goodput.json").write_text('[{"seco')
+    assert read(tmp_path / "goodput.json") == []
+    assert "is damaged; times of earlier starts are lost" in capsys.readouterr().out
+
+
 def test_a_start_without_a_step_leaves_no_trace(tmp_path):
     clock, path = Clock(), tmp_path / "goodput.json"
     goodput = start(path, clock)
