@@ -65,8 +65,9 @@ def read_parameters(
     `mm.interop.formats` guesses it; step: of a run (None: the latest). Position embeddings of
     another grid are resampled, those of a longer text cut. A parameter that the file does not have,
     or has in another shape, stays as it is drawn, if one of `allow_missing` matches it; what the
-    file has beside ours must be matched by `allow_unused`, by our path or its name. The scale of a
-    contrastive objective comes along whatever that objective is called.
+    file has beside ours must be matched by `allow_unused`, by our path or its name. What an
+    objective owns (the scale) comes along under another name, too, if the other model has one
+    objective alone and ours has one of its kind.
 
     Returns (a tree as the program's parameters, None where nothing was taken; what of the manifest
     the data must fit: the tokenizer, if the text's embedding is taken). Raises BadInput when there
