@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from launch.arms import Arm, Sweep, as_text
-from mm.config import BadInput, differences, override, plain
+from mm.config import BadInput, differences, override, plain, suggest
 
 PROBE_STEPS = 30  # of them the first compiles; the median of the others says how long one takes
 # What may differ between a run that is there and the arm: no result depends on it.
@@ -102,6 +102,28 @@ def is_finished(run: Run, runs: str) -> bool:
                 "changed: take another --workdir, or delete that folder"
             )
     return (folder / "results.json").exists()
+
+
+def check_evaluations(metric: str, arm: Arm, config: Mapping[str, Any]) -> None:
+    """Raises BadInput when no evaluation of the arm can give the metric, "NAME/..."."""
+    names = config["evals"]
+    if not any(metric.startswith(f"{name}/") for name in names):
+        first = metric.partition("/")[0]
+        raise BadInput(
+            f"metric {metric!r}: config.evals of arm {arm.name!r} has no {first!r}"
+            f"{suggest(first, names)} (have {sorted(names)})"
+        )
+
+
+def check_results(run: Run, runs: str, metric: str) -> None:
+    """Raises BadInput when the results of a finished run have no such metric."""
+    path = epath.Path(runs) / run.name / "results.json"
+    known = json.loads(path.read_text())
+    if metric not in known:
+        raise BadInput(
+            f"metric {metric!r}: is not in {path}{suggest(metric, known)}; give one of its keys: "
+            "what is finished is not repeated"
+        )
 
 
 def step_seconds(run: Run, runs: str) -> float:

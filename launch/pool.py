@@ -44,11 +44,12 @@ class Pool:
         self._environment = environment
         self._keep = [] if lock is None else [lock]
 
-    def run(self, jobs: Sequence[Job], ended: Callable[[Job, Failure | None], None]) -> bool:
-        """Runs all, in order; ended(job, failure) is called after each, which stops no other.
+    def run(self, jobs: Sequence[Job], ended: Callable[[Job, Failure | None], str]) -> bool:
+        """Runs all, in order; ended(job, failure) is called after each and says what came of it.
 
-        Returns whether it was told to stop, by SIGTERM or Ctrl-C: then what ran was told so and
-        given time to save, and `ended` was not called for it. A second Ctrl-C kills.
+        A failure stops no other. Returns whether it was told to stop, by SIGTERM or Ctrl-C: then
+        what ran was told so and given time to save, and `ended` was not called for it; so, too,
+        when `ended` raises. A second Ctrl-C kills.
         """
         stops: list[int] = []
         handlers = {
@@ -68,13 +69,11 @@ class Pool:
                     if child.poll() is not None:
                         del running[slot]
                         signal_group(child, signal.SIGKILL)  # what it left behind
-                        failure = _failure(job, child.returncode)
-                        said = "finished" if failure is None else _describe(failure)
+                        said = ended(job, _failure(job, child.returncode))
                         print(f"{job.name}: {said}", flush=True)
-                        ended(job, failure)
-            _stop([child for _, child in running.values()], stops)
             return bool(stops)
         finally:
+            _stop([child for _, child in running.values()], stops)
             for _, child in running.values():
                 signal_group(child, signal.SIGKILL)
                 child.wait()
@@ -142,10 +141,11 @@ def _failure(job: Job, code: int) -> Failure | None:
     return Failure(code, last)
 
 
-def _describe(failure: Failure) -> str:
+def describe(failure: Failure) -> str:
+    """How it ended, and the last line."""
     code = failure.exit_code
     how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-    return f"FAILED with {how}: {failure.last_line}"
+    return f"{how}: {failure.last_line}"
 
 
 def _stop(children: Sequence[subprocess.Popen], stops: Sequence[int]) -> None:

@@ -4,8 +4,9 @@
 
 Runs are in <workdir>/ARM/seed-S, the table beside them (table.md, table.csv, report.html). The same
 command goes on after a kill: a finished run is not repeated, another continues from its checkpoint.
-A run that fails is shown in the table; the others go on, and the exit code is 1. --launcher is a
-command to which the flags of main.py are appended, instead of running here:
+A run that fails is shown in the table; the others go on, and the exit code is 1; it is 75 when
+runs are not finished, by a launcher that does not wait for instance. --launcher is a command to
+which the flags of main.py are appended, instead of running here:
 
   --launcher="python -m launch.local --processes=2 -- python main.py"
 
@@ -24,15 +25,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.arms import Arm, Sweep, as_text, read_sweep
-from launch.budget import Run, is_finished, make_plan, make_run, probe, step_seconds
-from launch.pool import Failure, Job, Pool, cores, lock, shown
+from launch.budget import (
+    Run,
+    check_evaluations,
+    check_results,
+    is_finished,
+    make_plan,
+    make_run,
+    probe,
+    step_seconds,
+)
+from launch.pool import Failure, Job, Pool, cores, describe, lock, shown
 from mm.config import BadInput
 from mm.runtime.workdir import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COST = (sys.executable, "-m", "mm.planning.cost")
 TABLE = (sys.executable, "-m", "mm.report.sweep")
-STOPPED = os.EX_TEMPFAIL  # told to stop: the same command continues
+STOPPED = os.EX_TEMPFAIL  # of main.py, too: the same command continues
 
 
 class Place(NamedTuple):
@@ -48,7 +58,7 @@ class Place(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses, runs, returns the exit code: 0, 1 if a run failed, 2 for wrong input, 75 stopped."""
+    """Parses, runs, returns the exit code: 0, 1 if a run failed, 2 wrong input, 75 unfinished."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.sweep", description=__doc__.splitlines()[0]
     )
@@ -96,6 +106,8 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     arms, seeds = sweep.arms, sweep.seed_list
     print(f"# {sweep.name}: {len(arms)} arms x {len(seeds)} seeds in {place.runs}", flush=True)
     costs = dict(zip([arm.name for arm in arms], ask_costs(arms), strict=True))
+    for arm in arms:
+        check_evaluations(sweep.metric, arm, costs[arm.name]["config"])
     failed: dict[str, Failure] = {}
     steps: Mapping[str, float | None] = {arm.name: None for arm in arms}
     if "seconds" in sweep.budget:
@@ -105,8 +117,10 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
             show(todo, place)
             print("# then runs of as many steps as these say")
             return 0
-        if todo and pool.run([place.job(one) for one in todo], recorder(failed)):
+        if todo and pool.run([place.job(one) for one in todo], recorder(todo, place, failed)):
             return stopped()
+        if left := [one for one in missing(todo, place) if one.name not in failed]:
+            return unfinished(left, len(probes))
         steps = {
             name: step_seconds(one, place.runs)
             for name, one in probes.items()
@@ -131,6 +145,10 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
         show(todo, place)
         return 0
 
+    for one in wanted:
+        if one not in todo:
+            check_results(one, place.runs, sweep.metric)
+
     def write() -> None:
         record = sweep_record(sweep, file, place, plans)
         record["failed"] = {name: failure._asdict() for name, failure in failed.items()}
@@ -139,13 +157,15 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     write()
     if len(todo) < len(wanted):
         print(f"{len(wanted) - len(todo)} of {len(wanted)} runs are finished", flush=True)
-    if pool.run([place.job(one) for one in todo], recorder(failed, write)):
+    ended = recorder(todo, place, failed, sweep.metric, write)
+    if pool.run([place.job(one) for one in todo], ended):
         return stopped()
     if subprocess.run([*TABLE, str(place.workdir)]).returncode:
         print("error: the table could not be made; see above", file=sys.stderr)
         return 1
-    # A launcher may say that all is well when it has only submitted.
-    return 1 if failed or missing(wanted, place) else 0
+    left = [one for one in missing(wanted, place) if one.name not in failed]
+    code = unfinished(left, len(wanted)) if left else 0
+    return 1 if failed else code
 
 
 def missing(runs: Iterable[Run], place: Place) -> list[Run]:
@@ -159,15 +179,43 @@ def show(runs: Sequence[Run], place: Place) -> None:
         print(shown(place.job(one)))
 
 
-def recorder(failed: dict[str, Failure], then: Callable[[], None] = lambda: None) -> Callable:
-    """Puts the failure of a job among the others."""
+def recorder(
+    runs: Sequence[Run],
+    place: Place,
+    failed: dict[str, Failure],
+    metric: str | None = None,
+    then: Callable[[], None] = lambda: None,
+) -> Callable[[Job, Failure | None], str]:
+    """Says what came of a job of `runs`, and puts its failure among the others.
 
-    def ended(job: Job, failure: Failure | None) -> None:
-        if failure is not None:
+    It raises BadInput when there are results without the metric.
+    """
+    by_name = {one.name: one for one in runs}
+
+    def ended(job: Job, failure: Failure | None) -> str:
+        if failure is not None and failure.exit_code != STOPPED:
             failed[job.name] = failure
             then()
+            return f"FAILED with {describe(failure)}"
+        # A launcher may say that all is well when it has only submitted.
+        if not is_finished(by_name[job.name], place.runs):
+            return f"NOT FINISHED: exit code {STOPPED if failure else 0}, and no results"
+        if metric is not None:
+            check_results(by_name[job.name], place.runs, metric)
+        return "finished"
 
     return ended
+
+
+def unfinished(left: Sequence[Run], number: int) -> int:
+    """Says which, of so many, and how to go on."""
+    names = ", ".join(one.name for one in left[:3]) + ", ..." * (len(left) > 3)
+    print(
+        f"launch.sweep: {len(left)} of {number} runs are not finished ({names}); the same command "
+        "continues",
+        flush=True,
+    )
+    return STOPPED
 
 
 def stopped() -> int:

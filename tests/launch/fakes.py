@@ -5,7 +5,8 @@
   python tests/launch/fakes.py run --config=... ...       main.py
 
 FAKE_FAIL and FAKE_HOLD name runs as "ARM/seed-S": the one fails, the other writes its process id
-and waits to be killed. Every run adds its name to starts.txt in the folder of the sweep.
+and waits to be killed; FAKE_LATER, "ARM/seed-S=CODE,...", those that end without results. Every run
+adds its name to starts.txt in the folder of the sweep.
 """
 
 import json
@@ -63,6 +64,9 @@ def run() -> int:
     if name == os.environ.get("FAKE_FAIL"):
         print("error: the loss of step 7 is nan\n")
         return 1
+    later = dict(one.split("=") for one in os.environ.get("FAKE_LATER", "").split(",") if one)
+    if name in later:
+        return int(later[name])
     if name == os.environ.get("FAKE_HOLD"):
         stops = []
         signal.signal(signal.SIGTERM, lambda *_: stops.append(1))

@@ -214,10 +214,53 @@ def test_a_config_that_is_refused_names_the_arm_before_anything_runs(file, tmp_p
     assert done.stderr == "error: arm 'huge': unknown config key 'wrong'\n"
 
 
-def test_a_metric_that_no_run_has_gets_the_nearest(file, tmp_path):
+def test_a_metric_of_no_evaluation_is_refused_before_anything_runs(file, tmp_path):
+    file.write_text(FILE.replace("unseen/score", "unsen/score"))
+    done = run(file, tmp_path / "runs")
+    assert done.returncode == 2 and not (tmp_path / "runs/starts.txt").exists()
+    assert done.stderr == (
+        "error: metric 'unsen/score': config.evals of arm 'narrow' has no 'unsen'; "
+        "did you mean 'unseen'? (have ['unseen'])\n"
+    )
+
+
+def test_a_metric_that_the_first_results_have_not_stops_the_sweep(file, tmp_path):
     file.write_text(FILE.replace("unseen/score", "unseen/scoer"))
     done = run(file, tmp_path / "runs")
-    assert done.returncode == 1 and "did you mean 'unseen/score'" in done.stderr
+    assert done.returncode == 2 and starts(tmp_path / "runs") == ["narrow/seed-0"]
+    assert "did you mean 'unseen/score'" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_wrong_metric_leaves_the_table_and_its_record_as_they_were(file, tmp_path, whole):
+    workdir = tmp_path / "runs"
+    shutil.copytree(whole[0], workdir)
+    file.write_text(FILE.replace("unseen/score", "unseen/scoer"))
+    assert run(file, workdir).returncode == 2
+    assert tables(workdir) == tables(whole[0])
+    assert (workdir / "sweep.json").read_text() == (whole[0] / "sweep.json").read_text()
+
+
+def test_one_that_saved_and_one_only_submitted_are_not_finished_but_not_failed(
+    file, tmp_path, whole
+):
+    workdir = tmp_path / "runs"
+    shutil.copytree(whole[0], workdir)
+    shutil.rmtree(workdir / "wide/seed-1")
+    shutil.rmtree(workdir / "huge/seed-1")
+    done = run(file, workdir, FAKE_LATER="wide/seed-1=75,huge/seed-1=0")
+    assert done.returncode == 75
+    assert "wide/seed-1: NOT FINISHED: exit code 75, and no results" in done.stdout
+    assert "huge/seed-1: NOT FINISHED: exit code 0, and no results" in done.stdout
+    assert "2 of 9 runs are not finished (wide/seed-1, huge/seed-1); the same" in done.stdout
+    table = (workdir / "table.md").read_text()
+    assert "wide/seed-1: is not finished" in table and "exit code" not in table
+
+
+def test_a_probe_that_is_not_finished_ends_it_for_now(file, tmp_path):
+    file.write_text(FILE.replace("examples=800", "seconds=100"))
+    done = run(file, tmp_path / "runs", FAKE_LATER="wide/probe=75")
+    assert done.returncode == 75 and len(starts(tmp_path / "runs")) == 3
+    assert "1 of 3 runs are not finished (wide/probe)" in done.stdout and not done.stderr
 
 
 def test_seconds_are_turned_into_steps_by_a_probe(file, tmp_path):
