@@ -16,14 +16,10 @@ from typing import Any
 
 import jax
 
-from data import sources
-from data.loader import train_batches
 from mm import registry
 from mm.config import flatten, load, plain
-from mm.model_init import read_parameters, spec_of
+from mm.planning.keys import check_groups
 from mm.program import Program, build_program
-from mm.runtime.checkpoint import Checkpointer
-from mm.train import Logging
 from tests import pods
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,12 +29,6 @@ MORE = {
     "pairs": ["size=tiny"],
     "video": ["size=tiny", "modality=audio", "modality=audio,size=tiny"],
 }
-# To the input, by the program.
-GIVEN = ("global_batch_size", "seed", "sharding", "start_step", "bad_examples")
-
-
-for module in set(sources._MODULES.values()):  # registers them
-    importlib.import_module(f"data.sources.{module}")
 
 
 def cases() -> dict[str, str]:
@@ -66,27 +56,10 @@ def built(path_and_arg: str) -> tuple[Program, dict[str, Any]]:
     with registry.recording() as values:
         program = build_program(config, devices)
         recipe = program.recipe
-        registry.check(Logging, recipe.log, "config.log")
-        registry.check(Checkpointer, recipe.checkpoint, "config.checkpoint", ["directory"])
-        if recipe.model_init is not None:
-            init = spec_of(recipe.model_init)
-            registry.check(read_parameters, init, "config.model_init", ["program"])
-        check_input(recipe.input, "config.input", train_batches, GIVEN)
-        for name, spec in recipe.evals.items():
-            spec = {"every_steps": None, **spec}
-            values[f"config.evals.{name}.every_steps"] = spec.pop("every_steps")
-            evaluator = registry.find("evaluator", spec.pop("name"), name)
-            check_input(spec, f"config.evals.{name}", evaluator)
+        check_groups(recipe)
+    values |= {f"config.evals.{name}.every_steps": None for name in recipe.evals}
     values |= {f"config.{key}": value for key, value in flatten(plain(config))}
     return program, {key: plain(value) for key, value in values.items()}
-
-
-def check_input(spec: Mapping, where: str, reader: Any, given: tuple[str, ...] = ()) -> None:
-    """Checks, and so records, an input whose files may not be there."""
-    source = dict(spec["source"])
-    registry.check(registry.find("source", source.pop("name"), where), source, f"{where}.source")
-    rest = {key: value for key, value in spec.items() if key not in ("source", "preprocess")}
-    registry.check(reader, rest, where, ("source", "preprocess", *given))
 
 
 def text(path_and_arg: str) -> str:

@@ -77,10 +77,24 @@ class Source(Protocol):
 
 def open_source(spec: Mapping, where: str) -> Source:
     """Opens {"name": "tfds", ...}; raises BadInput, prefixed with `where`, when it cannot."""
-    name = spec.get("name")
+    _register(spec.get("name"))
+    return registry.build("source", spec, where)
+
+
+def check_source(spec: Mapping, where: str) -> None:
+    """Raises BadInput for a wrong name, key or type; looks for no file."""
+    _register(spec.get("name"))
+    rest = {key: value for key, value in spec.items() if key != "name"}
+    registry.check(registry.find("source", spec.get("name"), where), rest, where)
+    if spec["name"] == "mixture":
+        for name, part in spec["parts"].items():
+            check_source(part, f"{where}.parts.{name}")
+
+
+def _register(name: str | None) -> None:
+    """Loads the module of that source; all, if there is none, for the message."""
     for module in [_MODULES[name]] if name in _MODULES else sorted(set(_MODULES.values())):
         importlib.import_module(f"data.sources.{module}")
-    return registry.build("source", spec, where)
 
 
 def first_whole(source: Source, keys: Sequence[str], make: Callable[[int, dict], T]) -> T:

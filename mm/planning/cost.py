@@ -6,6 +6,7 @@
 Prints a JSON list in the order of the input. `launch.sweep` asks it, which loads no JAX itself.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 
 from mm.config import BadInput, load, override, plain
+from mm.planning.keys import check_keys
 from mm.program import build_program
 
 
@@ -22,7 +24,8 @@ def cost(config: str, overrides: Sequence[Sequence[str]]) -> dict[str, Any]:
     """{"config": as `mm.config.plain` gives it, "parameters": their number, "frozen": how many of
     them are not trained, "flops": of the matmuls of a training step on all devices}.
 
-    Raises BadInput for a config that cannot work. Its sharding is not tried: there is one device.
+    Raises BadInput for a config that cannot work, as far as its keys tell: neither its data nor its
+    devices need be here.
     """
     found = load(config)
     override(found, [(key, text) for key, text in overrides])
@@ -30,6 +33,7 @@ def cost(config: str, overrides: Sequence[Sequence[str]]) -> dict[str, Any]:
     with found.unlocked(), found.ignore_type():
         found.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="dp")
     program = build_program(found, jax.devices()[:1])
+    check_keys(dataclasses.replace(program.recipe, sharding=given["sharding"]))
     sizes = {
         "/".join(str(getattr(key, "key", key)) for key in path): math.prod(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(program.state.params)

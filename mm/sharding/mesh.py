@@ -37,10 +37,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     multiply to the device count, and when `replica` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    for axis in shape:
-        if axis not in AXES:
-            hint = suggest(axis, AXES)
-            raise BadInput(f"config.sharding.mesh: unknown axis {axis!r}{hint} (have {AXES})")
+    check_axes(shape)
     sizes = [shape.get(axis, 1) for axis in AXES]
     fixed = int(np.prod([size for size in sizes if size != -1]))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -68,6 +65,14 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             (replica // slices, *inner), (slices, 1, 1), devices, allow_split_physical_axes=True
         )
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_axes(shape: Mapping[str, int]) -> None:
+    """Raises BadInput on an axis that no mesh has."""
+    for axis in shape:
+        if axis not in AXES:
+            hint = suggest(axis, AXES)
+            raise BadInput(f"config.sharding.mesh: unknown axis {axis!r}{hint} (have {AXES})")
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:

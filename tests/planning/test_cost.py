@@ -7,9 +7,11 @@ import jax
 import pytest
 
 from launch.arms import as_text, read_sweep
-from mm.config import BadInput
+from mm.config import BadInput, override, plain
 from mm.planning.cost import cost, costs
+from mm.planning.keys import check_keys
 from mm.program import build_program
+from mm.recipe import Recipe
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,44 @@ def test_the_devices_of_a_config_need_not_be_here():
 def test_what_is_refused_names_the_arm():
     with pytest.raises(BadInput, match="arm 'b': unknown config key 'sed'"):
         costs([{"name": "b", "config": "tests/tiny.py", "overrides": [("sed", "1")]}])
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("log.evry_steps", "1", "config.log: unknown key 'evry_steps'; did you mean 'every_steps'"),
+        ("checkpoint.keep", "1", "config.checkpoint: unknown key 'keep'"),
+        ("checkpoint.keep_best", "seen/x", "config.checkpoint.keep_best='seen/x': no such eval"),
+        ("sharding.mesh.fspd", "1", "unknown axis 'fspd'; did you mean 'fsdp'"),
+        ("sharding.rules", "fdsp", "config.sharding.rules='fdsp': expected one of"),
+        ("input.prefech", "1", "config.input: unknown key 'prefech'; did you mean 'prefetch'"),
+        ("input.source.sise", "1", "config.input.source: unknown key 'sise'"),
+        ("input.preprocess", "resise(8)", "config.input.preprocess: no op 'resise'"),
+        ("evals.held_out.batchsize", "1", "config.evals.held_out: unknown key 'batchsize'"),
+        ("evals.held_out.name", "retrival", "no evaluator 'retrival'; did you mean 'retrieval'"),
+    ],
+)
+def test_a_typo_in_a_group_is_found_without_data_or_devices(key, value, said):
+    config = tiny.get_config()
+    override(config, [(key, value)])
+    with pytest.raises(BadInput) as error:
+        check_keys(Recipe(**plain(config)))
+    assert said in str(error.value)
+
+
+def test_a_typo_in_a_part_of_a_mixture_is_found():
+    config = tiny.get_config()
+    part = {"name": "jsonl", "path": "not_here.jsonl"}
+    config.input.source = {"name": "mixture", "parts": {"one": part}}
+    check_keys(Recipe(**plain(config)))
+    config.input.source.parts.one.paht = "x"
+    with pytest.raises(BadInput, match=r"config.input.source.parts.one: unknown key 'paht'"):
+        check_keys(Recipe(**plain(config)))
+
+
+def test_a_cost_comes_after_the_keys():
+    with pytest.raises(BadInput, match="config.log: unknown key 'evry_steps'"):
+        cost("tests/tiny.py", [("log.evry_steps", "1")])
 
 
 @pytest.mark.slow
