@@ -1,22 +1,18 @@
 """Commands run a few at a time, each on cores of its own; they end when this process does."""
 
-import contextlib
-import fcntl
 import os
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from launch.processes import signal_group, start
-from mm.config import BadInput
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0  # for a run to save when told to stop
-LOCK_SECONDS = 60.0  # for what a killed owner started to be gone
 
 
 class Job(NamedTuple):
@@ -98,34 +94,6 @@ def cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[int]:
-    """Holds a folder, which is made if need be; gives the file descriptor that does.
-
-    A process that inherits it holds it, too, so that a killed owner's children are waited for.
-    Raises BadInput when the folder is still in use after a minute.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a+") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise BadInput(
-                        f"{folder} is in use by {file.read().strip() or 'another sweep'}, or by "
-                        "what it started; wait for it, stop it, or give another --workdir"
-                    ) from None
-                time.sleep(_POLL_SECONDS)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
-        yield file.fileno()
 
 
 def shown(job: Job) -> str:

@@ -35,13 +35,14 @@ from launch.budget import (
     probe,
     step_seconds,
 )
-from launch.pool import Failure, Job, Pool, cores, describe, lock, shown
+from launch.pool import Failure, Job, Pool, cores, describe, shown
 from mm.config import BadInput
-from mm.runtime.workdir import write_json
+from mm.runtime.workdir import lock, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COST = (sys.executable, "-m", "mm.planning.cost")
 TABLE = (sys.executable, "-m", "mm.report.sweep")
+LOCK_SECONDS = 60.0  # for what a killed owner started to be gone
 STOPPED = os.EX_TEMPFAIL  # of main.py, too: the same command continues
 
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workdir = flags.workdir or Path("workdirs/sweeps") / sweep.name
         command = shlex.split(flags.launcher or "") or [sys.executable, "main.py"]
         place = Place(workdir, flags.runs or str(workdir), command)
-        with contextlib.nullcontext() if flags.dry_run else lock(workdir) as held:
+        with contextlib.nullcontext() if flags.dry_run else lock(workdir, LOCK_SECONDS) as held:
             pool = None
             if not flags.dry_run:
                 environment = {**os.environ, **missing_environment()}

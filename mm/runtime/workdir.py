@@ -25,6 +25,7 @@ _PACKAGES = (
     "jax jaxlib libtpu flax optax orbax-checkpoint tensorstore numpy tensorflow tensorflow-cpu "
     "tensorflow-datasets array-record tokenizers sentencepiece ftfy ml-collections einops"
 ).split()
+_LOCK_POLL_SECONDS = 0.2
 
 
 def is_remote(path: os.PathLike | str) -> bool:
@@ -71,32 +72,39 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: os.PathLike | str) -> Iterator[None]:
+def lock(workdir: os.PathLike | str, wait_seconds: float = 0.0) -> Iterator[int | None]:
     """Holds the local workdir for this process; creates it if need be. Call it on process 0 only.
 
-    The lock is the kernel's (flock), so it goes with the process however that dies. An object
-    store has none: there the scheduler must not start a run twice.
-    Raises BadInput with the owner's pid and host when the workdir is in use.
+    Gives the file descriptor that does: a process that inherits it holds the workdir, too. The lock
+    is the kernel's (flock), so it goes with the processes however they die. An object store has
+    none (None): there the scheduler must not start a run twice.
+    Raises BadInput with the owner's pid and host when the workdir is still in use by then.
     """
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     if is_remote(workdir):
-        yield
+        yield None
         return
     with open(Path(workdir) / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise BadInput(
-                f"workdir {os.fspath(workdir)} is in use by {owner}; "
-                "wait for it, stop it, or give another --workdir"
-            ) from None
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(_LOCK_POLL_SECONDS)
+                    continue
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise BadInput(
+                    f"workdir {os.fspath(workdir)} is in use by {owner}, or by what it started; "
+                    "wait for it, stop it, or give another --workdir"
+                ) from None
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {started}")
         file.flush()
-        yield
+        yield file.fileno()
 
 
 def check_config(

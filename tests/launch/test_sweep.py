@@ -177,7 +177,7 @@ def test_a_second_sweep_of_the_same_folder_is_refused(file, tmp_path):
     process = start(file, workdir, FAKE_HOLD="narrow/seed-0")
     pid_in(workdir / "narrow/seed-0/pid")
     code = (
-        "import sys; from launch import pool, sweep; pool.LOCK_SECONDS = 0;"
+        "import sys; from launch import sweep; sweep.LOCK_SECONDS = 0;"
         f"sys.exit(sweep.main([{str(file)!r}, '--workdir={workdir}']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
