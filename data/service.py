@@ -30,7 +30,8 @@ from data.chunks import Chunk, Maker, Span, fill
 from data.faults import Fault
 from data.files import ReadError
 from data.profile import Profile, stage
-from mm.config import BadInput, load, override, plain, split_overrides
+from mm.config import BadInput, load, override, plain
+from mm.overrides import split_overrides
 
 log = logging.getLogger(__name__)
 _SERVICE = tf.data.experimental.service

@@ -10,6 +10,8 @@ from typing import NamedTuple, NoReturn
 
 from launch.revision import ROOT
 from launch.shell import FAILED, REFUSED, Failure, Interrupted, Shell, interruptible
+from main import make_parser
+from mm.overrides import split_overrides
 
 
 class Run(NamedTuple):
@@ -91,7 +93,7 @@ def positive(text: str) -> int:
 def read_run(arguments: Sequence[str]) -> Run:
     """The flags of main.py; a `python main.py` before them is dropped.
 
-    Raises Failure when they start another program.
+    Raises Failure when they start another program; exits with 2 when main.py would for a flag.
     """
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
@@ -102,23 +104,10 @@ def read_run(arguments: Sequence[str]) -> Run:
                 REFUSED,
             )
         arguments = arguments[2:]
-    overrides, rest, position = [], [], 0
-    while position < len(arguments):  # as mm.config.split_overrides
-        taken = arguments[position : position + 1]
-        follows = arguments[position + 1 : position + 2]
-        if taken[0].startswith("--config."):
-            if "=" not in taken[0] and follows and not follows[0].startswith("--"):
-                taken += follows
-            overrides += taken
-        else:
-            rest += taken
-        position += len(taken)
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--config")
-    parser.add_argument("--workdir")
-    parser.add_argument("--mode", default="train")
-    known, _ = parser.parse_known_args(rest)
-    return Run(tuple(arguments), known.config, known.workdir, known.mode, tuple(overrides))
+    overrides, rest = split_overrides(arguments)
+    flags = make_parser().parse_args(rest)
+    overrides = tuple(f"--config.{key}={value}" for key, value in overrides)
+    return Run(tuple(arguments), flags.config, flags.workdir, flags.mode, overrides)
 
 
 def default_name(run: Run) -> str:

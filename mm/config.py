@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -97,21 +97,6 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
             )
         values[key] = _converted(f"config argument {key}", text, defaults[key])
     return values
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Takes `--config.key=value` and `--config.key value` out of the command line."""
-    overrides, rest, arguments = [], [], list(arguments)
-    while arguments:
-        argument = arguments.pop(0)
-        if not argument.startswith("--config."):
-            rest.append(argument)
-            continue
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not equals and arguments and not arguments[0].startswith("--"):
-            value = arguments.pop(0)
-        overrides.append((key, value))
-    return overrides, rest
 
 
 def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> None:

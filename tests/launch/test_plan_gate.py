@@ -42,7 +42,7 @@ def test_flags_of_main_are_read_as_main_reads_them():
         "--config.flip",
         "--step=2",
     ]
-    want = Run(tuple(given), "c.py:a=1", "w", "train", ("--config.seed", "3", "--config.flip"))
+    want = Run(tuple(given), "c.py:a=1", "w", "train", ("--config.seed=3", "--config.flip="))
     assert read_run(given) == want
     assert read_run(["python", "main.py", *given]) == want
     assert read_run([".venv/bin/python", "./main.py", "--mode=eval"]).mode == "eval"
@@ -52,6 +52,15 @@ def test_another_program_is_refused():
     with pytest.raises(Failure, match="expected flags of main.py") as error:
         read_run(["python", "-m", "bench.plans"])
     assert error.value.code == REFUSED
+
+
+def test_a_flag_that_main_has_not_is_refused_before_machines_are_asked_for(capsys):
+    for flag in ("--mode=evl", "--worksdir=w"):
+        with pytest.raises(SystemExit) as error:
+            read_run(["--config=c.py", flag])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert error.value.code == REFUSED and said.startswith("main.py: error: ")
+        assert flag.partition("=")[2 * flag.startswith("--mode")] in said
 
 
 def test_what_is_not_training_has_no_plan(tmp_path):

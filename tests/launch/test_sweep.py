@@ -13,7 +13,8 @@ import pytest
 
 from launch import budget
 from launch.arms import Arm, make_sweep
-from mm.config import BadInput, load, override, plain, split_overrides
+from mm.config import BadInput, load, override, plain
+from mm.overrides import split_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = [sys.executable, "tests/launch/fakes.py", "sweep"]
