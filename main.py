@@ -30,6 +30,7 @@ _OF = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Parses the flags, runs a mode, exits (with 2 when the input was wrong)."""
+    import mm.installed  # noqa: F401
     from mm.overrides import split_overrides
 
     parser = make_parser()
