@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.processes import signal_group, start
-from launch.request import count, positive
-from launch.shell import PREEMPTED, REFUSED
+from launch.request import count, positive, read_run
+from launch.revision import ROOT
+from launch.shell import PREEMPTED, REFUSED, Failure
 
 _POLL_SECONDS = 0.05
 _FAILED_GRACE_SECONDS = 5.0
@@ -60,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     if not command:
         parser.error("no command; put it after --")
+    if shutil.which(command[0]) is None:
+        parser.error(f"{command[0]} is not installed, or not on PATH")
+    if len(command) > 1 and Path(command[1]).resolve() == ROOT / "main.py":
+        try:
+            read_run(command)
+        except Failure as error:
+            parser.error(str(error))
     if flags.dry_run:
         log_dir = flags.log_dir or Path(tempfile.gettempdir(), "launch-local-...")
         show(command, flags.processes, flags.devices_per_process, log_dir)

@@ -93,7 +93,8 @@ def positive(text: str) -> int:
 def read_run(arguments: Sequence[str]) -> Run:
     """The flags of main.py; a `python main.py` before them is dropped.
 
-    Raises Failure when they start another program; exits with 2 when main.py would for a flag.
+    Raises Failure when they start another program, and for a flag of the launcher; exits with 2
+    when main.py would for a flag.
     """
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
@@ -105,6 +106,8 @@ def read_run(arguments: Sequence[str]) -> Run:
             )
         arguments = arguments[2:]
     overrides, rest = split_overrides(arguments)
+    if "--dry_run" in rest:
+        raise Failure("--dry_run after --: is a flag of the launcher, put it before --", REFUSED)
     flags = make_parser().parse_args(rest)
     overrides = tuple(f"--config.{key}={value}" for key, value in overrides)
     return Run(tuple(arguments), flags.config, flags.workdir, flags.mode, overrides)

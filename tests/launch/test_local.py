@@ -51,6 +51,21 @@ def _alive(pid):
 _PID_AND_WAIT = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 
 
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        (["no-such-program"], "no-such-program is not installed, or not on PATH"),
+        ([sys.executable, "main.py", "--config=c", "--dry_run"], "put it before --"),
+        ([sys.executable, "main.py", "--config=c", "--mode=evl"], "invalid choice: 'evl'"),
+    ],
+)
+def test_a_command_that_cannot_work_is_refused_in_one_line(tmp_path, capsys, command, said):
+    with pytest.raises(SystemExit) as error:
+        local.main([f"--log_dir={tmp_path / 'logs'}", "--", *command])
+    assert error.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "logs").exists()
+
+
 def test_each_process_gets_its_place_and_its_log(tmp_path):
     code = _INDEX + "print(index, os.environ['MM_NUM_PROCESSES'], os.environ['MM_COORDINATOR'])"
     done = _run(tmp_path, code, "--processes=3")
