@@ -36,6 +36,9 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 1.75e9),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 1.75e9),
 }
+# The two cores of a v4 are one device, as they are on its machines; libtpu alone would make two of
+# them. Those of a v5p are one anyway, others have one.
+CORES_AS_ONE = {"v4": "megacore"}
 # NVIDIA's data sheets: memory (in 1e9 bytes), dense bfloat16, bandwidth.
 GPUS = {
     "a100": Chip(80e9, 312e12, 2039e9),
@@ -83,11 +86,12 @@ def open_topology(name: str) -> Topology:
     if kind in GPUS:
         return Topology(name, GPUS[kind], tuple(map(StandIn, range(slices * int(shape)))))
     _find_libtpu()
+    options = {"chip_config_name": CORES_AS_ONE[kind]} if kind in CORES_AS_ONE else {}
+    if slices > 1:
+        options["num_slices"] = slices
     try:
         found = topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=f"{kind}:{shape}",
-            **({"num_slices": slices} if slices > 1 else {}),
+            platform="tpu", topology_name=f"{kind}:{shape}", **options
         )
     except Exception as error:  # jaxlib raises several kinds, for one cause
         reason = str(error).strip().splitlines()[0]
