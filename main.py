@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-MODES = ("train", "eval", "embed", "plan", "export")
 # Flags that go with some modes only.
 _OF = {
     "step": ("eval", "embed", "export"),
@@ -30,8 +29,8 @@ _OF = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Parses the flags, runs a mode, exits (with 2 when the input was wrong)."""
-    import mm.installed  # noqa: F401
-    from mm.overrides import split_overrides
+    import launch.installed  # noqa: F401
+    from command_line import make_parser, split_overrides
 
     parser = make_parser()
     overrides, rest = split_overrides(sys.argv[1:] if arguments is None else arguments)
@@ -80,56 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, BadInput) else 1
     distributed.leave(code)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Of all flags but those of the config. Launchers read by it what they pass on."""
-    parser = argparse.ArgumentParser(
-        prog="main.py",
-        description=__doc__.splitlines()[0],
-        allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,
-    )
-    parser.add_argument(
-        "--config", help="configs/NAME.py or configs/NAME.py:ARG (for export: default, the run's)"
-    )
-    parser.add_argument("--workdir", help="where the run lives (gs:// works too), or its plan")
-    parser.add_argument("--mode", default="train", choices=MODES)
-    parser.add_argument(
-        "--step", help="for eval, embed, export: the checkpoint: a number, latest (default) or best"
-    )
-    parser.add_argument(
-        "--source", help="for embed: a path or a source's spec (default: config.input.source)"
-    )
-    parser.add_argument(
-        "--preprocess", help="for embed, export: ops (default: those of the retrieval)"
-    )
-    parser.add_argument("--output", help="for embed, export: a folder (default: in --workdir)")
-    parser.add_argument(
-        "--format",
-        help="for export: npz (default), hf, open_clip, stablehlo, saved_model, onnx, big_vision; "
-        "for embed: parquet (default) or npy",
-    )
-    parser.add_argument("--weights", help="for export: trained (default) or average")
-    parser.add_argument("--licence", help="for export: of the weights, such as apache-2.0")
-    parser.add_argument("--data_note", help="for export: a sentence on the data, for the card")
-    parser.add_argument(
-        "--topology",
-        help="for plan: TPUs to compile for, as v5e:16x16 or 2*v5e:16x16 (two slices), or h100:64",
-    )
-    parser.add_argument(
-        "--sweep",
-        nargs="?",
-        const="batch,remat,mesh",
-        help="for plan: try several of these (default: of all three) and print a table",
-    )
-    parser.add_argument(
-        "--config.KEY",
-        metavar="VALUE",
-        dest="_",
-        help="set any key of the config, e.g. --config.seed=1",
-    )
-    return parser
 
 
 def run(flags: argparse.Namespace, config) -> int:

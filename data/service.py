@@ -26,12 +26,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import gen_script_ops, script_ops
 
+from command_line import split_overrides
 from data.chunks import Chunk, Maker, Span, fill
 from data.faults import Fault
 from data.files import ReadError
 from data.profile import Profile, stage
 from mm.config import BadInput, load, override, plain
-from mm.overrides import split_overrides
 
 log = logging.getLogger(__name__)
 _SERVICE = tf.data.experimental.service

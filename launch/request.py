@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from command_line import make_parser, split_overrides
 from launch.revision import ROOT
 from launch.shell import FAILED, REFUSED, Failure, Interrupted, Shell, interruptible
-from main import make_parser
-from mm.overrides import split_overrides
 
 
 class Run(NamedTuple):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mm.installed  # noqa: F401
+import launch.installed  # noqa: F401
 from launch.arms import Arm, Sweep, as_text, read_sweep
 from launch.budget import (
     Run,

@@ -15,8 +15,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from command_line import split_overrides
 from mm.config import BadInput, load, override, plain
-from mm.overrides import split_overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from command_line import split_overrides
 from launch import budget
 from launch.arms import Arm, make_sweep
 from mm.config import BadInput, load, override, plain
-from mm.overrides import split_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = [sys.executable, "tests/launch/fakes.py", "sweep"]
