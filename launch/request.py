@@ -1,6 +1,7 @@
 """What all launchers ask and check: flags, the command after --, a name, the plan."""
 
 import argparse
+import difflib
 import hashlib
 import re
 import sys
@@ -127,8 +128,10 @@ def folder_of(flags: argparse.Namespace) -> Path:
 def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str | None) -> None:
     """Shows the plan of the config on `topology`; raises Failure if it does not fit.
 
-    With --force what does not fit, or cannot be planned, is submitted all the same.
+    With --force what does not fit, or cannot be planned, is submitted all the same. A config that
+    is not there is a Failure also in a dry run, and without a plan.
     """
+    _check_config(flags.code, run.config)
     if topology is None or run.mode != "train":
         shell.say(f"no plan: {'CPUs' if topology is None else f'--mode={run.mode}'}")
         return
@@ -149,6 +152,14 @@ def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str 
     if not flags.force:
         raise Failure(f"{wrong}; not submitted (--force submits it all the same)", REFUSED)
     shell.say(f"{wrong}; submitted all the same: --force")
+
+
+def _check_config(code: Path, config: str) -> None:
+    path = code / config.partition(":")[0]
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.py")])
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise Failure(f"--config={config}: no such file in {code}{hint}", REFUSED)
 
 
 def entry(name: str, work: Callable[[Sequence[str] | None], int]) -> NoReturn:

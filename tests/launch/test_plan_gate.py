@@ -63,9 +63,17 @@ def test_a_flag_that_main_has_not_is_refused_before_machines_are_asked_for(capsy
         assert flag.partition("=")[2 * flag.startswith("--mode")] in said
 
 
+def test_a_config_that_is_not_there_is_refused_in_a_dry_run_too(tmp_path):
+    cloud = Cloud(tmp_path)
+    flags = ("--accelerator=v6e-16", "--image=I", f"--code={cloud.code}", "--dry_run")
+    done = cloud.run("gke", *flags, "--", "--config=configs/siglop.py:a=1", "--workdir=gs://b")
+    assert done.returncode == REFUSED and done.stderr.count("\n") == 1
+    assert "no such file in" in done.stderr and "did you mean 'siglip.py'" in done.stderr
+
+
 def test_what_is_not_training_has_no_plan(tmp_path):
     cloud = Cloud(tmp_path)
     cloud.variables["FAKE_PLAN"] = "1"  # would be refused
     flags = ("--accelerator=v6e-16", "--image=I", f"--code={cloud.code}", "--dry_run")
-    done = cloud.run("gke", *flags, "--", "--config=c", "--workdir=gs://b", "--mode=eval")
+    done = cloud.run("gke", *flags, "--", "--config=c.py", "--workdir=gs://b", "--mode=eval")
     assert done.returncode == 0 and "no plan: --mode=eval" in done.stdout

@@ -1,0 +1,1 @@
+"""A config, which the stand-in for main.py does not read."""
