@@ -1,11 +1,13 @@
 """What all launchers ask and check: flags, the command after --, a name, the plan."""
 
 import argparse
+import contextlib
 import difflib
 import hashlib
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -40,13 +42,22 @@ class Parser(argparse.ArgumentParser):
             "--dry_run", action="store_true", help="print what would be done, do nothing"
         )
         self.add_argument(
-            "--force", action="store_true", help="submit also what the plan says does not fit"
+            "--force",
+            action="store_true",
+            help="submit what does not fit, stop what is silent",
         )
         self.add_argument(
             "--code", type=Path, default=ROOT, help="the checkout to run (default: this one)"
         )
         self.add_argument(
             "--restarts", type=count, default=0, help="after a failure, at most (default 0)"
+        )
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+        self.add_argument(
+            "--compilation_cache",
+            default=cache if "://" in cache else None,
+            help="a folder that runs share compiled programs in, as gs://bucket/cache (default: "
+            "JAX_COMPILATION_CACHE_DIR, if it is such a folder)",
         )
         self.add_argument(
             "--poll_seconds", type=float, default=20.0, help="between looks at a state (default 20)"
@@ -162,6 +173,19 @@ def _check_config(code: Path, config: str) -> None:
         raise Failure(f"--config={config}: no such file in {code}{hint}", REFUSED)
 
 
+@contextlib.contextmanager
+def telling(flags: argparse.Namespace) -> Iterator[None]:
+    """What one reads after Ctrl-C in a verb."""
+    try:
+        yield
+    except Interrupted as error:
+        if flags.verb == "stop":
+            error.left = f"{flags.name} may still be there, and run: stop it again"
+        elif flags.verb != "run":
+            error.left = "nothing was changed"
+        raise
+
+
 def entry(name: str, work: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Runs a launcher's `work` and exits; failures are one line."""
     try:
@@ -171,6 +195,6 @@ def entry(name: str, work: Callable[[Sequence[str] | None], int]) -> NoReturn:
         print(f"launch.{name}: error: {error}", file=sys.stderr, flush=True)
         code = error.code
     except Interrupted as error:
-        print(f"launch.{name}: {error}; nothing was started", file=sys.stderr, flush=True)
+        print(f"launch.{name}: {error}; {error.left}", file=sys.stderr, flush=True)
         code = error.code
     sys.exit(code)

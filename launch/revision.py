@@ -41,6 +41,10 @@ class Code(NamedTuple):
             f"(sha256 {self.digest}) of {', '.join(self.changed)}"
         )
 
+    def record(self) -> dict[str, object]:
+        """What REVISION says, and the run's environment.json with it."""
+        return {"revision": self.revision, "dirty": bool(self.diff), "diff_sha256": self.digest}
+
     @property
     def digest(self) -> str:
         """Of the diff, shortened."""
@@ -60,8 +64,8 @@ def snapshot(folder: Path, exclude: Sequence[str] = ()) -> Code:
         tree = _git(folder, "write-tree", **index).decode().strip()
         diff = _git(folder, "diff", "--binary", "--no-color", "--no-ext-diff", revision, tree)
         names = _git(folder, "diff", "--name-only", revision, tree).decode().splitlines()
-        record = {"revision": revision, "dirty": bool(diff)}
-        Path(temporary, REVISION).write_text(json.dumps(record) + "\n")
+        code = Code(revision, diff, tuple(names), b"")
+        Path(temporary, REVISION).write_text(json.dumps(code.record()) + "\n")
         Path(temporary, DIFF).write_bytes(diff)
         archive = _git(
             folder,
@@ -76,7 +80,7 @@ def snapshot(folder: Path, exclude: Sequence[str] = ()) -> Code:
             f"{MOST_BYTES >> 20}: is there data that .gitignore should name?",
             REFUSED,
         )
-    return Code(revision, diff, tuple(names), archive)
+    return code._replace(archive=archive)
 
 
 def _git(folder: Path, *arguments: str, **environment: str) -> bytes:

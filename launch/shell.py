@@ -34,8 +34,10 @@ class Failure(Exception):
 class Interrupted(BaseException):
     """SIGTERM, Ctrl-C, or a terminal that closed.
 
-    Not an Exception, so that nothing takes it for a failure of a command.
+    Not an Exception, so that nothing takes it for a failure of a command. left: what there is now.
     """
+
+    left = "nothing was started"
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from launch.accelerators import Slice
 from launch.request import folder_of
-from launch.revision import ARCHIVE, Code
+from launch.revision import ARCHIVE
 from launch.shell import NO_MACHINES, NOT_PREPARED, REFUSED, Done, Failure, Shell
 
 ACTIVE, UNKNOWN, NOT_FOUND = "ACTIVE", "UNKNOWN", "NOT_FOUND"
 DELETED = ("DELETING", NOT_FOUND)  # by somebody: a preempted one stays, SUSPENDED
 _LOST = ("SUSPENDING", "SUSPENDED", "FAILED", *DELETED)
 _TRIES = 3
+_SILENT_SECONDS = 3600.0  # in which nothing is heard of a run; it may do well all the same
 _DELETE_TRIES = 15  # while it is SUSPENDING it cannot be deleted
 # ssh gives up on a host that has gone, after two minutes
 _SSH_FLAGS = ("--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oServerAliveCountMax=4")
@@ -31,6 +32,10 @@ class Gone(Exception):
     def __init__(self, state: str):
         super().__init__(state)
         self.state = state
+
+
+class Silent(Exception):
+    """Neither gcloud nor worker 0 could say for an hour what became of the run."""
 
 
 class Answer(NamedTuple):
@@ -102,10 +107,18 @@ class Machine:
             time.sleep(self.flags.poll_seconds)
         self.shell.say(f"{self.flags.name} is {ACTIVE}, and costs money from now on")
 
-    def prepare(self, code: Code) -> None:
-        """Code and packages onto all hosts; raises Failure, or Gone."""
+    def settled_state(self) -> str:
+        """Asks several times; raises Failure when gcloud does not answer."""
+        for _ in range(_TRIES):
+            state, message = self.state()
+            if state != UNKNOWN:
+                return state
+            time.sleep(self.flags.poll_seconds)
+        raise Failure(f"gcloud does not answer, nothing was done: {message}", NO_MACHINES)
+
+    def prepare(self) -> None:
+        """Code, as `folder_of` has it, and packages onto all hosts; raises Failure, or Gone."""
         archive = folder_of(self.flags) / ARCHIVE
-        self.shell.write(archive, code.archive)
         everywhere = ("--node=all", "--worker=all")
         self._insist("the code was not copied", "scp", str(archive), f"{self.flags.name}:",
                      *everywhere)  # fmt: skip
@@ -116,17 +129,26 @@ class Machine:
 
     def start(self, attempt: int, arguments: Sequence[str]) -> None:
         """main.py on all hosts; raises Failure, or Gone."""
-        command = f"{_WORKER} start {attempt} {shlex.join(arguments)}"
+        cache = self.flags.compilation_cache
+        given = f"JAX_COMPILATION_CACHE_DIR={shlex.quote(cache)} " if cache else ""
+        command = f"{given}{_WORKER} start {attempt} {shlex.join(arguments)}"
         self._insist_on_all("main.py was not started", command)
         self.shell.say(f"main.py is started, attempt {attempt}")
 
     def follow(self) -> Answer:
-        """Shows the log of worker 0 until main.py has ended; raises Gone."""
+        """Shows the log of worker 0 until main.py has ended; raises Gone, or Silent."""
+        silent_since = None
         while True:
             command = self._command("ssh", *self._on(f"{_WORKER} follow {self.shown + 1}"))
             code, shown = self.shell.stream(command)
             self.shown += shown
             answer = self.ask()
+            if shown or answer is not None:
+                silent_since = None
+            elif silent_since is None:
+                silent_since = time.monotonic()
+            elif time.monotonic() > silent_since + _SILENT_SECONDS:
+                raise Silent
             if answer is not None and answer.state != "running":
                 if code:  # the end of the log went missing
                     rest = self._ssh(f"tail --bytes=+{self.shown + 1} mm/log.txt").output
@@ -147,6 +169,14 @@ class Machine:
         state, code, attempt = found.groups()
         return Answer(state, None if code == "-" else int(code), int(attempt))
 
+    def insist_on_answer(self) -> Answer | None:
+        """Asks several times."""
+        for _ in range(_TRIES):
+            if (answer := self.ask()) is not None:
+                return answer
+            time.sleep(self.flags.poll_seconds)
+        return None
+
     def stop(self) -> Done:
         """SIGTERM to main.py on all hosts."""
         return self._ssh(f"{_WORKER} stop", all_hosts=True)
@@ -165,7 +195,10 @@ class Machine:
 
     def check_present(self) -> None:
         """Raises Gone when the machines were taken away."""
+        deadline = time.monotonic() + _SILENT_SECONDS
         while (state := self.state()[0]) == "SUSPENDING":  # by preemption, or on its way out
+            if time.monotonic() > deadline:
+                break
             time.sleep(self.flags.poll_seconds)
         if state in _LOST:
             raise Gone(state)

@@ -10,13 +10,25 @@ when this program is interrupted while main.py runs. docs/launch.md has flags an
 
 import argparse
 import contextlib
+import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 
 from launch.accelerators import find_slice, topology
-from launch.request import Parser, Run, check_plan, count, entry, positive
-from launch.revision import snapshot
+from launch.request import (
+    Parser,
+    Run,
+    check_plan,
+    count,
+    entry,
+    folder_of,
+    positive,
+    read_run,
+    telling,
+)
+from launch.revision import ARCHIVE, ROOT, Code, snapshot
 from launch.shell import (
     FAILED,
     NO_MACHINES,
@@ -27,15 +39,24 @@ from launch.shell import (
     Shell,
     uninterrupted,
 )
-from launch.tpu_machine import DELETED, NOT_FOUND, UNKNOWN, Gone, Machine
+from launch.tpu_machine import ACTIVE, DELETED, NOT_FOUND, UNKNOWN, Gone, Machine, Silent
 
 NAME = "tpu_vm"
+LAUNCH = "launch.json"  # what `attach` goes on with, beside the code
 _BAD_INPUT = 2  # of main.py: wrong again if started again
+# Not of the run, or said anew by whoever attaches.
+_NOT_KEPT = ("verb", "name", "dry_run", "force", "code")
 
 
 def work(arguments: Sequence[str] | None = None) -> int:
     """Parses, does what the verb says, returns the exit code."""
     flags, run = read_flags(arguments)
+    with telling(flags):
+        return do(flags, run)
+
+
+def do(flags: argparse.Namespace, run: Run) -> int:
+    """What the verb says; returns the exit code."""
     shell = Shell(NAME, flags.dry_run)
     slice_ = find_slice(flags.accelerator) if flags.accelerator else None
     machine = Machine(shell, flags, slice_)
@@ -46,11 +67,11 @@ def work(arguments: Sequence[str] | None = None) -> int:
     if flags.verb == "stop":
         return stop(machine)
     if flags.verb == "attach":
-        return Supervision(machine, run, None).attach()
+        return Supervision(machine, run).attach()
     code = snapshot(flags.code)
     shell.say(code.describe())
     check_plan(shell, flags, run, topology(slice_, flags.slices))
-    return Supervision(machine, run, code).launch()
+    return Supervision(machine, run).launch(code)
 
 
 def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run]:
@@ -77,6 +98,11 @@ def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run
     )
     parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
     flags, run = parser.parse(arguments)
+    if flags.verb == "attach" and (path := folder_of(flags) / LAUNCH).exists():
+        kept = json.loads(path.read_text())
+        parser.set_defaults(**kept["flags"])
+        flags, given = parser.parse(arguments)
+        run = given if given.flags else read_run(kept["run"])
     if flags.verb in ("run", "attach"):
         if not flags.accelerator:
             parser.error("--accelerator=NAME is missing, as v5litepod-256")
@@ -93,13 +119,13 @@ def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run
 class Supervision:
     """One run from creation to deletion. started: main.py was, so it may be left alone."""
 
-    def __init__(self, machine: Machine, run: Run, code):
-        self.machine, self.run, self.code = machine, run, code
+    def __init__(self, machine: Machine, run: Run):
+        self.machine, self.run = machine, run
         self.shell, self.flags = machine.shell, machine.flags
         self.created = self.started = False
         self.attempt = self.failures = self.preemptions = 0
 
-    def launch(self) -> int:
+    def launch(self, code: Code) -> int:
         state, message = self.machine.state(assume=NOT_FOUND)
         if state == UNKNOWN:
             raise Failure(f"gcloud does not answer: {message}", NO_MACHINES)
@@ -109,16 +135,29 @@ class Supervision:
                 "attach, end it with stop, or give another --name",
                 REFUSED,
             )
+        self._keep(code)
         return self._guarded()
 
     def attach(self) -> int:
         """Takes up again what an interrupted launcher left."""
-        answer = self.machine.ask()
+        answer = self.machine.insist_on_answer()
         if answer is None or answer.state == "prepared":
             state, _ = self.machine.state()
             raise Failure(f"{self.flags.name} ({state}) has no run to attach to", NO_MACHINES)
         self.attempt, self.created, self.started = answer.attempt, True, True
+        if not (folder_of(self.flags) / ARCHIVE).exists():
+            code = snapshot(self.flags.code)
+            self.shell.say(f"launched elsewhere; after a preemption it gets {code.describe()}")
+            self._keep(code)
         return self._guarded()
+
+    def _keep(self, code: Code) -> None:
+        """Writes what `attach` needs, and what machines get after a preemption."""
+        kept = {key: value for key, value in vars(self.flags).items() if key not in _NOT_KEPT}
+        record = {**code.record(), "flags": kept, "run": list(self.run.flags)}
+        folder = folder_of(self.flags)
+        self.shell.write(folder / LAUNCH, json.dumps(record, indent=2) + "\n")
+        self.shell.write(folder / ARCHIVE, code.archive)
 
     def _guarded(self) -> int:
         """All of it, and the machines deleted in the end."""
@@ -129,6 +168,9 @@ class Supervision:
         except Failure as error:
             code = error.code
             raise
+        except Silent:
+            delete, code = False, NO_MACHINES
+            self.shell.say("nothing was heard of main.py for an hour; it may go on without me")
         except Interrupted as error:
             delete, code = not self.started, error.code
             self.shell.say(f"{error}{'; main.py goes on without me' if self.started else ''}")
@@ -168,10 +210,7 @@ class Supervision:
             raise
         self.machine.wait()
         self.machine.shown = 0
-        if self.code is None:  # attached, then preempted
-            self.code = snapshot(self.flags.code)
-            self.shell.say(self.code.describe())
-        self.machine.prepare(self.code)
+        self.machine.prepare()
         self._start()
 
     def _start(self) -> None:
@@ -184,7 +223,7 @@ class Supervision:
         if code in (0, _BAD_INPUT) or stopped:
             return False
         if code == PREEMPTED:
-            self._count_preemption("main.py saved and stopped after SIGTERM")
+            self._count_preemption("main.py was stopped, by SIGTERM or with its host")
             return True
         if self.failures >= self.flags.restarts:
             return False
@@ -205,11 +244,12 @@ class Supervision:
     def _end(self, delete: bool, code: int) -> int:
         """Deletes the machines, or says that they are left; returns the exit code."""
         name, place = self.flags.name, " ".join(self.machine.place)
+        if self.flags.code != ROOT:
+            place += f" --code={shlex.quote(str(self.flags.code))}"
         if not delete:
             self.shell.say(f"{name} is LEFT and costs money. To see its log, to go on, to end it:")
             for verb in ("logs", "attach", "stop"):
-                more = f" --accelerator={self.flags.accelerator} -- ..." if verb == "attach" else ""
-                self.shell.show(f"  python -m launch.{NAME} {verb} --name={name} {place}{more}")
+                self.shell.show(f"  python -m launch.{NAME} {verb} --name={name} {place}")
             return code
         with uninterrupted():
             self.shell.say(f"deleting {name}")
@@ -237,7 +277,7 @@ def status(machine: Machine) -> int:
         ended = "" if answer.code is None else f" with exit code {answer.code}"
         line += f", main.py {answer.state}{ended}, attempt {answer.attempt}"
     print(line)
-    return NO_MACHINES if state == NOT_FOUND else 0
+    return NO_MACHINES if state in (NOT_FOUND, UNKNOWN) else 0
 
 
 def logs(machine: Machine) -> int:
@@ -246,19 +286,30 @@ def logs(machine: Machine) -> int:
         return machine.follow().code or 0
     except Gone as error:
         raise Failure(f"the machines are {error.state}", NO_MACHINES) from None
+    except Silent:
+        raise Failure("nothing was heard of main.py for an hour", NO_MACHINES) from None
 
 
 def stop(machine: Machine) -> int:
     """Lets main.py save, then deletes the machines."""
     flags, shell = machine.flags, machine.shell
-    if machine.state()[0] == "ACTIVE" and (answer := machine.ask()) is not None:
-        if answer.state == "running" or shell.dry_run:
+    if machine.settled_state() == ACTIVE:
+        answer = machine.insist_on_answer()
+        if answer is None and not flags.force:
+            raise Failure(
+                "worker 0 does not answer, so main.py cannot save; nothing was deleted (--force "
+                "deletes all the same)",
+                NO_MACHINES,
+            )
+        if shell.dry_run or (answer is not None and answer.state == "running"):
             machine.stop()
             deadline = time.monotonic() + 60 * flags.grace_minutes
             while (answer := machine.ask()) is None or answer.state == "running":
                 if time.monotonic() > deadline:
                     shell.say(f"main.py did not save in {flags.grace_minutes} minutes")
                     break
+                if answer is None and machine.state()[0] in DELETED:
+                    break  # by a launcher that follows it
                 time.sleep(flags.poll_seconds)
         if answer is not None and answer.code is not None:
             shell.say(f"main.py ended with exit code {answer.code}")

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # On each host of TPUs; launch/tpu_machine.py sends it with the code and calls it over ssh.
-# What it keeps: ~/mm/{code,venv,log.txt,pid,attempt,exit_code,stop}.
+# What it keeps: ~/mm/{code,venv,log.txt,pid,boot,attempt,exit_code,stop}.
 set -euo pipefail
 export PATH="$HOME/.local/bin:$PATH"
 home="$HOME/mm"
 cd "$home"
 
-running() { [[ -e pid ]] && kill -0 "$(cat pid)" 2>/dev/null; }
+# Of another boot, a number in `pid` is that of some other process, or of none.
+boot() { cat /proc/sys/kernel/random/boot_id; }
+rebooted() { [[ -e boot && $(cat boot) != "$(boot)" ]]; }
+running() { [[ -e pid ]] && ! rebooted && kill -0 "$(cat pid)" 2>/dev/null; }
 
 install() { # twice is once: a stamp says for which requirements
   stamp="venv/$(cat code/requirements*.txt code/constraints.txt | sha256sum | cut -c1-16)"
@@ -28,6 +31,7 @@ start() { # ATTEMPT FLAGS...; twice with one ATTEMPT is once
   fi
   rm -f exit_code stop
   echo "$1" >attempt
+  boot >boot
   nohup setsid bash code/launch/worker.sh main "${@:2}" >>log.txt 2>&1 </dev/null &
   echo $! >pid
 }
@@ -49,7 +53,8 @@ main() { # FLAGS...: the program, and its exit code in a file
 }
 
 follow() { # BYTE: the log from there on, until the program ends
-  tail --bytes="+$1" --follow --sleep-interval=0.2 --pid="$(cat pid)" log.txt
+  running && while_it_runs="--follow --sleep-interval=0.2 --pid=$(cat pid)"
+  tail --bytes="+$1" ${while_it_runs:-} log.txt
 }
 
 answer() { # running, ended or stopped; the exit code; the attempt
@@ -57,6 +62,8 @@ answer() { # running, ended or stopped; the exit code; the attempt
     echo "$([[ -e stop ]] && echo stopped || echo ended) $(cat exit_code) $(cat attempt)"
   elif running; then
     echo "running - $(cat attempt)"
+  elif rebooted; then
+    echo "ended 75 $(cat attempt)" # not its fault: to be started again
   elif [[ -e attempt ]]; then
     echo "ended 137 $(cat attempt)" # the shell above was killed too
   else

@@ -250,7 +250,7 @@ def write_start(
     if unlike := [f"{row.path} {row.spec}" for row in rows if "!=" in row.spec]:
         raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
     if jax.process_index() == 0:
-        workdir.write_json(path / "environment.json", workdir.environment())
+        workdir.write_environment(path)
         if origin is not None:
             workdir.write_json(path / "recipe.json", origin)
         workdir.write_atomic(path / "parameters.txt", parameter_table.text(rows))

@@ -25,6 +25,7 @@ _PACKAGES = (
     "jax jaxlib libtpu flax optax orbax-checkpoint tensorstore numpy tensorflow tensorflow-cpu "
     "tensorflow-datasets array-record tokenizers sentencepiece ftfy ml-collections einops"
 ).split()
+_ROOT = Path(__file__).resolve().parents[2]
 _LOCK_POLL_SECONDS = 0.2
 
 
@@ -133,6 +134,13 @@ def check_config(
     write_json(path, given)
 
 
+def write_environment(directory: os.PathLike | str) -> None:
+    """environment.json, and of a copy that a launcher made what was not committed: dirty.diff."""
+    write_json(epath.Path(directory) / "environment.json", environment())
+    if (diff := _ROOT / "dirty.diff").exists() and (_ROOT / "revision.json").exists():
+        write_atomic(epath.Path(directory) / "dirty.diff", diff.read_bytes())
+
+
 def environment() -> dict[str, Any]:
     """Where and with what this process runs. Starts the JAX backend if it is not up yet."""
     import jax
@@ -146,7 +154,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "packages": _versions(),
-        "git": git_state(Path(__file__).resolve().parents[2]),
+        "git": git_state(_ROOT),
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
         "processes": jax.process_count(),
         "variables": {

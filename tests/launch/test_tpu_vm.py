@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from hashlib import sha256
 
 import pytest
 
@@ -71,6 +72,9 @@ def test_hosts_get_the_code_as_it_is_with_its_revision_and_diff(cloud):
     assert "+print('edited')" in diff and "+NEW = 1" in diff
     assert "of main.py, new.py" in done.stdout
     assert json.dumps(record) in done.stdout  # in the run's own log too
+    kept = json.loads((cloud.code / "launches" / "run" / "launch.json").read_text())
+    assert kept["diff_sha256"] == record["diff_sha256"] == sha256(diff.encode()).hexdigest()[:12]
+    assert f"sha256 {kept['diff_sha256']}" in done.stdout
 
 
 def test_a_config_that_does_not_fit_is_not_submitted(cloud):
@@ -205,7 +209,7 @@ def test_wrong_input_is_not_started_again(cloud):
 def test_one_that_saved_after_sigterm_is_started_again(cloud):
     cloud = cloud()
     done = launch(cloud, program=["--config.fail=2:75:1"])
-    assert done.returncode == 0 and "main.py saved and stopped after SIGTERM" in done.stdout
+    assert done.returncode == 0 and "main.py was stopped, by SIGTERM or" in done.stdout
 
 
 def test_a_resource_that_cannot_be_deleted_is_said_loudly(cloud):
@@ -252,7 +256,9 @@ def test_interrupted_while_running_it_leaves_the_run_and_says_so(cloud):
     done = finish(process)
     assert done.returncode == 130 and cloud.resources() == ["run"]
     assert "run is LEFT and costs money" in done.stdout
-    assert "python -m launch.tpu_vm stop --name=run --zone=z" in done.stdout
+    for each in ("logs", "attach", "stop"):
+        command = f"python -m launch.tpu_vm {each} --name=run --zone=z --code={cloud.code}"
+        assert f"  {command}\n" in done.stdout
     shown = verb(cloud, "status")
     assert shown.returncode == 0 and "run: ACTIVE, main.py running, attempt 1" in shown.stdout
 
@@ -261,6 +267,24 @@ def test_interrupted_while_running_it_leaves_the_run_and_says_so(cloud):
     assert cloud.resources() == []
     gone = verb(cloud, "status")
     assert gone.returncode == NO_MACHINES and "NOT_FOUND" in gone.stdout
+
+
+def test_status_of_what_cannot_be_asked_is_no_success(cloud):
+    cloud = cloud()
+    (cloud.folder / "resources").mkdir()
+    (cloud.folder / "resources" / "run.json").write_text('{"states": ["BREAKS"]}')
+    done = verb(cloud, "status")
+    assert done.returncode == NO_MACHINES and "run: UNKNOWN (" in done.stdout
+
+
+def test_hosts_get_the_cache_of_compiled_programs(cloud):
+    cloud = cloud()
+    cloud.variables["JAX_COMPILATION_CACHE_DIR"] = "gs://bucket/cache"
+    done = launch(cloud)
+    assert done.returncode == 0 and "cache gs://bucket/cache" in done.stdout
+    cloud.variables["JAX_COMPILATION_CACHE_DIR"] = "/here"
+    done = launch(cloud, "--dry_run")
+    assert done.returncode == 0 and "JAX_COMPILATION_CACHE_DIR" not in done.stdout
 
 
 def reads(path, text):
@@ -284,6 +308,126 @@ def test_attach_goes_on_where_an_interrupted_launcher_left(cloud):
     done = finish(again)
     assert done.returncode == 0, done.stderr
     assert "main.py is started, attempt 2" in done.stdout and cloud.resources() == []
+
+
+def test_attach_knows_how_it_was_launched_and_after_a_preemption_sends_the_same_code(cloud):
+    cloud = cloud()
+    process = start(cloud, "--spot", "--preemptions=7", program=["--config.wait=2"])
+    checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
+    cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    (cloud.code / "main.py").write_text("edited since: not what runs")
+    flags, _ = tpu_vm.read_flags(["attach", "--name=run", "--zone=z", f"--code={cloud.code}"])
+    assert flags.spot and flags.preemptions == 7 and flags.accelerator == "v5litepod-8"
+    again = cloud.start("tpu_vm", "attach", "--name=run", "--zone=z", f"--code={cloud.code}")
+    first = again.stdout.readline()
+    assert "launch: " in first
+    resource = cloud.folder / "resources" / "run.json"
+    resource.write_text(json.dumps({"states": ["SUSPENDED"], "preempt": None}))
+    for pid in (cloud.folder / "hosts" / "run").glob("*/mm/pid"):
+        os.killpg(int(pid.read_text()), signal.SIGKILL)
+    done = finish(again)
+    assert done.returncode == 0, done.stderr
+    creations = [call for call in cloud.calls() if call[3] == "create"]
+    assert len(creations) == 2 and creations[0] == creations[1] and "--spot" in creations[1]
+    assert steps(done)[-1] == "step 5" and cloud.resources() == []
+
+
+def test_attach_from_elsewhere_says_which_code_it_has(cloud):
+    cloud = cloud()
+    assert launch(cloud, "--keep").returncode == 0
+    (cloud.code / "launches" / "run" / "launch.json").unlink()
+    (cloud.code / "launches" / "run" / "code.tar.gz").unlink()
+    done = launch(cloud, "attach")
+    assert done.returncode == 0 and cloud.resources() == []
+    assert "launched elsewhere; after a preemption it gets code: " in done.stdout
+
+
+def test_a_host_that_rebooted_is_not_taken_for_one_that_runs(cloud):
+    """Its process number may be that of another process by then."""
+    cloud = cloud()
+    process = start(cloud, program=["--config.wait=2"])
+    checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
+    cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    host = cloud.folder / "hosts" / "run" / "0" / "mm"
+    (host / "boot").write_text("another")
+    assert "main.py ended with exit code 75, attempt 1" in verb(cloud, "status").stdout
+    os.killpg(int((host / "pid").read_text()), signal.SIGKILL)
+    done = launch(cloud, "attach")
+    assert done.returncode == 0, done.stderr
+    assert "main.py was stopped, by SIGTERM or with its host: preemption 1" in done.stdout
+    assert cloud.verbs().count("create") == 1 and steps(done)[-1] == "step 5"
+
+
+def stopped_here(cloud, monkeypatch, *flags):
+    """`stop` in this process, without waiting; returns the Failure or None."""
+    monkeypatch.setattr(tpu_machine.time, "sleep", lambda seconds: None)
+    for key, value in cloud.environment().items():
+        monkeypatch.setenv(key, value)
+    try:
+        tpu_vm.work(["stop", "--zone=z", "--name=run", *flags])
+    except tpu_vm.Failure as error:
+        return error
+
+
+@pytest.mark.parametrize("breaks, gone", [(2, True), (9, False)])
+def test_stop_asks_again_before_it_deletes(cloud, monkeypatch, breaks, gone):
+    cloud = cloud()
+    (cloud.folder / "resources").mkdir()
+    states = ["BREAKS"] * breaks + ["FAILED"]
+    (cloud.folder / "resources" / "run.json").write_text(json.dumps({"states": states}))
+    error = stopped_here(cloud, monkeypatch)
+    assert (cloud.resources() == []) == gone == (error is None)
+    assert gone or ("gcloud does not answer, nothing was done" in str(error) and error.code == 69)
+
+
+def test_stop_leaves_a_host_that_does_not_answer_unless_forced(cloud, monkeypatch):
+    cloud = cloud()
+    (cloud.folder / "resources").mkdir()
+    resource = '{"states": ["ACTIVE"], "preempt": null}'
+    (cloud.folder / "resources" / "run.json").write_text(resource)
+    (cloud.folder / "hosts" / "run" / "0").mkdir(parents=True)  # where there is no worker.sh
+    error = stopped_here(cloud, monkeypatch)
+    assert "nothing was deleted (--force" in str(error) and cloud.resources() == ["run"]
+    assert stopped_here(cloud, monkeypatch, "--force") is None and cloud.resources() == []
+
+
+def test_a_host_that_is_silent_for_an_hour_is_left_and_the_launcher_ends(cloud, monkeypatch):
+    cloud = cloud()
+    now = [0.0]
+    monkeypatch.setattr(tpu_machine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tpu_machine.time, "sleep", lambda s: now.__setitem__(0, now[0] + 1000))
+    flags, _ = tpu_vm.read_flags(["logs", "--zone=z", "--name=run"])
+    machine = tpu_machine.Machine(tpu_vm.Shell("tpu_vm", False), flags, None)
+    monkeypatch.setattr(machine.shell, "stream", lambda command: (255, 0))
+    monkeypatch.setattr(machine, "ask", lambda: None)
+    monkeypatch.setattr(machine, "state", lambda: ("UNKNOWN", "no network"))
+    with pytest.raises(tpu_vm.Failure, match="nothing was heard of main.py for an hour"):
+        tpu_vm.logs(machine)
+    assert 3600 < now[0] < 7200
+    supervision = tpu_vm.Supervision(machine, None)
+    supervision.created = supervision.started = True
+    assert supervision._guarded() == NO_MACHINES and "delete" not in cloud.verbs()
+
+
+def test_interrupted_stop_says_that_all_may_be_there(cloud):
+    cloud = cloud()
+    process = start(cloud, program=["--config.wait=2"])
+    checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
+    cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    flags = ("--zone=z", "--name=run", "--poll_seconds=60")
+    stopping = cloud.start("tpu_vm", "stop", *flags)
+    cloud.wait_for(lambda: any("worker.sh stop" in " ".join(c) for c in cloud.calls()), "stop")
+    stopping.send_signal(signal.SIGINT)
+    done = finish(stopping)
+    assert done.returncode == 130 and cloud.resources() == ["run"]
+    assert line(done) == "launch.tpu_vm: SIGINT; run may still be there, and run: stop it again"
+    assert verb(cloud, "stop").returncode == 0
 
 
 def test_stop_ends_a_run_that_a_launcher_follows_for_good(cloud):

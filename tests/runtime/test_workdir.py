@@ -115,6 +115,20 @@ def test_a_copy_that_a_launcher_made_tells_what_the_launcher_wrote(tmp_path):
     assert workdir.git_state(tmp_path) == {"revision": "abc", "dirty": True}
 
 
+def test_what_was_not_committed_at_a_launch_stays_with_the_run(tmp_path, monkeypatch):
+    code, run = tmp_path / "code", tmp_path / "run"
+    code.mkdir()
+    run.mkdir()
+    monkeypatch.setattr(workdir, "_ROOT", code)
+    (code / "dirty.diff").write_text("+x\n")
+    workdir.write_environment(run)
+    assert not (run / "dirty.diff").exists(), "somebody's own file"
+    (code / "revision.json").write_text('{"revision": "abc", "dirty": true, "diff_sha256": "12"}')
+    workdir.write_environment(run)
+    assert (run / "dirty.diff").read_text() == "+x\n"
+    assert json.loads((run / "environment.json").read_text())["git"]["diff_sha256"] == "12"
+
+
 def test_git_state_tells_revision_and_changes(tmp_path):
     def git(*arguments):
         who = ["-c", "user.name=t", "-c", "user.email=t@t"]

@@ -27,6 +27,8 @@ index = os.environ.get("MM_PROCESS_ID") or os.environ.get("FAKE_WORKER", "0")
 if "MM_PROCESS_ID" in os.environ:
     names = ("MM_PROCESS_ID", "MM_NUM_PROCESSES", "MM_COORDINATOR", "CUDA_VISIBLE_DEVICES")
     print("place", *(os.environ.get(name) for name in names), flush=True)
+if "://" in (cache := os.environ.get("JAX_COMPILATION_CACHE_DIR", "")):
+    print("cache", cache, flush=True)
 checkpoint, failures = folder / f"step-{index}", folder / f"failures-{index}"
 stopped = []
 signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
