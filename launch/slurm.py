@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.accelerators import GPUS
-from launch.request import Parser, Run, check_plan, count, entry, folder_of, positive
+from launch.request import Parser, Run, check_plan, count, entry, folder_of, positive, telling
 from launch.revision import Code, snapshot
 from launch.shell import FAILED, NO_MACHINES, REFUSED, Failure, Interrupted, Shell, uninterrupted
 
@@ -32,14 +32,15 @@ def work(arguments: Sequence[str] | None = None) -> int:
     flags, run = read_flags(arguments)
     shell = Shell(NAME, flags.dry_run)
     folder = folder_of(flags)
-    if flags.verb == "run":
-        return submit(shell, flags, run, folder)
-    job = read_job(folder)
-    if flags.verb == "status":
-        return status(shell, folder, job)
-    if flags.verb == "logs":
-        return follow(shell, flags, folder, job)
-    return stop(shell, flags, folder, job)
+    with telling(flags):
+        if flags.verb == "run":
+            return submit(shell, flags, run, folder)
+        job = read_job(folder)
+        if flags.verb == "status":
+            return status(shell, folder, job)
+        if flags.verb == "logs":
+            return follow(shell, flags, folder, job)
+        return stop(shell, flags, folder, job)
 
 
 def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run]:
@@ -133,11 +134,13 @@ def make_script(flags: argparse.Namespace, run: Run, folder: Path) -> str:
         "partition": flags.partition,
         "account": flags.account,
         "time": flags.time,
-        "output": folder / "log.txt",
+        "output": str(folder / "log.txt").replace("%", "%%"),  # a sign of sbatch's
         "open-mode": "append",
         "signal": f"TERM@{flags.grace_seconds}",
     }
-    options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
+    options = [
+        f"--{key}={shlex.quote(str(value))}" for key, value in asked.items() if value is not None
+    ]
     options += ["--requeue", *([] if flags.cpus_per_task else ["--exclusive"]), *flags.sbatch_flag]
     one_gpu = _ONE_GPU.format(last=flags.gpus_per_node - 1) if flags.per == "gpu" else ""
     return _SCRIPT.format(

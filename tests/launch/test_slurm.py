@@ -18,7 +18,8 @@ FLAGS = ("--name=run", "--accelerator=h100", "--gpus_per_node=2", "--poll_second
 
 @pytest.fixture
 def cloud(tmp_path):
-    return lambda **script: Cloud(tmp_path, **script)
+    """In a folder whose name needs quotes, and that has sbatch's own sign."""
+    return lambda **script: Cloud(tmp_path / "50% of a year's", **script)
 
 
 def start(cloud, *flags, program=(), workdir=WORKDIR):
@@ -177,7 +178,7 @@ def real(tmp_path):
 @pytest.mark.slow
 def test_a_real_slurm_runs_two_tasks_requeues_the_saved_run_and_stops_it(real, tmp_path, tokenizer):
     """SIGTERM, as before the end of the time: saved, requeued, continued; then `stop`."""
-    code, workdir = checkout_of_this(tmp_path / "code"), tmp_path / "run"
+    code, workdir = checkout_of_this(tmp_path / "50% of a year's"), tmp_path / "run"
     ours = ("--name=run", f"--code={code}", "--poll_seconds=0.5")
     command = [sys.executable, "-m", "launch.slurm"]
     process = subprocess.Popen(
