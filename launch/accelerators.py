@@ -6,6 +6,7 @@ cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
 
 import difflib
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 from launch.shell import REFUSED, Failure
@@ -74,14 +75,15 @@ def _slices() -> dict[str, Slice]:
 SLICES = _slices()
 
 
-def find_slice(name: str) -> Slice:
-    """The slice of that name; raises Failure with the nearest names."""
+def find_slice(name: str, others: Collection[str] = ()) -> Slice:
+    """The slice of that name; raises Failure with the nearest names, also of `others`."""
     if name in SLICES:
         return SLICES[name]
-    near = difflib.get_close_matches(name, SLICES, 3) or ["v5litepod-256"]
+    near = difflib.get_close_matches(name, [*SLICES, *others], 3) or ["v5litepod-256"]
+    gpus = f" or a GPU ({', '.join(others)})" if others else ""
     raise Failure(
-        f"--accelerator={name}: expected a TPU slice by Google's name, as {', '.join(near)} "
-        f"(kinds: {', '.join(_FAMILIES)})",
+        f"--accelerator={name}: expected a TPU slice by Google's name (kinds: "
+        f"{', '.join(_FAMILIES)}){gpus}, as {', '.join(near)}",
         REFUSED,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch import jobset
 from launch.accelerators import GPUS, Slice, find_slice, topology
-from launch.request import Parser, Run, check_plan, entry, positive
+from launch.request import Parser, Run, check_plan, entry, positive, telling
 from launch.revision import ARCHIVE, Code, snapshot
 from launch.shell import (
     FAILED,
@@ -38,13 +38,14 @@ def work(arguments: Sequence[str] | None = None) -> int:
     """Parses, does what the verb says, returns the exit code."""
     flags, run = read_flags(arguments)
     cluster = Cluster(Shell(NAME, flags.dry_run), flags)
-    if flags.verb == "run":
-        return submit(cluster, run)
-    if flags.verb == "status":
-        return status(cluster)
-    if flags.verb == "logs":
-        return cluster.logs()
-    return stop(cluster)
+    with telling(flags):
+        if flags.verb == "run":
+            return submit(cluster, run)
+        if flags.verb == "status":
+            return status(cluster)
+        if flags.verb == "logs":
+            return cluster.logs()
+        return stop(cluster)
 
 
 def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run]:
@@ -85,7 +86,7 @@ def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run
 def submit(cluster: "Cluster", run: Run) -> int:
     """Plan, manifest, apply; with --wait until the end."""
     flags, shell = cluster.flags, cluster.shell
-    slice_ = None if flags.accelerator in GPUS else find_slice(flags.accelerator)
+    slice_ = None if flags.accelerator in GPUS else find_slice(flags.accelerator, GPUS)
     code = snapshot(flags.code, _NOT_NEEDED)
     shell.say(code.describe())
     if len(code.archive) > _MOST_BYTES:

@@ -10,13 +10,20 @@ from typing import Any
 from launch.accelerators import GPUS, Slice
 from launch.request import Run
 from launch.revision import ARCHIVE, Code
-from launch.shell import PREEMPTED
+from launch.shell import PREEMPTED, REFUSED
 
 HOSTS = "hosts"  # the replicated job, one replica a slice
 _CONTAINER = "main"
 _PORT = 20_000  # of the coordinator, for GPUs; TPUs find each other
 _KEPT_SECONDS = 24 * 3600  # of a JobSet that has ended, for its logs: it holds no machines
 
+# Wrong again if started again. The pattern is of the Job controller's message.
+_WRONG_INPUT = {
+    "name": "wrongInput",
+    "action": "FailJobSet",
+    "onJobFailureReasons": ["PodFailurePolicy"],
+    "onJobFailureMessagePatterns": [f"failed with exit code {REFUSED} "],
+}
 _PROGRAM = f"""\
 set -e
 mkdir -p /tmp/code
@@ -53,6 +60,8 @@ def make_jobset(flags: argparse.Namespace, run: Run, code: Code, slice_: Slice |
     if slice_:  # one slice, one node pool
         key = "alpha.jobset.sigs.k8s.io/exclusive-topology"
         notes[key] = "cloud.google.com/gke-nodepool"
+    # JobSet knows the patterns from 0.10 on, so they are there only where there are restarts.
+    final = [REFUSED] if flags.restarts else []
     job = {
         "parallelism": hosts,
         "completions": hosts,
@@ -71,7 +80,7 @@ def make_jobset(flags: argparse.Namespace, run: Run, code: Code, slice_: Slice |
                     "onExitCodes": {
                         "containerName": _CONTAINER,
                         "operator": "In",
-                        "values": [PREEMPTED],
+                        "values": [PREEMPTED, *final],
                     },
                 },
             ]
@@ -92,11 +101,12 @@ def make_jobset(flags: argparse.Namespace, run: Run, code: Code, slice_: Slice |
             "failurePolicy": {
                 "maxRestarts": flags.restarts,
                 "rules": [
+                    *([_WRONG_INPUT] if final else []),
                     {
                         "name": "preempted",
                         "action": "RestartJobSetAndIgnoreMaxRestarts",
                         "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
+                    },
                 ],
             },
             "replicatedJobs": [{"name": HOSTS, "replicas": slices, "template": {"spec": job}}],

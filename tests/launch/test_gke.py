@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,10 +115,25 @@ def test_exit_75_and_disruption_restart_without_counting_and_others_count():
     rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert policy["maxRestarts"] == 3
     assert spec["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
-    assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
-    assert policy["rules"][0]["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert policy["rules"][-1]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert policy["rules"][-1]["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert {rule["action"] for rule in rules} == {"FailJob"}
-    assert rules[1]["onExitCodes"]["values"] == [75]
+    assert rules[1]["onExitCodes"]["values"][0] == 75
+
+
+def test_wrong_input_is_not_restarted():
+    """Rules are tried in order. The message is that of Kubernetes' Job controller."""
+    spec = manifest("--accelerator=v6e-16", "--restarts=3")["items"][1]["spec"]
+    pods = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    said = "Container main for pod default/run-0 failed with exit code {} matching FailJob rule at"
+    first, second = spec["failurePolicy"]["rules"]
+    (pattern,) = first["onJobFailureMessagePatterns"]
+    assert first["action"] == "FailJobSet" and 2 in pods[1]["onExitCodes"]["values"]
+    assert re.search(pattern, said.format(2))
+    assert not re.search(pattern, said.format(75)) and not re.search(pattern, said.format(27))
+    assert "onJobFailureMessagePatterns" not in second
+    once = manifest("--accelerator=v6e-16")["items"][1]["spec"]  # for any version of JobSet
+    assert len(once["failurePolicy"]["rules"]) == 1 and once["failurePolicy"]["maxRestarts"] == 0
 
 
 def test_the_grace_period_is_the_one_asked_for():
@@ -279,6 +295,7 @@ def test_without_kubectl_it_says_so(tmp_path):
         (("--accelerator=h100", "--image=I", "--slices=2"), "--slices is for TPUs"),
         (("--accelerator=v6e-16", "--image=I", "--nodes=2"), "--nodes is for GPUs"),
         (("--accelerator=v7-1", "--image=I"), "expected a TPU slice by Google's name"),
+        (("--accelerator=h1000", "--image=I"), "or a GPU (a100, h100, h200, b200), as h100"),
     ],
 )
 def test_wrong_flags_are_refused(cloud, flags, said):
