@@ -117,6 +117,8 @@ def make_jobset(flags: argparse.Namespace, run: Run, code: Code, slice_: Slice |
 def make_pod(flags: argparse.Namespace, run: Run, slice_: Slice | None) -> dict[str, Any]:
     """main.py as process 1, so that SIGTERM reaches it, on all chips of a host."""
     environment = {"PYTHONUNBUFFERED": "1"}
+    if flags.compilation_cache:
+        environment["JAX_COMPILATION_CACHE_DIR"] = flags.compilation_cache
     program = _PROGRAM
     container: dict[str, Any] = {"name": _CONTAINER, "image": flags.image}
     pod: dict[str, Any] = {

@@ -142,6 +142,7 @@ def make_script(flags: argparse.Namespace, run: Run, folder: Path) -> str:
         f"--{key}={shlex.quote(str(value))}" for key, value in asked.items() if value is not None
     ]
     options += ["--requeue", *([] if flags.cpus_per_task else ["--exclusive"]), *flags.sbatch_flag]
+    cache = flags.compilation_cache
     one_gpu = _ONE_GPU.format(last=flags.gpus_per_node - 1) if flags.per == "gpu" else ""
     return _SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
@@ -152,6 +153,7 @@ def make_script(flags: argparse.Namespace, run: Run, folder: Path) -> str:
         cpus=f"--cpus-per-task={flags.cpus_per_task} " if flags.cpus_per_task else "",
         wait=flags.grace_seconds,
         one_gpu=one_gpu,
+        cache=f"export JAX_COMPILATION_CACHE_DIR={shlex.quote(cache)}\n" if cache else "",
         python=shlex.quote(flags.python),
         arguments=shlex.join(run.flags),
         preemptions=flags.preemptions,
@@ -173,7 +175,7 @@ cd "$folder/code" || exit
 rm -f ../exit_code
 echo "launch: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(cat revision.json)"
 
-export MM_NUM_PROCESSES={processes} PYTHONUNBUFFERED=1
+{cache}export MM_NUM_PROCESSES={processes} PYTHONUNBUFFERED=1
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MM_COORDINATOR="$first:$(({first_port} + SLURM_JOB_ID % {ports}))"
 srun {cpus}--cpu-bind=none --kill-on-bad-exit=0 --wait={wait} bash -c '

@@ -38,7 +38,7 @@ from launch.budget import (
 )
 from launch.pool import Failure, Job, Pool, cores, describe, shown
 from mm.config import BadInput
-from mm.runtime.workdir import lock, write_json
+from mm.runtime.workdir import is_remote, lock, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COST = (sys.executable, "-m", "mm.planning.cost")
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.nullcontext() if flags.dry_run else lock(workdir, LOCK_SECONDS) as held:
             pool = None
             if not flags.dry_run:
-                environment = {**os.environ, **missing_environment()}
+                far = place.runs if flags.launcher and is_remote(place.runs) else None
+                environment = {**os.environ, **missing_environment(far)}
                 pool = Pool(
                     flags.parallel, pin=not flags.launcher, environment=environment, lock=held
                 )
@@ -93,10 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def missing_environment() -> dict[str, str]:
-    """What lets the runs share compiled programs, unless it is set."""
+def missing_environment(far: str | None) -> dict[str, str]:
+    """What lets runs share compiled programs, unless it is set. far: where the runs are."""
+    folder = f"{far.rstrip('/')}/.cache/jax" if far else str(ROOT / ".cache/jax")
     wanted = {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/jax"),
+        "JAX_COMPILATION_CACHE_DIR": folder,  # no arm's name begins with a dot
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "PYTHONUNBUFFERED": "1",
     }

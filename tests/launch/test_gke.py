@@ -136,6 +136,13 @@ def test_wrong_input_is_not_restarted():
     assert len(once["failurePolicy"]["rules"]) == 1 and once["failurePolicy"]["maxRestarts"] == 0
 
 
+def test_pods_get_the_cache_of_compiled_programs():
+    made = manifest("--accelerator=v6e-16", "--compilation_cache=gs://bucket/cache")
+    (container,) = pod(made)["containers"]
+    names = {each["name"]: each["value"] for each in container["env"]}
+    assert names["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/cache"
+
+
 def test_the_grace_period_is_the_one_asked_for():
     assert pod(manifest("--accelerator=v6e-16"))["terminationGracePeriodSeconds"] == 600
     made = manifest("--accelerator=h100", "--grace_seconds=90")

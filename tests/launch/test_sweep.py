@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from command_line import split_overrides
-from launch import budget
+from launch import budget, sweep
 from launch.arms import Arm, make_sweep
 from mm.config import BadInput, load, override, plain
 
@@ -271,6 +271,15 @@ def test_seconds_are_turned_into_steps_by_a_probe(file, tmp_path):
     arms = json.loads((workdir / "sweep.json").read_text())["arms"]
     assert {arm["set"]["total_steps"] for arm in arms.values()} == {200}, "0.5 s is the median"
     assert starts(workdir)[:3] == ["narrow/probe", "wide/probe", "huge/probe"]
+
+
+def test_runs_elsewhere_share_compiled_programs_there(monkeypatch):
+    key = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.delenv(key, raising=False)
+    assert sweep.missing_environment("gs://b/runs")[key] == "gs://b/runs/.cache/jax"
+    assert sweep.missing_environment(None)[key] == str(ROOT / ".cache/jax")
+    monkeypatch.setenv(key, "gs://mine")
+    assert key not in sweep.missing_environment("gs://b/runs")
 
 
 CONFIG = {
