@@ -121,8 +121,8 @@ def check_results(run: Run, runs: str, metric: str) -> None:
     known = json.loads(path.read_text())
     if metric not in known:
         raise BadInput(
-            f"metric {metric!r}: is not in {path}{suggest(metric, known)}; give one of its keys: "
-            "what is finished is not repeated"
+            f"metric {metric!r}: is not in {path}; give one of its keys (what is finished is not "
+            f"repeated){suggest(metric, known)}"
         )
 
 
