@@ -35,12 +35,14 @@ class Lazy(Protocol):
 
 class Op(NamedTuple):
     """apply: (columns, draws) -> columns. reads: the source's fields it takes. stage: see
-    `data.profile`; by default "augment" of pictures and "text"."""
+    `data.profile`; by default "augment" of pictures and "text". classes: the names of those that
+    it numbers."""
 
     apply: Callable[[Columns, Draws], Columns]
     reads: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
     stage: str = "augment"
+    classes: tuple[str, ...] | None = None
 
 
 class Preprocess(NamedTuple):
@@ -60,6 +62,11 @@ class Preprocess(NamedTuple):
     def tokenizer(self) -> Tokenizer | None:
         """What turns text to numbers: travels with the checkpoint."""
         return next((op.tokenizer for op in self.ops if op.tokenizer), None)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes that `label` or `labels` numbers; None without one."""
+        return next((op.classes for op in self.ops if op.classes), None)
 
     def field_of(self, op_name: str) -> str | None:
         """The first field that the op of that name reads, e.g. of "caption"; None without one."""

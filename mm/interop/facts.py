@@ -24,7 +24,7 @@ from mm.interop.bundle import Bundle
 
 TOKENIZER = "tokenizer.json"
 # What concerns neither the picture nor its text.
-_ASIDE = ("group", "entities", "numbers", "keep_text", "patch_mask", "view")
+_ASIDE = ("group", "entities", "numbers", "keep_text", "patch_mask", "view", "label", "labels")
 _DECODES = ("decode", "decode_video", "decode_audio")
 _DESCRIBED = ("decode", "pad", "resize", "center_crop", "value_range", "normalize")
 _CLAMPED = {"softmax": 100.0, "sigmoid": math.inf}  # max_scale by default
