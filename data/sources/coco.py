@@ -40,6 +40,7 @@ def coco(
     path: str,
     images: str | None = None,
     split: str | None = None,
+    each_caption: bool = False,
     first: float = 0.0,
     last: float = 1.0,
 ) -> Source:
@@ -49,8 +50,9 @@ def coco(
     path: captions_*.json as COCO has them (Chen et al. 2015), or a dataset_*.json of Karpathy and
     Fei-Fei (2015), of whose splits `split` names one, or several as in "train+restval". images: the
     folder of pictures; None is where COCO puts them, train2017/ beside annotations/, or the file's
-    own folder. Pictures without a caption are left out, with a note of how many. Raises BadInput
-    when the file, the folder or the split is not there.
+    own folder. each_caption: one example a caption instead, as R@K is defined by (`retrieval` with
+    image_id="image_id"), without `captions`. Pictures without a caption are left out, with a note
+    of how many. Raises BadInput when the file, the folder or the split is not there.
     """
     path = os.path.expanduser(path)
     found = _json(path)
@@ -65,14 +67,19 @@ def coco(
         raise BadInput(
             f"{path}: is no file of captions as COCO or Karpathy write it ({error!r})"
         ) from error
-    return _source(path, pictures, images or _beside(path), first, last)
+    return _source(path, pictures, images or _beside(path), each_caption, first, last)
 
 
 @registry.register("source", "flickr30k")
 def flickr30k(
-    *, path: str, images: str | None = None, first: float = 0.0, last: float = 1.0
+    *,
+    path: str,
+    images: str | None = None,
+    each_caption: bool = False,
+    first: float = 0.0,
+    last: float = 1.0,
 ) -> Source:
-    """As `coco`, without `image_id`, of Flickr30k (Young et al. 2014).
+    """As `coco`, without `image_id` (take `file_name`), of Flickr30k (Young et al. 2014).
 
     path: results_20130124.token, its lines "1.jpg#0<tab>A dog .", or Kaggle's results.csv, its
     lines "1.jpg| 0| A dog .". images: the folder of pictures; None is flickr30k-images/ or
@@ -93,11 +100,16 @@ def flickr30k(
         log.warning("%s: %d lines are no captions and left out", path, broken)
     pictures = [_Picture(name, texts, None) for name, texts in captions.items()]
     beside = [files.join(files.parent(path), name) for name in _FLICKR_FOLDERS]
-    return _source(path, pictures, images or _first_folder(beside), first, last)
+    return _source(path, pictures, images or _first_folder(beside), each_caption, first, last)
 
 
 def _source(
-    path: str, pictures: Sequence[_Picture], folder: str, first: float, last: float
+    path: str,
+    pictures: Sequence[_Picture],
+    folder: str,
+    each_caption: bool,
+    first: float,
+    last: float,
 ) -> Source:
     folder = os.path.expanduser(folder)
     if not files.is_remote(folder) and not os.path.isdir(folder):
@@ -110,13 +122,16 @@ def _source(
         )
     if not kept:
         raise BadInput(f"{path}: has no picture with a caption")
+    if each_caption:
+        kept = [picture._replace(captions=[text]) for picture in kept for text in picture.captions]
     names = strings(picture.path for picture in kept)
     columns = {
         "image": names,
         "file_name": names,
         "caption": strings(picture.captions[0] for picture in kept),
-        "captions": lists([picture.captions for picture in kept]),
     }
+    if not each_caption:
+        columns["captions"] = lists([picture.captions for picture in kept])
     if kept[0].number is not None:
         columns["image_id"] = pa.array([picture.number for picture in kept], pa.int64())
     table = pa.table(columns)

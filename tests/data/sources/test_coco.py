@@ -53,6 +53,15 @@ def test_an_example_is_a_picture_with_all_its_captions(annotations, caplog):
     assert "1 captions are of no picture" in caplog.text
 
 
+def test_an_example_may_be_a_caption_that_says_whose_it_is(annotations):
+    source = opened("coco", annotations, each_caption=True)
+    found = source.read(np.arange(len(source)), ["image_id", "caption", "image"])
+    assert [(x["image_id"], x["caption"], x["image"]) for x in found] == [
+        (3, "a", b"3.jpg"), (2, "größe ", b"2.jpg"), (2, "b", b"2.jpg"),
+    ]  # fmt: skip
+    assert "captions" not in source.features
+
+
 def test_a_tilde_is_the_home_folder(annotations, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = annotations.relative_to(tmp_path)
