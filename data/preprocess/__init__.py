@@ -81,9 +81,18 @@ class Preprocess(NamedTuple):
 
     def without(self, op_name: str) -> "Preprocess":
         """The other ops."""
-        kept = [
-            pair for pair in zip(self.names, self.ops, strict=True) if _kind(pair[0]) != op_name
-        ]
+        return self._kept(lambda name, _: _kind(name) != op_name)
+
+    def only(self, op_name: str) -> "Preprocess":
+        """The ops of that name."""
+        return self._kept(lambda name, _: _kind(name) == op_name)
+
+    def of_texts(self) -> "Preprocess":
+        """The ops that change `text` and make numbers of it, without those that read a field."""
+        return self._kept(lambda _, op: op.stage in ("text", "tokenize") and not op.reads)
+
+    def _kept(self, keep: Callable[[str, Op], bool]) -> "Preprocess":
+        kept = [pair for pair in zip(self.names, self.ops, strict=True) if keep(*pair)]
         names, ops = zip(*kept, strict=True) if kept else ((), ())
         return self._replace(names=names, ops=ops)
 

@@ -1,10 +1,15 @@
-"""What an evaluator is given."""
+"""What an evaluator is given, and what it leaves."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+from etils import epath
 from jax import Array
 from jax.sharding import NamedSharding
+
+from mm.report import outcomes
+from mm.report.outcomes import Outcome
 
 # An evaluator also has `needs`, parts of the model (`System.need`), and `reads`, the arrays of
 # a batch that it takes; None is all that a step reads.
@@ -23,3 +28,14 @@ class Model(NamedTuple):
     match: Callable[[Mapping], Array]
     sharding: NamedSharding
     apply: Callable[[Callable], Callable[[Mapping], Any]] | None = None
+
+
+def leave_outcomes(picture: epath.Path | None, found: Mapping[str, Outcome]) -> dict[str, float]:
+    """The metrics, which are the means of what is found of each example.
+
+    And where the evaluation has a `picture`, `outcomes/<its name>.npz` beside it (process 0): by
+    that two runs are compared, see `mm.report.compare`.
+    """
+    if picture is not None and jax.process_index() == 0:
+        outcomes.write(picture.parent / outcomes.FOLDER / f"{picture.stem}.npz", found)
+    return outcomes.means(found)

@@ -18,19 +18,23 @@ def reranked(
     match: Callable[[Mapping[str, Array]], Array],
     pool: Mapping[str, np.ndarray],
     queries: Float[np.ndarray, "n d"],
-    candidates: Float[np.ndarray, "n d"],
+    candidates: Float[np.ndarray, "m d"],
     ranks: Int[np.ndarray, " n"],
     *,
+    own: Int[np.ndarray, " n"],
+    of: Int[np.ndarray, " m"],
     of_texts: bool,
     top: int,
     batch_size: int,
     sharding: NamedSharding,
 ) -> Int[np.ndarray, " n"]:
-    """The rank of each query's own candidate when its first `top` are sorted by `match`.
+    """The rank of the best of each query's own candidates when its first `top` are sorted by
+    `match`.
 
-    That is how ALBEF and BLIP retrieve (Li et al. 2021, section 4). A query whose own candidate is
-    not among them keeps its rank in `ranks`. of_texts: the queries are texts. Ties and NaN rank
-    last, as among embeddings.
+    That is how ALBEF and BLIP retrieve (Li et al. 2021, section 4). A query none of whose own is
+    among them keeps its rank in `ranks`. pool: the arrays of images and those of texts. own, of: as
+    for `mm.evals.ranks.ranks`. of_texts: the queries are texts. Ties and NaN rank last, as among
+    embeddings.
     """
     first = first_columns(queries, candidates, top)
     n, top = first.shape
@@ -45,10 +49,11 @@ def reranked(
         scores.append(match({name: place(x, sharding) for name, x in batch.items()}))
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
     found = np.concatenate([np.asarray(whole(x)) for x in scores])[: n * top].reshape(n, top)
-    own = first == np.arange(n)[:, None]
-    own_score = np.where(own, found, -np.inf).max(1)
-    beaten_by = ((found >= own_score[:, None]) & ~own).sum(1)
-    return np.where(np.isnan(own_score), n, np.where(own.any(1), beaten_by, np.maximum(ranks, top)))
+    mine, wrong = of[first] == own[:, None], np.isnan(found)
+    own_score = np.where(mine & ~wrong, found, -np.inf).max(1)
+    beaten_by = ((found >= own_score[:, None]) & ~mine).sum(1)
+    beaten_by = np.where((mine & ~wrong).any(1), beaten_by, len(candidates))
+    return np.where(mine.any(1), beaten_by, np.maximum(ranks, top))
 
 
 def first_columns(

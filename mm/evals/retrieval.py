@@ -1,7 +1,7 @@
 """Image-text retrieval: recall at k and median rank, exact over a whole pool of pairs.
 
-Row i of the images and row i of the texts are each other's only match. Ties and NaN rank last: a
-model that says the same of everything finds nothing.
+Row i of the images and row i of the texts are each other's only match, unless several examples show
+one picture. Ties and NaN rank last: see `mm.evals.ranks`.
 """
 
 import contextlib
@@ -11,34 +11,40 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from data.sources import BadExample, read_each
 from mm import registry
-from mm.config import BadInput, Share
+from mm.config import BadInput, Share, suggest
 from mm.evals import examples
-from mm.evals.base import Model
-from mm.evals.rerank import of_pairs, place, reranked
+from mm.evals.base import Model, leave_outcomes
+from mm.evals.pool import pool_rows
+from mm.evals.ranks import ranks
+from mm.evals.rerank import of_pairs, reranked
 from mm.evals.word_maps import word_maps
 from mm.report import retrieval as report
+from mm.report.outcomes import Outcome
 from mm.runtime.workdir import write_atomic, write_json
 
 KS = (1, 5, 10)
+_AT_ONCE = 1024  # records read
 _CAPTIONS = 10  # in the picture
 _MAPS = 6  # pictures in which words are looked for
 _MAP_SIDE = 128  # pixels
-_BLOCK = 128  # queries at a time; pools are padded to a multiple, so that no tile is a remainder
 
 
 @registry.register("evaluator", "retrieval")
 class Retrieval:
     """Retrieval in both directions over all of `source`, batch_size examples at a time.
 
-    rerank: so many of the first are put in order by the matching head as well, which gives
+    image_id: the field that is the same for examples with captions of one picture, as COCO and
+    Flickr30k have five: to a picture any of its captions is right, to a caption its one picture
+    (Karpathy and Fei-Fei 2015, section 4.2); the report shows first captions alone. rerank: so many
+    of the first are put in order by the matching head as well, which gives
     "reranked/text_to_image/recall@1" and so on. The arrays of all examples are then kept in the
     memory of each host. words: what the run's page looks for in pictures, where their captions have
     it; by default their longest words. max_bad_share: of broken examples, which are left out.
@@ -54,6 +60,7 @@ class Retrieval:
         source: Any,
         preprocess: Any,
         batch_size: int,
+        image_id: str | None = None,
         rerank: int = 0,
         words: tuple[str, ...] = (),
         max_bad_share: Share = 0.01,
@@ -66,6 +73,7 @@ class Retrieval:
             raise BadInput(f"rerank={rerank} must be at least 0")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.rerank, self.words, self.max_bad_share = rerank, words, max_bad_share
+        self.shows = None if image_id is None else pictures_of(source, image_id)
         if rerank:
             self.needs, self.reads = (*self.needs, "match"), (*self.reads, "entities")
 
@@ -78,29 +86,41 @@ class Retrieval:
         sharding = model.sharding
         from data.loader import eval_batches  # here, since it loads TensorFlow
 
-        given = dict(batch_size=self.batch_size, sharding=sharding)
+        mesh, given = sharding.mesh, dict(batch_size=self.batch_size, sharding=sharding)
         batches = eval_batches(
             self.source, self.preprocess, max_bad_share=self.max_bad_share, **given
         )
         with contextlib.closing(batches):
-            zimg, ztxt, pool = embed_pool(model.embed, batches, sharding.mesh, bool(self.rerank))
+            zimg, ztxt, pool = embed_pool(model.embed, batches, mesh, bool(self.rerank))
         ids = pool.pop("id")
-        found = {
-            name: ranks(*sides, sharding.mesh) for name, sides in directions(zimg, ztxt).items()
-        }
+        first, shows = np.arange(len(ids)), np.arange(len(ids))
+        if self.shows is not None:
+            _, first, shows = np.unique(self.shows[ids], return_index=True, return_inverse=True)
+            pool = {k: x[first] if k.startswith("image") else x for k, x in pool.items()}
+        own = belonging(shows)
+        sides = directions(zimg[first], ztxt)
+        found = {name: ranks(*pair, mesh, **own[name]) for name, pair in sides.items()}
         if picture is not None and examples.text_and_image(self.preprocess) is not None:
+            shown = found | {"text_to_image": found["text_to_image"][first]}
             try:
-                self._show(model, zimg, ztxt, ids, found, picture)
+                self._show(model, zimg[first], ztxt[first], ids[first], shown, picture)
             except Exception as error:  # at the end of training, before the last checkpoint
                 print(f"warning: no pictures of {picture.stem}: {type(error).__name__}: {error}")
-        results = metrics(found)
+        every = {"": found}
         if self.rerank:
             order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
-            found = {
-                name: order(*sides, found[name], of_texts=name == "text_to_image")
-                for name, sides in directions(zimg, ztxt).items()
+            every["reranked/"] = {
+                name: order(*pair, found[name], of_texts=name == "text_to_image", **own[name])
+                for name, pair in sides.items()
             }
-            results |= {f"reranked/{key}": value for key, value in metrics(found).items()}
+        numbers = {"text_to_image": ids, "image_to_text": ids[first]}
+        results, outcomes = {}, {}
+        for kind, ranked in every.items():
+            results |= {f"{kind}{key}": value for key, value in metrics(ranked).items()}
+            for name, rank in ranked.items():
+                hits = {f"{kind}{name}/recall@{k}": Outcome(numbers[name], rank < k) for k in KS}
+                outcomes |= hits
+        leave_outcomes(picture, outcomes)
         return results
 
     def _show(
@@ -173,31 +193,40 @@ def rounded(values: np.ndarray) -> list:
 
 
 def embed_pool(
-    embed: Callable, batches: Iterator[Mapping[str, Array]], mesh: Mesh, keep: bool = False
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    embed: Callable[[Mapping[str, Array]], tuple[Array, Array]],
+    batches: Iterator[Mapping[str, Array]],
+    mesh: Mesh,
+    keep: bool = False,
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], dict[str, np.ndarray]]:
     """Returns float32 (zimg, ztxt), both [n d], of all valid rows, on every host.
 
     And the "id" of each; to `keep`, also what they were made of.
     """
-    replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    parts = []
 
-    def fetch(arrays: Mapping[str, Array]) -> None:
-        found = jax.device_get(dict(arrays))
-        valid = found.pop("valid")
-        parts.append({name: rows[valid] for name, rows in found.items()})
-
-    waiting = None
-    for batch in batches:
+    def embedded(batch: Mapping[str, Array]) -> dict[str, Array]:
         zimg, ztxt = embed(batch)
-        found = {"zimg": zimg, "ztxt": ztxt, "valid": batch["valid"], "id": batch["id"]}
-        running = replicate(found | (of_pairs(batch) if keep else {}))
-        if waiting is not None:  # one behind, so that the devices always have work
-            fetch(waiting)
-        waiting = running
-    fetch(waiting)
-    pool = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {"zimg": zimg, "ztxt": ztxt, **(of_pairs(batch) if keep else {})}
+
+    pool = pool_rows(embedded, batches, mesh)
     return *(pool.pop(name).astype(np.float32) for name in ("zimg", "ztxt")), pool
+
+
+def pictures_of(source: Any, field: str) -> Int[np.ndarray, " n"]:
+    """Which picture each example shows, numbered as they come; a broken example shows its own.
+
+    Raises BadInput where the source has no such field.
+    """
+    if field not in source.features:
+        near = suggest(field, source.features)
+        raise BadInput(f"image_id={field!r}: the source has no such field{near}")
+    numbers: dict[Any, int] = {}
+    found = []
+    for start in range(0, len(source), _AT_ONCE):
+        ids = np.arange(start, min(start + _AT_ONCE, len(source)))
+        for number, record in zip(ids, read_each(source, ids, (field,)), strict=True):
+            key = ("broken", number) if isinstance(record, BadExample) else record[field]
+            found.append(numbers.setdefault(key, len(numbers)))
+    return np.array(found)
 
 
 def directions(zimg: np.ndarray, ztxt: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -205,68 +234,29 @@ def directions(zimg: np.ndarray, ztxt: np.ndarray) -> dict[str, tuple[np.ndarray
     return {"text_to_image": (ztxt, zimg), "image_to_text": (zimg, ztxt)}
 
 
+def belonging(shows: Int[np.ndarray, " n"]) -> dict[str, dict[str, np.ndarray]]:
+    """What queries and candidates of each direction belong to: pictures, texts by what they show.
+
+    shows: the picture of each text, numbers from 0 on, none left out.
+    """
+    pictures = np.arange(shows.max(initial=-1) + 1)
+    return {
+        "text_to_image": {"own": shows, "of": pictures},
+        "image_to_text": {"own": pictures, "of": shows},
+    }
+
+
 def metrics(found: Mapping[str, Int[np.ndarray, " n"]]) -> dict[str, float]:
     """Of the ranks of each direction: recall at 1, 5, 10 (fractions), median rank (1 is perfect).
 
     And the size of the pool, which belongs to them: among ten pictures, chance finds the right one
-    in a tenth.
+    in a tenth; and how many captions it has, where these are more.
     """
-    results = {}
+    queries = {len(rank) for rank in found.values()}
+    results = {"pool_size": float(min(queries))}
+    if len(queries) > 1:
+        results["captions"] = float(max(queries))
     for name, rank in found.items():
-        results["pool_size"] = float(len(rank))
         results |= {f"{name}/recall@{k}": float(np.mean(rank < k)) for k in KS}
         results[f"{name}/median_rank"] = float(np.median(rank)) + 1
     return results
-
-
-def ranks(
-    queries: Float[np.ndarray, "n d"], candidates: Float[np.ndarray, "n d"], mesh: Mesh
-) -> Int[np.ndarray, " n"]:
-    """How many other candidates score at least as high as the query's own; 0 is best.
-
-    Scores are float32 dot products. A candidate whose score is NaN beats nobody; a query whose own
-    score is NaN has rank n. Queries are split over the mesh, candidates are on every device, and a
-    device holds the scores of one block of queries at a time, never n x n.
-    """
-    n = len(queries)
-    if n != len(candidates):
-        raise ValueError(f"{n} queries but {len(candidates)} candidates")
-    count = -(-n // _BLOCK)
-    blocks = -(-count // mesh.size) * mesh.size
-    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    whole = NamedSharding(mesh, PartitionSpec())
-    rank = _ranks(mesh, n)(
-        place(_padded(queries, blocks * _BLOCK).reshape(blocks, _BLOCK, -1), split),
-        place(np.arange(blocks * _BLOCK, dtype=np.int32).reshape(blocks, _BLOCK), split),
-        place(_padded(candidates, count * _BLOCK), whole),
-    )
-    return np.asarray(rank).reshape(-1)[:n]
-
-
-@functools.lru_cache(maxsize=8)
-def _ranks(mesh: Mesh, n: int) -> Callable:
-    """Jitted (queries [blocks q d], their own rows [blocks q], candidates [m d]) -> [blocks q]."""
-
-    def block(candidates, arguments):
-        queries, own = arguments
-        scores = jnp.einsum("qd,md->qm", queries, candidates, precision=jax.lax.Precision.HIGHEST)
-        column = jnp.arange(candidates.shape[0])
-        own_column = jnp.minimum(own, n - 1)  # rows past n are padding; any column will do
-        # from the same product as the others: a second one might round equal pairs apart
-        own_score = jnp.take_along_axis(scores, own_column[:, None], axis=1)
-        others = (column[None] != own_column[:, None]) & (column[None] < n)
-        beaten_by = jnp.sum((scores >= own_score) & others, axis=1, dtype=jnp.int32)
-        return jnp.where(jnp.isnan(own_score[:, 0]), n, beaten_by)
-
-    def local(queries, own, candidates):
-        return jax.lax.map(functools.partial(block, candidates), (queries, own))
-
-    split = PartitionSpec(mesh.axis_names)
-    mapped = jax.shard_map(
-        local, mesh=mesh, in_specs=(split, split, PartitionSpec()), out_specs=split
-    )
-    return jax.jit(mapped, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def _padded(rows: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(np.asarray(rows, np.float32), [(0, length - len(rows)), (0, 0)])

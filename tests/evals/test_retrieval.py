@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from PIL import Image
 
 from data.input import open_input
 from mm import registry
 from mm.config import BadInput
-from mm.evals import retrieval
+from mm.evals import ranks, retrieval
 from mm.evals.base import Model
+from mm.report import outcomes
+from tests.tiny import TEXTS
 
 
 def _mesh(devices):
@@ -82,8 +87,7 @@ def test_identical_rows_anywhere_in_the_pool_tie_exactly():
     rng = np.random.default_rng(3)
     different = rng.normal(size=(150, 64)).astype(np.float32)
     pool = np.concatenate([different, different])
-    ranks = retrieval.ranks(pool, pool, _mesh(8))
-    assert ranks.min() >= 1
+    assert retrieval.ranks(pool, pool, _mesh(8)).min() >= 1
 
 
 def test_nan_everywhere_finds_nothing():
@@ -125,17 +129,69 @@ def test_no_device_holds_the_matrix():
     whole = NamedSharding(mesh, PartitionSpec())
     blocks = n // 128
     compiled = (
-        retrieval._ranks(mesh, n)
+        ranks._ranks(mesh)
         .lower(
             jax.ShapeDtypeStruct((blocks, 128, width), np.float32, sharding=split),
             jax.ShapeDtypeStruct((blocks, 128), np.int32, sharding=split),
             jax.ShapeDtypeStruct((n, width), np.float32, sharding=whole),
+            jax.ShapeDtypeStruct((n,), np.int32, sharding=whole),
         )
         .compile()
     )
     one_block = 128 * n * 4
     share_of_the_matrix = n * n * 4 // 8
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * one_block < share_of_the_matrix
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_picture_is_found_by_any_of_its_captions(devices):
+    """COCO's rule in loops: the best of a picture's own captions against those of others."""
+    rng = np.random.default_rng(8)
+    shows = np.array([0, 1, 0, 2, 2, 0, 3, 1] * 20)
+    zimg, ztxt = _grid(rng, 4, 5), _grid(rng, len(shows), 5)  # many ties
+    ztxt[3] = np.nan
+    scores = ztxt @ zimg.T
+    own = retrieval.belonging(shows)
+    sides = retrieval.directions(zimg, ztxt)
+    found = {k: retrieval.ranks(*v, _mesh(devices), **own[k]) for k, v in sides.items()}
+    for i, picture in enumerate(shows):
+        others = [scores[i, j] for j in range(4) if j != picture]
+        want = 4 if i == 3 else sum(score >= scores[i, picture] for score in others)
+        assert found["text_to_image"][i] == want
+    for j in range(4):
+        best = np.nanmax(scores[shows == j, j])
+        assert found["image_to_text"][j] == (scores[shows != j, j] >= best).sum()
+
+
+def test_several_captions_of_a_picture_change_the_numbers_as_told(tmp_path, tokenizer):
+    """Captions of the same picture are each other's rivals only where image_id does not say so."""
+    lines = [{"image": f"{i // 3}.png", "caption": TEXTS[i % 5], "of": i // 3} for i in range(15)]
+    for i in range(5):
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ops = f'decode|resize(16)|caption("caption")|tokenize("{tokenizer}", 8)'
+    spec = dict(source=dict(name="jsonl", path=str(tmp_path / "pairs.jsonl")), preprocess=ops)
+    source, preprocess, _ = open_input(spec, "test")
+    sharding = NamedSharding(_mesh(8), PartitionSpec(("a", "b")))
+
+    def embed(batch):
+        z = jax.nn.one_hot(batch["id"] // 3, 5)
+        return z, z + 0.01 * jax.nn.one_hot(batch["id"] % 3, 5)
+
+    given = dict(source=source, preprocess=preprocess, batch_size=8)
+    apart = retrieval.Retrieval(**given).run(Model(embed, None, None, sharding))
+    together = retrieval.Retrieval(**given, image_id="of").run(
+        Model(embed, None, None, sharding), tmp_path / "seen.png"
+    )
+    assert apart["pool_size"] == 15 and apart["text_to_image/recall@1"] == 0
+    assert together["pool_size"] == 5 and together["captions"] == 15
+    assert together["text_to_image/recall@1"] == together["image_to_text/recall@1"] == 1
+    kept = outcomes.read(tmp_path / "outcomes" / "seen.npz")
+    assert len(kept["text_to_image/recall@1"].ids) == 15
+    assert kept["image_to_text/recall@1"].ids.tolist() == [0, 3, 6, 9, 12]
+    assert json.loads((tmp_path / "report" / "seen.json").read_text())["pool_size"] == 5
+    with pytest.raises(BadInput, match="image_id='off': the source has no such field; did you"):
+        retrieval.Retrieval(**given, image_id="off")
 
 
 def test_pools_of_different_length_are_refused():
@@ -215,6 +271,6 @@ def test_pictures_that_cannot_be_made_are_told_and_fail_nothing(tmp_path, capsys
     found = evaluator.run(Model(embed, None, None, sharding, fail), tmp_path / "seen.png")
     assert found["text_to_image/recall@1"] == 1.0
     assert "no pictures of seen: ValueError: a map of nothing" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["outcomes"]
     evaluator.run(Model(embed, None, None, sharding), tmp_path / "seen.png")
     assert (tmp_path / "seen.png").exists() and (tmp_path / "report" / "seen.json").exists()
