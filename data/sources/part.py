@@ -1,4 +1,4 @@
-"""The examples from one share of a source to another: to train on most, to evaluate on the rest."""
+"""Some examples of a source: a share, to train on most and evaluate on the rest, or a list."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +27,11 @@ def part(source: Source, first: float, last: float) -> Source:
     return source if stop - start == total else _Part(source, start, stop)
 
 
+def chosen(source: Source, ids: np.ndarray) -> Source:
+    """The examples of these numbers, in their order; number 0 is then the first of them."""
+    return _Chosen(source, ids)
+
+
 class _Part:
     """Examples start .. stop - 1. `shards` are what is left of the source's, if it has them."""
 
@@ -42,3 +47,15 @@ class _Part:
 
     def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
         return self._source.read(ids + self._start, keys)
+
+
+class _Chosen:
+    def __init__(self, source: Source, ids: np.ndarray):
+        self._source, self._ids = source, ids
+        self.features = source.features
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, ids: np.ndarray, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        return self._source.read(self._ids[ids], keys)

@@ -1,3 +1,3 @@
 """Evaluators, one file each; importing this registers them."""
 
-from mm.evals import losses, retrieval  # noqa: F401
+from mm.evals import losses, probes, retrieval, zero_shot  # noqa: F401

@@ -1,0 +1,117 @@
+"""Zero-shot classification: pictures beside the names of their classes (Radford et al. 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from data.preprocess.draws import example_keys
+from mm import registry
+from mm.config import BadInput, Positive, Share
+from mm.evals.base import Model, leave_outcomes
+from mm.evals.labelled import per_class
+from mm.evals.pool import pool_of, read_labels
+from mm.evals.ranks import ranks
+from mm.evals.rerank import place
+from mm.objectives.combine import System
+from mm.objectives.views import Views
+from mm.report.outcomes import Outcome
+
+_TOP = 5
+
+
+@registry.register("evaluator", "zero_shot")
+class ZeroShot:
+    """The class whose name is most similar to a picture, of those that the op `label` numbers.
+
+    Each name is put into all `templates`; the vector of a class is the mean of the normalized
+    embeddings of its texts, normalized (Radford et al. 2021, section 3.1.4). The texts are made by
+    the ops of `preprocess` after the one that writes `text`, as in
+    `decode|resize(48)|caption("group")|tokenize("emoji", 24)|label("group", classes=...)`.
+    max_bad_share: of broken examples, which are left out. Raises BadInput for what could not run:
+    no example, a label that is no class, a template without a place for the name.
+    """
+
+    needs = ("image", "text", "embed_dim")
+    reads = ("image", "text", "text_mask")
+
+    def __init__(
+        self,
+        *,
+        source: Any,
+        preprocess: Any,
+        batch_size: Positive,
+        templates: Sequence[str] = ("{}",),
+        max_bad_share: Share = 0.01,
+    ):
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise BadInput(f"templates={templates!r}: expected {{}} once in each, for the name")
+        self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
+        self.max_bad_share = max_bad_share
+        self.labels = read_labels(source, preprocess, "zero_shot")
+        self.num_classes = len(preprocess.classes)
+        if preprocess.tokenizer is None:
+            raise BadInput("zero_shot: the ops make no text; add caption(FIELD)|tokenize(NAME, l)")
+        texts = [
+            template.replace("{}", name) for name in preprocess.classes for template in templates
+        ]
+        keys = example_keys(0, np.arange(len(texts)), np.zeros(len(texts), np.int64))
+        made = preprocess.of_texts().apply({"text": texts}, keys)
+        self.prompts = {name: made[name] for name in ("text", "text_mask")}
+
+    def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
+        """Returns "accuracy", "accuracy@5" (of more than 5 classes), "accuracy_per_class", the mean
+        over classes that have examples, and how many "examples" and "classes"; the same on every
+        process."""
+        ztxt = self._embed_prompts(model)
+        weights = class_vectors(ztxt.reshape(self.num_classes, -1, ztxt.shape[-1]))
+        zimg, ids = pool_of(
+            model.apply(embed_image),
+            self.source,
+            self.preprocess,
+            batch_size=self.batch_size,
+            sharding=model.sharding,
+            max_bad_share=self.max_bad_share,
+        )
+        labels = self.labels[ids]
+        classes = np.arange(self.num_classes)
+        rank = ranks(zimg, weights, model.sharding.mesh, own=labels, of=classes)
+        found = {"accuracy": Outcome(ids, rank < 1)}
+        if self.num_classes > _TOP:
+            found[f"accuracy@{_TOP}"] = Outcome(ids, rank < _TOP)
+        results = leave_outcomes(picture, found)
+        results["accuracy_per_class"] = per_class(rank < 1, labels)
+        return results | {"examples": float(len(ids)), "classes": float(self.num_classes)}
+
+    def _embed_prompts(self, model: Model) -> Float[np.ndarray, "n d"]:
+        """Of each class and template; every process has all."""
+        embed, n = model.apply(embed_text), len(self.prompts["text"])
+        whole = NamedSharding(model.sharding.mesh, PartitionSpec())
+        gather = jax.jit(lambda x: x, out_shardings=whole)
+        found = []
+        for start in range(0, n, self.batch_size):
+            # filled up with the last, so that one shape is compiled
+            at = np.minimum(np.arange(start, start + self.batch_size), n - 1)
+            batch = {name: place(x[at], model.sharding) for name, x in self.prompts.items()}
+            found.append(np.asarray(gather(embed(batch))))
+        return np.concatenate(found)[:n].astype(np.float32)
+
+
+def class_vectors(ztxt: Float[np.ndarray, "c t d"]) -> Float[np.ndarray, "c d"]:
+    """The mean of each class's normalized embeddings, normalized."""
+    mean = ztxt.astype(np.float64).mean(axis=1)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    return (mean / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def embed_image(_: System, views: Views) -> Array:
+    return views.image_embedding().z
+
+
+def embed_text(_: System, views: Views) -> Array:
+    return views.text_embedding().z
