@@ -133,6 +133,7 @@ def show(results: Mapping[str, float]) -> str:
     width = max(map(len, results), default=0)
     lines = []
     for key, value in results.items():
-        shown = f"{100 * value:.1f}%" if "recall@" in key else f"{value:g}"
+        share = "recall@" in key or "accuracy" in key
+        shown = f"{100 * value:.1f}%" if share else f"{value:g}"
         lines.append(f"  {key:<{width}}  {shown:>8}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@
 """
 
 import io
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -55,5 +56,5 @@ def read(path: Any) -> dict[str, Outcome]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             names = [key.removesuffix("/ids") for key in file.files if key.endswith("/ids")]
             return {name: Outcome(*(file[f"{name}/{part}"] for part in _PARTS)) for name in names}
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"{path}: is no file of outcomes ({error})") from error

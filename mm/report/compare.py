@@ -1,0 +1,145 @@
+"""Two runs on the same examples: each metric, the difference, and whether it is one.
+
+  python -m mm.report.compare workdirs/one workdirs/other
+
+Each is the workdir of a run that has ended, or what --mode=eval wrote, WORKDIR/eval-480. Compared
+are metrics that are means over examples, whose outcomes evaluators leave beside results.json: both
+runs were right or wrong about the same examples, so examples are drawn again and again in pairs
+(Efron and Tibshirani 1993, chapter 8), and what is hard for both cancels out. The interval says how
+far other examples might move the difference; what another seed of training would do, only other
+runs tell (`launch.sweep`).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from mm.config import BadInput
+from mm.report import outcomes
+from mm.report.outcomes import Outcome
+from mm.report.statistics import LEVEL, bootstrap_pairs
+from mm.report.table import shower
+
+_SHOWN = 4  # names in a message
+
+
+class Compared(NamedTuple):
+    """A metric of both runs; difference: second minus first; interval: of that."""
+
+    metric: str
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float]
+    count: int
+
+    @property
+    def verdict(self) -> str:
+        low, high = self.interval
+        if low <= 0 <= high:
+            return "not distinguishable"
+        return "second is higher" if low > 0 else "second is lower"
+
+
+def compare(first: epath.Path, second: epath.Path) -> tuple[list[Compared], list[str]]:
+    """The metrics that both have as outcomes, and the names of the others that both have.
+
+    Raises BadInput when a run has no outcomes, they are not those of its results, or the two are of
+    different examples.
+    """
+    (one, results), (other, others) = map(read_outcomes, (first, second))
+    names = [name for name in one if name in other]
+    if not names:
+        raise BadInput(
+            f"{first} and {second}: have no evaluation in common ({sorted(one)[:_SHOWN]} and "
+            f"{sorted(other)[:_SHOWN]}); evaluate both by one config: --mode=eval"
+        )
+    compared = []
+    for name in names:
+        base, arm = one[name], other[name]
+        if base.ids.tolist() != arm.ids.tolist():
+            raise BadInput(
+                f"{name}: {first} was evaluated on {len(base.ids):,} examples, {second} on "
+                f"{len(arm.ids):,}, not the same ones; evaluate both by one config: --mode=eval"
+            )
+        difference, interval = bootstrap_pairs(base.values, arm.values)
+        found = base.mean, arm.mean, difference, interval, len(base.ids)
+        compared.append(Compared(name, *found))
+    return compared, [key for key in results if key in others and key not in names]
+
+
+def read_outcomes(path: epath.Path) -> tuple[dict[str, Outcome], dict[str, float]]:
+    """{"seen/text_to_image/recall@1": ...} of a folder, and its results.json."""
+    folder, results = path / outcomes.FOLDER, path / "results.json"
+    if not results.exists():
+        raise BadInput(
+            f"{path}: has no results.json; expected a run that has ended, or WORKDIR/eval-STEP"
+        )
+    files = sorted(folder.glob("*.npz")) if folder.exists() else []
+    if not files:
+        raise BadInput(
+            f"{path}: has no outcomes/*.npz; none of its evaluators leaves any, or it is of an "
+            "older version: --mode=eval makes them"
+        )
+    known = json.loads(results.read_text())
+    found = {
+        f"{file.stem}/{metric}": outcome
+        for file in files
+        for metric, outcome in outcomes.read(file).items()
+    }
+    kept = {name: outcome for name, outcome in found.items() if name in known}
+    for name, outcome in kept.items():
+        if outcome.mean != known[name]:
+            raise BadInput(
+                f"{path}: results.json says {name} is {known[name]:g}, its outcomes say "
+                f"{outcome.mean:g}; evaluate again: --mode=eval"
+            )
+    return kept, known
+
+
+def table(compared: Sequence[Compared]) -> str:
+    """Aligned lines; shares as percentages."""
+    rows = [("", "first", "second", "difference", f"{LEVEL:.0%} interval", "")]
+    for row in compared:
+        show = shower(row.metric)
+        low, high = (show(x, signed=True) for x in row.interval)
+        values = show(row.first), show(row.second), show(row.difference, signed=True)
+        rows.append((row.metric, *values, f"{low} to {high}", row.verdict))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells, verdict in rows:
+        shown = [cell.rjust(width) for cell, width in zip(cells, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *shown, verdict]).rstrip())
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the comparison; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mm.report.compare")
+    for name in ("first", "second"):
+        parser.add_argument(name, type=epath.Path, help="a workdir, or WORKDIR/eval-STEP")
+    flags = parser.parse_args(arguments)
+    try:
+        compared, others = compare(flags.first, flags.second)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    counts = sorted({row.count for row in compared})
+    print(f"first: {flags.first}\nsecond: {flags.second}\n\n{table(compared)}\n")
+    print(
+        f"paired bootstrap over {' or '.join(f'{count:,}' for count in counts)} examples; of "
+        f"{len(compared)} true differences of zero, {len(compared) * (1 - LEVEL):.1f} would be "
+        "called different"
+    )
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (" ..." if len(others) > _SHOWN else "")
+        print(f"no means over examples, so not compared: {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Two runs by their outcomes: what is printed, what is told apart, and what is refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from etils import epath
+
+from mm.report import compare, outcomes
+from mm.report.outcomes import Outcome
+from mm.report.statistics import bootstrap_pairs
+
+
+def leave(path, right, ids=None, **more):
+    """A folder as an evaluation leaves it."""
+    ids = np.arange(len(right)) if ids is None else ids
+    found = {"recall@1": Outcome(ids, np.asarray(right))}
+    outcomes.write(epath.Path(path) / "outcomes" / "seen.npz", found)
+    results = {"seen/recall@1": found["recall@1"].mean, "seen/pool_size": len(right)} | more
+    (path / "results.json").write_text(json.dumps(results))
+    return str(path)
+
+
+def two(tmp_path, first, second, **ids):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    return leave(tmp_path / "a", first), leave(tmp_path / "b", second, **ids)
+
+
+def test_what_is_printed_is_what_the_results_say(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    first = rng.random(1000) < 0.6
+    second = np.where(rng.random(1000) < 0.1, True, first)
+    assert compare.main(two(tmp_path, first, second)) == 0
+    printed = capsys.readouterr().out
+    assert f"{100 * first.mean():.1f}  " in printed and f"{100 * second.mean():.1f}  " in printed
+    difference = f"+{100 * (second.mean() - first.mean()):.1f}"
+    assert difference in printed and "second is higher" in printed
+    assert "so not compared: seen/pool_size" in printed
+
+
+def test_no_difference_is_told_from_noise(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    assert compare.main(two(tmp_path, *(rng.random((2, 400)) < 0.5))) == 0
+    assert "not distinguishable" in capsys.readouterr().out
+
+
+def test_the_interval_is_that_of_drawing_examples():
+    """Against resamples of the examples themselves, and the normal approximation."""
+    rng = np.random.default_rng(2)
+    base, arm = rng.random((2, 300)) < [[0.5], [0.6]]
+    mean, (low, high) = bootstrap_pairs(base, arm)
+    differences = arm.astype(float) - base
+    assert mean == differences.mean()
+    chosen = rng.integers(300, size=(20_000, 300))
+    want = np.quantile(differences[chosen].mean(axis=1), (0.025, 0.975))
+    np.testing.assert_allclose((low, high), want, atol=0.006)
+    reach = 1.96 * differences.std() / np.sqrt(300)
+    np.testing.assert_allclose((low, high), (mean - reach, mean + reach), atol=0.006)
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    """Of a true difference of 5 points, over 200 samples of 400 examples."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        hard = rng.random(400)
+        base, arm = hard < 0.5, (hard + 0.05 * rng.normal(size=400)) < 0.55
+        _, (low, high) = bootstrap_pairs(base, arm)
+        covered += low <= 0.05 <= high
+    assert 180 <= covered <= 199
+
+
+def test_pairs_that_differ_by_no_example_have_an_interval_of_zero():
+    assert bootstrap_pairs([1, 0, 1], [1, 0, 1]) == (0, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.arange(1, 11), "was evaluated on 10 examples, .* on 10, not the same ones"),
+        (np.arange(9), "was evaluated on 10 examples, .* on 9, not the same ones"),
+    ],
+)
+def test_other_examples_are_refused(tmp_path, capsys, ids, message):
+    folders = two(tmp_path, np.ones(10), np.ones(len(ids)), ids=ids)
+    assert compare.main(folders) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+
+
+def test_outcomes_of_other_results_are_refused(tmp_path, capsys):
+    first, second = two(tmp_path, np.ones(10), np.ones(10))
+    (tmp_path / "b/results.json").write_text(json.dumps({"seen/recall@1": 0.5}))
+    assert compare.main([first, second]) == 2
+    assert "results.json says seen/recall@1 is 0.5, its outcomes say 1;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("results.json", "has no results.json; expected a run that has ended"),
+        ("outcomes/seen.npz", "has no outcomes/"),
+    ],
+)
+def test_a_folder_without_them_is_refused(tmp_path, capsys, broken, message):
+    folders = two(tmp_path, np.ones(10), np.ones(10))
+    (tmp_path / "b" / broken).unlink()
+    assert compare.main(folders) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path, capsys):
+    folders = two(tmp_path, np.ones(10), np.ones(10))
+    file = tmp_path / "b/outcomes/seen.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    assert compare.main(folders) == 2
+    assert "seen.npz: is no file of outcomes" in capsys.readouterr().err
+
+
+def test_runs_without_a_common_evaluation_are_refused(tmp_path, capsys):
+    folders = two(tmp_path, np.ones(10), np.ones(10))
+    (tmp_path / "b/outcomes/seen.npz").rename(tmp_path / "b/outcomes/unseen.npz")
+    (tmp_path / "b/results.json").write_text(json.dumps({"unseen/recall@1": 1.0}))
+    assert compare.main(folders) == 2
+    assert "have no evaluation in common" in capsys.readouterr().err
