@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs.menu import resize
 from data.sources import open_source
+from data.sources.synthetic import COLORS, SHAPES
 from mm.config import load
 from mm.optim.paths import flatten
 from mm.program import build_program
@@ -26,7 +27,8 @@ CASES = cases()
 TRAINED = {
     "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
-    "distill-T-16": None, "icons-tiny": None, "menu": None, "video-size-tiny": None,
+    "distill-T-16": None, "eval_emoji": None, "icons-tiny": None, "menu": None,
+    "video-size-tiny": None,
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
     "vilbert",
@@ -40,6 +42,11 @@ SMALL = dict(
     total_steps=3, warmup_steps=1, cooldown_steps=2, every_steps=3, length=LENGTH, from_step=1,
     queue_size=64, num_codes=16, prototypes=16, out=16, bottleneck=8, base_width=8, groups=4,
 )  # fmt: skip
+# Of the synthetic source's names, for recipes that number classes.
+CLASSES = {
+    kind: tuple(f"{color} {shape}" for color in COLORS for shape in shapes)
+    for kind, shapes in (("plain", SHAPES[:2]), ("pointed", SHAPES[2:]))
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +98,10 @@ def shrunken(path_and_arg: str, pairs: Path, tokenizer: Path) -> ConfigDict:
 def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> None:
     """Replaces what a preprocessing string and a source say."""
     for key, value in node.items():
-        if key == "source" and isinstance(value, ConfigDict):
+        if key in ("source", "train") and isinstance(value, ConfigDict):
             if value.name == "tfds":
-                node[key] = dict(name="synthetic", num_examples=40, image_size=20)
+                count = 120 if key == "train" else 40  # of which probes draw 17 a class
+                node[key] = dict(name="synthetic", num_examples=count, image_size=20)
             elif value.name == "jsonl":
                 value.path = str(pairs)
         elif isinstance(value, ConfigDict):
@@ -101,7 +109,11 @@ def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> No
         elif key == "preprocess":
             value = re.sub(r"(resize|random_resized_crop)\(\d+", rf"\1({image_size}", value)
             value = re.sub(r"(numbers\(\"\w+\"), \d+", rf"\1, {SMALL['width']}", value)
-            node[key] = re.sub(r"tokenize\([^,]+, \d+", f'tokenize("{tokenizer}", {LENGTH}', value)
+            value = re.sub(r"tokenize\([^,]+, \d+", f'tokenize("{tokenizer}", {LENGTH}', value)
+            value = value.replace('caption("group")', 'caption("label")')
+            node[key] = re.sub(
+                r'label\("\w+", classes=.*\)$', f'label("label", classes={CLASSES!r})', value
+            )
         elif key == "view_size" and value is not None:
             node[key] = image_size
 

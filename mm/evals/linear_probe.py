@@ -31,7 +31,7 @@ class LinearProbe:
     def __init__(
         self,
         *,
-        l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        l2: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
         held_out: Part = 0.2,
         draws: Positive = 1,
         max_iterations: Positive = 1000,

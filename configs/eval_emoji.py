@@ -1,0 +1,52 @@
+"""The quick start judged as classifiers are: by the names of groups and of concepts, and by probes.
+
+  python -m data.classes --field=label --output=.data/emoji/labels.json \
+    '{"name": "tfds", "dataset": "emoji", "data_dir": ".data", "split": "seen+unseen"}'
+  python main.py --mode=eval --config=configs/eval_emoji.py --workdir=workdirs/quickstart
+
+Groups are the eight of the pool's pictures, under names that a text tower can read; concepts are
+all labels of both pools, so that one that no vendor drew in training has 1,643 rivals. The config's
+argument `labels=PATH` is another place for their file. docs/evaluation.md has the results.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.quickstart import EMOJI
+from configs.quickstart import get_config as quickstart
+from mm.config import parse_arg
+
+GROUPS = {
+    "smileys and emotion": ("smileys-emotion",),
+    "people and body": ("people-body",),
+    "animals and nature": ("animals-nature",),
+    "food and drink": ("food-drink",),
+    "travel and places": ("travel-places",),
+    "activities": (),
+    "objects": (),
+    "symbols": (),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The quick start with other evaluators."""
+    labels = parse_arg(arg, labels=".data/emoji/labels.json")["labels"]
+    config = quickstart()
+    names = tuple(name for pair in GROUPS.items() for name in (pair[1] or (pair[0],)))
+    train = dict(split="train", only=dict(group=names), **EMOJI)
+    group, concept = (
+        f'decode|resize(48)|caption("{field}")|tokenize("emoji", 24)'
+        f'|label("{field}", classes={classes!r})'
+        for field, classes in (("group", GROUPS), ("label", labels))
+    )
+    evals = {}
+    for split in ("seen", "unseen"):
+        given = dict(source=dict(split=split, **EMOJI), batch_size=512)
+        evals[f"{split}_group"] = dict(name="zero_shot", preprocess=group, **given)
+        evals[f"{split}_concept"] = dict(name="zero_shot", preprocess=concept, **given)
+        methods = {name: dict(name=name) for name in ("few_shot", "linear_probe", "knn")}
+        evals[f"{split}_probes"] = dict(
+            name="probes", preprocess=group, train=train, methods=methods, **given
+        )
+    config.evals = evals
+    config.checkpoint.keep_best = None
+    return config
