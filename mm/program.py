@@ -127,7 +127,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         compare=jit_step(does.compare, out_shardings=replicated),
         apply=apply,
         embed=apply(lambda _, views: (views.image_embedding().z, views.text_embedding().z)),
-        match=apply(lambda system, views: system.matcher.match(views)),
+        match=apply(lambda system, views: system.first("match").match(views)),
         turns=turns,
         training_flops=does.training_flops,
         need=assembly.system.need,

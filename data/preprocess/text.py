@@ -193,11 +193,12 @@ def keep_text(*, name: str) -> Op:
 def numbers(*, key: str, size: int, name: str | None = None) -> Op:
     """Writes the numbers of a field, float32 [b, size], under `name` (default: the field's).
 
-    So come the outputs of a teacher that were stored with the data.
+    So come the outputs of a teacher that were stored with the data, and the targets of a
+    regression. A field of one number each has the size 1.
     """
 
     def apply(columns: Columns, draws: Draws) -> Columns:
-        rows = [np.asarray(row, np.float32) for row in columns[key]]
+        rows = [np.atleast_1d(np.asarray(row, np.float32)) for row in columns[key]]
         if wrong := next((row.shape for row in rows if row.shape != (size,)), None):
             raise BadExample(
                 f"{key!r} has the shape {wrong}, expected ({size},)", "field has the wrong shape"

@@ -21,6 +21,11 @@ from mm.objectives.views import Views
 
 Weight = float | Callable[[Array], Array] | None  # None: learned
 OF_COMBINATION = ("weight", "from_step")  # not an objective's own keys
+HEADS = {  # methods of objectives that evaluators read, and what to say where none has it
+    "match": "matches, as dict(name='matching')",  # [b] logits of pairs
+    "classify": "classifies, as dict(name='classification', num_classes=...)",  # [b, c] logits
+    "estimate": "tells numbers, as dict(name='regression')",  # [b, n]
+}
 
 
 class System(nnx.Module):
@@ -44,16 +49,28 @@ class System(nnx.Module):
         learned = [name for name, spec in objectives.items() if spec.get("weight") == "learned"]
         self.log_variances = nnx.Dict({name: param(rngs, 0.0, (), ()) for name in learned})
 
-    @property
-    def matcher(self) -> Objective | None:
-        """The first objective that tells pairs from others: it has match(views) -> [b] logits."""
-        return next((x for x in self.objectives.values() if hasattr(x, "match")), None)
+    def first(self, method: str) -> Any:
+        """The first objective that has a method of `HEADS`, of views; None without one."""
+        return next((x for x in self.objectives.values() if hasattr(x, method)), None)
 
     def need(self, what: str, *parts: str) -> None:
-        """Raises BadInput when a part is not there: "match", or as in `Multimodal.need`."""
-        if "match" in parts and self.matcher is None:
-            raise BadInput(f"{what}: needs an objective that matches, as dict(name='matching')")
-        self.model.need(what, *(part for part in parts if part != "match"))
+        """Raises BadInput when a part is not there: one of `HEADS`, or as in `Multimodal.need`.
+
+        "classes=8": an objective that classifies, if there is one, has to tell so many apart.
+        """
+        for part in parts:
+            name, _, count = part.partition("=")
+            if name in HEADS and self.first(name) is None:
+                raise BadInput(f"{what}: needs an objective that {HEADS[name]}")
+            if name == "classes":
+                found = getattr(self.first("classify"), "num_classes", int(count))
+                if found != int(count):
+                    raise BadInput(
+                        f"{what}: numbers {count} classes, but the objective has num_classes="
+                        f"{found}; make them equal"
+                    )
+            elif name not in HEADS:
+                self.model.need(what, part)
 
 
 def find_weights(objectives: Mapping, total_steps: int) -> dict[str, Weight]:

@@ -1,12 +1,24 @@
 """Small heads that objectives own."""
 
 from itertools import pairwise
+from typing import Literal
 
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from mm.models.layers import ACTIVATIONS, Activation, Dtype, LayerNorm, Linear
+from mm.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    Dtype,
+    LayerNorm,
+    Linear,
+    at_least_float32,
+)
+from mm.models.multimodal import Multimodal
+from mm.objectives.views import Views, view
+
+Of = Literal["image", "text", "fused"]
 
 
 class Projector(nnx.Module):
@@ -42,3 +54,22 @@ class Projector(nnx.Module):
         for layer, norm in zip(self.layers, self.norms, strict=False):
             x = ACTIVATIONS[self.activation](norm(layer(x)))
         return self.layers[-1](x)
+
+
+class PooledHead(nnx.Module):
+    """`out` numbers, in float32, from the pooled vector of a tower or of the fusion.
+
+    A linear layer that begins with zeros: all answers are equally likely at first, whatever the
+    weights below. `uses` is what an objective with this head uses of the model.
+    """
+
+    def __init__(self, what: str, of: Of, out: int, *, model: Multimodal, rngs: nnx.Rngs):
+        self.of, self.uses = of, ("fusion",) if of == "fused" else ()
+        part = "fusion" if of == "fused" else of
+        model.need(f"{what} of={of!r}", part)
+        width, zeros = getattr(model, part).pooled_width, nnx.initializers.zeros
+        self.linear = Linear((width,), (out,), ("embed", None), init=zeros, rngs=rngs)
+
+    def __call__(self, views: Views) -> Float[Array, "b o"]:
+        read = views.fuse() if self.of == "fused" else views.encode(view(self.of))
+        return self.linear(at_least_float32(read.pooled))

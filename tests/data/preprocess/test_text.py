@@ -270,6 +270,8 @@ def test_numbers_of_a_field_become_an_array():
     op = parse("numbers('teacher', 2, 'teacher_image')", where="x").ops[0]
     found = op.apply({"teacher": [[1, 2.5], [3, 4]]}, None)["teacher_image"]
     assert found.dtype == np.float32 and found.tolist() == [[1, 2.5], [3, 4]]
+    one = parse("numbers('age', 1)", where="x").ops[0].apply({"age": [7, 8.5]}, None)["age"]
+    assert one.tolist() == [[7], [8.5]]
     with pytest.raises(BadInput, match=r"'teacher' has the shape \(3,\), expected \(2,\)"):
         op.apply({"teacher": [[1, 2], [1, 2, 3]]}, None)
 
