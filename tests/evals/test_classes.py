@@ -1,0 +1,84 @@
+"""Measures of classes against scikit-learn's (tests/golden/scores) and definitions by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mm.evals import calibration, classes
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/scores/classes.json").read_text())
+LOGITS, LABELS, SCORES = (np.array(GOLDEN[key]) for key in ("logits", "labels", "scores"))
+MANY = np.array(GOLDEN["many"], bool)
+
+
+def close(found, want):
+    assert found.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-12, err_msg=key)
+
+
+def test_measures_of_one_class_an_example_are_those_of_scikit_learn():
+    want = dict(GOLDEN["one"])
+    matrix = classes.confusion(LABELS, LOGITS.argmax(1), LOGITS.shape[1])
+    np.testing.assert_array_equal(matrix, want.pop("confusion"))
+    calibrated = calibration.calibration(LOGITS, LABELS)
+    for key in ("brier", "negative_log_likelihood"):
+        np.testing.assert_allclose(calibrated[key], want.pop(key), rtol=1e-9)
+    close(classes.of_one(matrix), want)
+
+
+def test_measures_of_several_classes_an_example_are_those_of_scikit_learn():
+    close(classes.of_several(MANY, SCORES), GOLDEN["several"])
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn():
+    own, other = SCORES[MANY[:, 0], 0], SCORES[~MANY[:, 0], 0]
+    np.testing.assert_allclose(classes.area_under_roc(own, other), GOLDEN["area"], rtol=1e-12)
+
+
+def test_the_calibration_error_is_that_of_its_definition():
+    rng = np.random.default_rng(0)
+    confidence = np.append(rng.uniform(0, 1, 200), [1 / 15, 2 / 15, 1.0])  # the ends of bins
+    right = rng.random(203) < confidence**2
+    want = 0.0
+    for m in range(1, 16):
+        inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+        if inside.any():
+            want += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    found = calibration.expected_calibration_error(confidence, right)
+    np.testing.assert_allclose(found, want, rtol=1e-12)
+
+
+def drawn(temperature, n=4000):
+    """Labels drawn from softmax(logits / temperature)."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (n, 5))
+    noise = rng.gumbel(size=logits.shape)
+    return logits, (logits / temperature + noise).argmax(1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
+    found = calibration.calibration(*drawn(temperature))
+    np.testing.assert_allclose(found["temperature"], temperature, rtol=0.1)
+    assert found["scaled/ece"] < 0.03 < 0.1 < found["ece"]
+    assert found["scaled/brier"] < found["brier"]
+
+
+def test_no_example_has_a_part_in_its_own_temperature():
+    logits, labels = drawn(2.0, 40)
+    labels[0] = logits[0].argmin()  # changes the temperature of the odd ones, not of the even
+    changed = labels.copy()
+    changed[0] = logits[0].argmax()
+    odd = calibration.fit_temperature(logits[1::2], labels[1::2])
+    even = [calibration.fit_temperature(logits[::2], y[::2]) for y in (labels, changed)]
+    assert even[0] != even[1]
+    log_p = [
+        np.log(np.exp(logits[i::2] / t) / np.exp(logits[i::2] / t).sum(1, keepdims=True))
+        for i, t in ((0, odd), (1, even[0]))
+    ]
+    want = -np.mean([log_p[i % 2][i // 2, label] for i, label in enumerate(labels)])
+    found = calibration.calibration(logits, labels)["scaled/negative_log_likelihood"]
+    np.testing.assert_allclose(found, want, rtol=1e-9)
