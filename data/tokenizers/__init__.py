@@ -55,7 +55,8 @@ class Model(Protocol):
     """Text to tokens without marks. `encode` is called from several threads at once.
 
     before, after: the marks that the file puts around a text; bos, eos: those it could. by_word:
-    whether a text's tokens are those of its parts between spaces, one part after the other.
+    whether a text's tokens are those of its parts between spaces, one part after the other. spells:
+    whether tokens tell where words end.
     """
 
     vocab_size: int
@@ -67,9 +68,14 @@ class Model(Protocol):
     lowercase: bool
     knows_words: bool
     by_word: bool
+    spells: bool
 
     def encode(self, texts: list[str], words: bool) -> list[Tokens]:
         """`words` of the tokens are left empty unless they are wanted."""
+        ...
+
+    def decode(self, lines: list[list[int]]) -> list[str]:
+        """The texts of tokens without marks, if it `spells`."""
         ...
 
 
@@ -145,6 +151,23 @@ class Tokenizer:
                 first = line[-1] + 1 if words else first
             lines.append(line)
         return self._padded(lines, [-1] * len(self._before), [-1] * len(self._after), -1)[0]
+
+    def check_spells(self) -> None:
+        """Raises BadInput where `decode` cannot tell "gro" "up" from "group"."""
+        if not self._model.spells:
+            raise BadInput(
+                "the tokenizer does not say where a word ends, so that what is written cannot be "
+                "read; train one with `python -m data.tokenizers.train --model=sentencepiece_bpe`"
+            )
+
+    def decode(self, ids: Int32[np.ndarray, "b l"]) -> list[str]:
+        """The texts of tokens up to an end mark, without marks and padding; see `check_spells`."""
+        self.check_spells()
+        marks, lines = {*self._model.bos, *self._before, self.pad_id}, []
+        for row in ids.tolist():
+            end = next((i for i, token in enumerate(row) if token in self._model.eos), len(row))
+            lines.append([token for token in row[:end] if token not in marks])
+        return [" ".join(text.split()) for text in self._model.decode(lines)]
 
     @property
     def cut(self) -> Cut:

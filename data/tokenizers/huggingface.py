@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import tokenizers
+from tokenizers import decoders
 
 from data.tokenizers import Tokens
 from mm.config import BadInput
@@ -44,10 +45,18 @@ class HuggingFace:
         )
         self.knows_words = spec.get("pre_tokenizer") is not None
         self.by_word = _splits_at_spaces(spec)
+        if not spec.get("decoder"):
+            self._tokenizer.decoder = _decoder(spec)
+        self.spells = self._tokenizer.decoder is not None
+        self._suffix = spec["model"].get("end_of_word_suffix") or ""
 
     def encode(self, texts: list[str], words: bool) -> list[Tokens]:
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [Tokens(e.ids, e.word_ids if words else []) for e in encodings]
+
+    def decode(self, lines: list[list[int]]) -> list[str]:
+        texts = self._tokenizer.decode_batch(lines, skip_special_tokens=False)
+        return [text.replace(self._suffix, " ") for text in texts] if self._suffix else texts
 
 
 def _unwritten(spec: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +74,17 @@ def _unwritten(spec: dict[str, Any]) -> dict[str, Any]:
     ]
     others = [token for token in added if not token["special"]]
     return spec | {"model": spec["model"] | {"vocab": vocabulary}, "added_tokens": others}
+
+
+def _decoder(spec: dict[str, Any]) -> decoders.Decoder | None:
+    """For a file without one, by how its pieces say where words end; None where they do not."""
+    model = spec["model"]
+    if model["type"] == "WordPiece":
+        return decoders.WordPiece(model.get("continuing_subword_prefix") or "##")
+    for step in _parts(spec, "pre_tokenizer"):
+        if step["type"] in ("ByteLevel", "Metaspace"):
+            return getattr(decoders, step["type"])()
+    return decoders.Fuse() if model.get("end_of_word_suffix") else None
 
 
 def _marks(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

@@ -31,13 +31,16 @@ class SentencePiece:
         self.bos, self.eos = _mark(processor.bos_id()), _mark(processor.eos_id())
         self.before, self.after = [], self.eos
         self.lowercase = "a" in processor.normalize("A")
-        self.knows_words, self.by_word = True, False
+        self.knows_words, self.by_word, self.spells = True, False, True
         pieces = processor.id_to_piece(list(range(self.vocab_size)))
         self._starts = np.array([piece.startswith(_SPACE) for piece in pieces])
 
     def encode(self, texts: list[str], words: bool) -> list[Tokens]:
         lines = self._processor.encode(texts, out_type=int, num_threads=1)
         return [Tokens(ids, self._words(ids) if words else []) for ids in lines]
+
+    def decode(self, lines: list[list[int]]) -> list[str]:
+        return self._processor.decode(lines)
 
     def _words(self, ids: list[int]) -> list[int]:
         starts = self._starts[ids]

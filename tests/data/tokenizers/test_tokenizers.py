@@ -218,6 +218,22 @@ def test_pieces_of_a_word_have_its_number_and_punctuation_is_a_word(text):
     assert words.max() == 4 and words[words >= 0].tolist() == sorted(words[words >= 0])
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece_bpe", "clip", "bert"])
+def test_what_was_encoded_can_be_read_again(kind):
+    texts = ["red car", "", "a red car", "ca ca reb"]
+    tokenizer = opened(kind, 12)
+    ids, _ = tokenizer.encode(texts)
+    assert tokenizer.decode(ids) == texts
+    ended = ids.copy()
+    ended[0, tokenizer.manifest()["ids_before"] != [] : 4] = tokenizer.manifest()["ids_after"][0]
+    assert tokenizer.decode(ended)[0] == ""  # whatever comes after the end mark
+
+
+def test_tokens_that_do_not_say_where_words_end_cannot_be_read():
+    with pytest.raises(BadInput, match="does not say where a word ends.*--model=sentencepiece_bpe"):
+        opened("bpe", 12).decode(np.zeros((1, 12), np.int32))
+
+
 def test_words_of_sentencepiece_stand_between_spaces():
     tokenizer = opened("sentencepiece_unigram", 40)
     words = tokenizer.words(["  red  heart-eyes, carred "])[0]

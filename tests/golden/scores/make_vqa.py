@@ -14,9 +14,9 @@ import numpy as np
 
 ANSWERS = (
     "yes|Yes|no|2|two|Two.|a dog|dog|the dog|dog.|dont know|don't know|3.5|3.5.|1,000|1000"
-    "|red, blue|red and blue|red/blue|red blue|black-and-white|black and white|o'clock|5 oclock|it's|its|none"
-    "|0|t-shirt|t shirt|(left)|left|what?|what ?|yall'd've|y'all'd've|hes|couldnt've|10:30|A|U.S.A."
-    "|new\tyork|new york |somebodys|shouldn'tve go|well|we'll|an orange|Ten"
+    "|red, blue|red and blue|red/blue|red blue|black-and-white|black and white|o'clock|5 oclock"
+    "|it's|its|none|0|t-shirt|t shirt|(left)|left|what?|what ?|yall'd've|y'all'd've|hes|couldnt've"
+    "|10:30|A|U.S.A.|new\tyork|new york |somebodys|shouldn'tve go|well|we'll|an orange|Ten"
 ).split("|")
 QUESTIONS = 400
 
