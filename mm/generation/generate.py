@@ -26,11 +26,19 @@ from mm.sharding.rules import constrain
 class Generated(NamedTuple):
     """Token ids, padded after the end mark, and the sum of their log-probabilities.
 
-    A text that reaches the length without an end mark is cut there, and scored by what it has.
+    A text that reaches the length without an end mark is cut there, and scored by what it has. What
+    was given as a prompt stands first, and is not scored.
     """
 
     ids: Int[Array, "b l"]
     scores: Float[Array, "b"]
+
+
+class Prompt(NamedTuple):
+    """What texts begin with; the places after it are free."""
+
+    ids: Int[Array, "b l"]
+    mask: Bool[Array, "b l"]  # True for the given ones
 
 
 class Method:
@@ -63,13 +71,15 @@ def generate(
     length: int | None = None,
     batch_size: int | None = None,
     keys: Keys | None = None,
+    prompt: Prompt | None = None,
 ) -> Generated:
     """A text for each row of the memory (`Views.memory`), or `batch_size` texts without one.
 
     method: greedy by default. length: at most so many tokens, end mark and all, by default all that
     the decoder can write. Padding is never chosen. All shapes are fixed, so it can be compiled; it
-    stops when every text has ended. keys: of the rows, for what is drawn. Raises BadInput for a
-    model without a decoder, a memory that it does not read or lacks, and lengths that it has not.
+    stops when every text has ended. keys: of the rows, for what is drawn. prompt: what each text
+    begins with. Raises BadInput for a model without a decoder, a memory that it does not read or
+    lacks, and lengths that it has not.
     """
     model.need("generate", "decoder")
     method, decoder = method or Greedy(), model.decoder
@@ -81,6 +91,8 @@ def generate(
     if (memory is None) != (batch_size is not None):
         raise BadInput("generate: give batch_size where there is no memory, and only there")
     batch, width = batch_size if memory is None else len(memory.tokens), method.width
+    if prompt is not None and prompt.ids.shape != (batch, length):
+        raise BadInput(f"generate: the prompt is {prompt.ids.shape}, expected {(batch, length)}")
     seen = None if memory is None else Seen(read(decoder.encoder, memory), memory.mask)
     only_pad = jnp.where(jnp.arange(decoder.vocab_size) == pad_id, 0.0, -jnp.inf)
 
@@ -97,14 +109,19 @@ def generate(
             logits = logits.at[:, pad_id].set(-jnp.inf)
         found = jax.nn.log_softmax(logits).reshape(batch, width, -1)
         found = jnp.where(state.ended[..., None], only_pad, found)
-        lengths = state.lengths + ~state.ended
+        given = jnp.zeros((batch, 1), bool) if prompt is None else prompt.mask[:, place, None]
+        lengths = state.lengths + ~(state.ended | given)
         draws = None if keys is None else fold_in(keys, place)
         parents, tokens = method(state.scores, found, lengths, draws)
+        if prompt is not None:  # of an example's sequences only the first counts, as at the start
+            parents = jnp.where(given, jnp.arange(width), parents)
+            tokens = jnp.where(given, prompt.ids[:, place, None], tokens)
 
         def inherit(x: Array) -> Array:
             return jnp.take_along_axis(x, parents.reshape(*parents.shape, *(1,) * (x.ndim - 2)), 1)
 
         added = jnp.take_along_axis(inherit(found), tokens[..., None], 2)[..., 0]
+        added = jnp.where(given, 0, added)
         if width > 1:
             progress = reorder(progress, parents)
         return State(
@@ -112,7 +129,7 @@ def generate(
             inherit(state.ids).at[:, :, place].set(tokens),
             inherit(state.scores) + added,
             inherit(lengths),
-            inherit(state.ended) | (tokens == end_id),
+            inherit(state.ended) | ((tokens == end_id) & ~given),
         )
 
     # All sequences of an example begin alike: only the first counts.

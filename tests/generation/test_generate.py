@@ -12,6 +12,7 @@ from mm.generation.cache import read
 from mm.generation.generate import (
     Beam,
     Nucleus,
+    Prompt,
     Seen,
     begin,
     feed,
@@ -26,7 +27,7 @@ from mm.program import build_program
 from tests.models.test_decoder import MEMORIES, OTHER, batch, model
 from tests.tiny import TEXT, TOWER, get_config
 
-END = 2
+END, SHORT = 2, jnp.zeros((4, 3), jnp.int32)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("method", "how"))
@@ -37,7 +38,8 @@ def write(graphdef, params, arrays, keys=None, *, method=None, how=()):
     memory, how = views.memory(source=OTHER), dict(how)
     if memory is None:
         how["batch_size"] = len(arrays["text"])
-    ids, scores = generate(a_model, memory, method, end_id=END, keys=keys, **how)
+    prompt = Prompt(arrays["prompt"], arrays["prompt_mask"]) if "prompt" in arrays else None
+    ids, scores = generate(a_model, memory, method, end_id=END, keys=keys, prompt=prompt, **how)
     text = jnp.pad(ids, ((0, 0), (0, 8 - ids.shape[1])))
     views.batch |= {"text": text, "text_mask": jnp.ones(text.shape, bool)}
     again = Views(a_model, views.batch, None)
@@ -102,6 +104,23 @@ def test_greedy_takes_the_most_likely_token_each_time(inputs):
                 break
         assert (ids[row, place + 1 :] == 0).all()  # padding after the end mark
     np.testing.assert_allclose(scores, total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [None, Beam(width=3)])
+def test_a_prompt_is_gone_on_from(method):
+    """By the logits of its own past; it is neither changed nor scored, even an end mark in it."""
+    arrays, given = batch(), np.arange(8) < np.array([0, 2, 5, 8])[:, None]
+    prompt = np.array(arrays["text"])
+    prompt[2, 1] = END
+    arrays |= {"prompt": jnp.asarray(prompt), "prompt_mask": jnp.asarray(given)}
+    ids, scores, likely = written(model(inputs="text_tower"), method, arrays=arrays)
+    np.testing.assert_array_equal(ids[given], prompt[given])
+    chosen = np.take_along_axis(likely, ids[..., None], 2)[..., 0]
+    ended = np.cumsum((ids == END) & ~given, 1) - ((ids == END) & ~given) > 0
+    np.testing.assert_allclose(scores, np.where(ended | given, 0, chosen).sum(1), atol=1e-5)
+    if method is None:
+        free = ~given & ~ended
+        np.testing.assert_array_equal(ids[free], likely.argmax(-1)[free])
 
 
 @pytest.mark.parametrize("memory, penalty", [("image", 1.0), ("none", 0.0)])
@@ -294,6 +313,10 @@ def test_a_program_writes_the_same_on_eight_devices_as_on_one(rules, method):
         (lambda m: written(m, length=9), "length=9: expected 1 .. 8"),
         (lambda m: written(m, batch_size=4), "give batch_size where there is no memory"),
         (lambda m: written(m, Nucleus(p=0.5)), "give keys of the rows"),
+        (
+            lambda m: written(m, arrays=batch() | dict.fromkeys(("prompt", "prompt_mask"), SHORT)),
+            r"the prompt is \(4, 3\), expected \(4, 8\)",
+        ),
         (lambda m: Nucleus(p=0.0), r"p=0.0 must lie in \(0, 1\]"),
         (lambda m: Beam(width=0), "width=0 must be at least 1"),
         (lambda m: generate(Multimodal(text=TEXT, rngs=nnx.Rngs(0)), None, end_id=2), "decoder"),
