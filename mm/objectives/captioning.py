@@ -6,7 +6,7 @@ from jax import Array
 
 from mm import registry
 from mm.config import BadInput, Keep, Rate, Share
-from mm.models.inputs import texts
+from mm.models.inputs import Read, texts
 from mm.models.keys import bernoulli, uniform
 from mm.models.multimodal import Multimodal
 from mm.objectives.base import Loss, Objective
@@ -26,7 +26,9 @@ class Captioning(Objective):
     mask_token=True. `text` is the view that is predicted. `source` is the view of the text that the
     memory reads, if it reads one ("text", "fused"): another one, from the input, or the text would
     be copied. `image_keep` < 1 drops image tokens. `label_smoothing` is the share of the target
-    that is spread over the vocabulary.
+    that is spread over the vocabulary. `answers`: of a text that is an instruction and its answer
+    only the tokens of the answer carry loss (Liu et al. 2023, section 4.2): those that
+    batch["text_answer"] marks, as the op `tokenize_answer` writes it.
 
     Metrics: those of `cross_entropy`. Whether the image is used is what the evaluator `losses`
     tells with shuffled=True.
@@ -43,6 +45,7 @@ class Captioning(Objective):
         source: str | None = None,
         image_keep: Keep = 1.0,
         label_smoothing: Rate = 0.0,
+        answers: bool = False,
         model: Multimodal,
         rngs: nnx.Rngs,
     ):
@@ -58,11 +61,18 @@ class Captioning(Objective):
                 + ("reads no text" if memory in ("image", "none") else f"must not read {text!r}")
                 + ", name another view of the text if and only if the memory reads one"
             )
+        if answers and (prefix or parallel):
+            raise BadInput(
+                "answers=True: the instruction is the prefix; leave out prefix, parallel"
+            )
         self.text, self.source = view("text", text), view("text", source or text)
         self.image = image_view(image_keep)
         self.prefix, self.parallel, self.smoothing = prefix, parallel, label_smoothing
         self.length = length
         self.reads = texts(length, *map(batch_key, (self.text, self.source)))
+        self.answer = f"{batch_key(self.text)}_answer" if answers else None
+        if self.answer:
+            self.reads += (Read(self.answer, (length,), "bool"),)
 
     def __call__(self, views: Views, rng: Array) -> Loss:
         key = batch_key(self.text)
@@ -72,6 +82,8 @@ class Captioning(Objective):
             share = uniform(views.draws(f"{self.key} prefix"), ())
             how["reach"] = jnp.floor(share * mask.sum(1)).astype(jnp.int32)
             scored = mask & (jnp.arange(self.length) >= how["reach"][:, None])
+        if self.answer:
+            scored = mask & views.batch[self.answer]
         if self.parallel:
             hidden = bernoulli(views.draws(f"{self.key} parallel"), self.parallel, ())
             others = how.get("reach", jnp.zeros(len(text), jnp.int32))

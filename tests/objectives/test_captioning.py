@@ -79,6 +79,16 @@ def test_loss_and_metrics_equal_a_reference_in_numpy(mode, smoothing):
     np.testing.assert_allclose(loss.metrics["accuracy"], accuracy, rtol=1e-5)
 
 
+def test_of_an_instruction_and_its_answer_the_answer_alone_is_scored():
+    answer = np.arange(8) >= np.random.default_rng(1).integers(0, 8, (ROWS, 1))
+    loss, views = recorded(objective(answers=True), text_answer=jnp.asarray(answer))
+    scored = np.asarray(views.batch["text_mask"]) & answer
+    logits = np.asarray(views.decode("text").x)
+    want, _, accuracy = reference(logits, np.asarray(views.batch["text"]), scored, 0.0)
+    np.testing.assert_allclose(loss.value, want, rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["accuracy"], accuracy, rtol=1e-5)
+
+
 def test_nothing_to_score_is_no_loss():
     nothing = jnp.zeros((ROWS, 8), bool)
     assert float(recorded(objective(), text_mask=nothing)[0].value) == 0
@@ -168,6 +178,7 @@ def test_a_source_is_another_text_of_the_batch():
         (dict(memory="fused"), dict(source="clean"), "must not read 'clean'"),
         ({}, dict(source="source"), "reads no text"),
         (dict(memory="none"), dict(image_keep=0.5), "has no image"),
+        ({}, dict(answers=True, prefix=True), "leave out prefix"),
     ],
 )
 def test_what_cannot_work_is_refused(decoder, changes, message):
