@@ -13,6 +13,7 @@ from data.preprocess import (  # noqa: F401  (the last ones register ops)
     color,
     geometry,
     image,
+    instruct,
     labels,
     mask,
     media,

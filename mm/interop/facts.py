@@ -24,7 +24,19 @@ from mm.interop.bundle import Bundle
 
 TOKENIZER = "tokenizer.json"
 # What concerns neither the picture nor its text.
-_ASIDE = ("group", "entities", "numbers", "keep_text", "patch_mask", "view", "label", "labels")
+_ASIDE = (
+    "group",
+    "entities",
+    "numbers",
+    "keep_text",
+    "patch_mask",
+    "view",
+    "label",
+    "labels",
+    "ask",
+    "instruct",
+    "tokenize_answer",
+)
 _DECODES = ("decode", "decode_video", "decode_audio")
 _DESCRIBED = ("decode", "pad", "resize", "center_crop", "value_range", "normalize")
 _CLAMPED = {"softmax": 100.0, "sigmoid": math.inf}  # max_scale by default
@@ -71,6 +83,7 @@ def open_ops(ops: str, tokenizer_json: str | None, where: str) -> Feeding:
         path = Path(folder, TOKENIZER)
         path.write_text(tokenizer_json or "")
         texts = renamed(ops, "tokenize", "name", str(path), where=where)
+        texts = renamed("|".join(texts), "tokenize_answer", "name", str(path), where=where)
         whole = parse("|".join(texts), where=where)
     # caption and choose write `text` from a data set's fields; here it is given.
     keep = {"image": [], "text": []}
