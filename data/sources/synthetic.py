@@ -28,6 +28,7 @@ _FEATURES = {
     "label": Feature("text"),
     "tags": Feature("text", ragged=True),
     "concept": Feature("text"),
+    "group": Feature("text"),
 }
 
 
@@ -35,7 +36,8 @@ _FEATURES = {
 def synthetic(
     *, num_examples: int, image_size: int = 64, seed: int = 0, cache: bool = False
 ) -> Source:
-    """Coloured shapes on white: `image` (PNG), `label`, `tags` and `concept` ("red circle").
+    """Coloured shapes on white: `image` (PNG), `label`, `tags`, `concept` ("red circle") and
+    `group` ("circle").
 
     cache: keep pictures decoded in memory.
     """
@@ -50,6 +52,7 @@ def synthetic(
             "label": f"{color} {shape}",
             "tags": [str(color), str(shape), "shape", "colour"][: rng.integers(0, 5)],
             "concept": f"{color} {shape}",
+            "group": str(shape),
         }
         if "image" in keys:
             center, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
