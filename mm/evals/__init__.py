@@ -1,3 +1,11 @@
 """Evaluators, one file each; importing this registers them."""
 
-from mm.evals import losses, probes, retrieval, zero_shot  # noqa: F401
+from mm.evals import (  # noqa: F401
+    classification,
+    losses,
+    matching,
+    probes,
+    regression,
+    retrieval,
+    zero_shot,
+)

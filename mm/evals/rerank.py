@@ -39,21 +39,35 @@ def reranked(
     first = first_columns(queries, candidates, top)
     n, top = first.shape
     rows, columns = np.repeat(np.arange(n), top), first.reshape(-1)
-    image_rows, text_rows = (columns, rows) if of_texts else (rows, columns)
-    scores = []
-    for start in range(0, n * top, batch_size):
-        # filled up with the last pair, so that one shape is compiled
-        at = np.minimum(np.arange(start, start + batch_size), n * top - 1)
-        sides = image_rows[at], text_rows[at]
-        batch = {name: x[sides[not name.startswith("image")]] for name, x in pool.items()}
-        scores.append(match({name: place(x, sharding) for name, x in batch.items()}))
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
-    found = np.concatenate([np.asarray(whole(x)) for x in scores])[: n * top].reshape(n, top)
+    sides = (columns, rows) if of_texts else (rows, columns)
+    found = match_rows(match, pool, *sides, batch_size=batch_size, sharding=sharding)
+    found = found.reshape(n, top)
     mine, wrong = of[first] == own[:, None], np.isnan(found)
     own_score = np.where(mine & ~wrong, found, -np.inf).max(1)
     beaten_by = ((found >= own_score[:, None]) & ~mine).sum(1)
     beaten_by = np.where((mine & ~wrong).any(1), beaten_by, len(candidates))
     return np.where(mine.any(1), beaten_by, np.maximum(ranks, top))
+
+
+def match_rows(
+    match: Callable[[Mapping[str, Array]], Array],
+    pool: Mapping[str, np.ndarray],
+    image_rows: Int[np.ndarray, " m"],
+    text_rows: Int[np.ndarray, " m"],
+    *,
+    batch_size: int,
+    sharding: NamedSharding,
+) -> Float[np.ndarray, " m"]:
+    """`match` of images and texts of the pool, batch_size of them at a time."""
+    scores, count = [], len(image_rows)
+    for start in range(0, count, batch_size):
+        # filled up with the last pair, so that one shape is compiled
+        at = np.minimum(np.arange(start, start + batch_size), count - 1)
+        sides = image_rows[at], text_rows[at]
+        batch = {name: x[sides[not name.startswith("image")]] for name, x in pool.items()}
+        scores.append(match({name: place(x, sharding) for name, x in batch.items()}))
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
+    return np.concatenate([np.asarray(whole(x)) for x in scores])[:count]
 
 
 def first_columns(

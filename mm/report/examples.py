@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mm.report import html
+from mm.report import classes, html
 from mm.report.html import Html, element
 
 STYLE = """
@@ -43,6 +43,7 @@ KINDS = {
     "similarity with a word falls when a part of the picture is painted over in its mean colour "
     "(largest fall below each). Maps of a picture share a scale; the first is of the caption.",
 }
+OTHERS = {"classes": ("Classes", classes.section)}  # by "kind"; without one it is a retrieval
 POOL = "Last, where the tower's pooling attends to, whatever the word."
 _HEAT = np.array([255, 70, 0], np.float32)
 
@@ -210,6 +211,10 @@ def sections(found: Mapping[str, Mapping[str, Any]]) -> Sequence[tuple[str, Html
     """(heading, body) of each evaluation."""
     parts = []
     for name, shown in found.items():
+        if shown.get("kind") in OTHERS:
+            heading, section = OTHERS[shown["kind"]]
+            parts.append((f"{heading}: {name}", section(shown)))
+            continue
         body = [
             retrieval(shown),
             element("h3", "Similarity matrix"),

@@ -1,0 +1,98 @@
+"""How well the head of `classification` tells classes: averages, confusions, calibration."""
+
+import contextlib
+import io
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax import Array
+
+from mm import registry
+from mm.config import BadInput, Positive, Share
+from mm.evals.base import Model, leave_outcomes
+from mm.evals.calibration import calibration
+from mm.evals.classes import confusion, of_one, of_several
+from mm.evals.pool import pool_rows, read_labels
+from mm.objectives.combine import System
+from mm.objectives.views import Views
+from mm.report import classes as report
+from mm.report.outcomes import Outcome
+from mm.runtime.workdir import write_atomic, write_json
+
+
+@registry.register("evaluator", "classification")
+class Classification:
+    """The classes of all of `source`, by the first objective that classifies.
+
+    The ops number them with `label` or, several an example, with `labels`. max_bad_share: of broken
+    examples, which are left out. Raises BadInput for what could not run: no example, a label that
+    is no class, a head of another number of classes.
+    """
+
+    reads = ("image", "text", "text_mask", "entities", "label", "labels")
+
+    def __init__(
+        self,
+        *,
+        source: Any,
+        preprocess: Any,
+        batch_size: Positive,
+        max_bad_share: Share = 0.01,
+    ):
+        if len(source) < 1:
+            raise BadInput("classification: the source is empty")
+        if not (preprocess.only("label").ops or preprocess.only("labels").ops):
+            raise BadInput("classification: the ops number no classes; add label or labels")
+        one = preprocess.only("label")
+        if one.ops:
+            read_labels(source, preprocess, "classification")  # so that it refuses what is no class
+        self.names = one.classes or preprocess.only("labels").classes
+        self.needs = ("classify", f"classes={len(self.names)}")
+        self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
+        self.max_bad_share = max_bad_share
+
+    def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
+        """Returns "accuracy", "precision/macro" and so on (`mm.evals.classes`); of one class an
+        example also "ece", "brier", "temperature", ... (`mm.evals.calibration`).
+
+        picture: a PNG to write, the confusion matrix (process 0), and for the run's page
+        `report/<its name>.json` beside it.
+        """
+        from data.loader import eval_batches  # here, since it loads TensorFlow
+
+        batches = eval_batches(
+            self.source,
+            self.preprocess,
+            batch_size=self.batch_size,
+            sharding=model.sharding,
+            max_bad_share=self.max_bad_share,
+        )
+        with contextlib.closing(batches):
+            pool = pool_rows(model.apply(classify), batches, model.sharding.mesh)
+        logits, labels, ids = pool["logits"].astype(np.float64), pool["labels"], pool["id"]
+        if labels.ndim == 2:
+            right = ((logits > 0) == (labels > 0.5)).all(1)
+            results = of_several(labels > 0.5, logits)
+        else:
+            right = logits.argmax(1) == labels
+            matrix = confusion(labels, logits.argmax(1), len(self.names))
+            results = of_one(matrix) | calibration(logits, labels)
+            if picture is not None and jax.process_index() == 0:
+                self._show(matrix, picture)
+        results |= leave_outcomes(picture, {"accuracy": Outcome(ids, right)})
+        return results | {"examples": float(len(ids))}
+
+    def _show(self, matrix: np.ndarray, path: epath.Path) -> None:
+        buffer = io.BytesIO()
+        report.draw(self.names, matrix).save(buffer, "PNG")
+        write_atomic(path, buffer.getvalue())
+        page = path.parent / "report" / f"{path.stem}.json"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_json(page, {"kind": "classes", "names": self.names, "confusion": matrix.tolist()})
+
+
+def classify(system: System, views: Views) -> dict[str, Array]:
+    objective = system.first("classify")
+    return {"logits": objective.classify(views), "labels": views.batch[objective.label]}
