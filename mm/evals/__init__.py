@@ -1,6 +1,8 @@
 """Evaluators, one file each; importing this registers them."""
 
 from mm.evals import (  # noqa: F401
+    answers,
+    captions,
     classification,
     losses,
     matching,

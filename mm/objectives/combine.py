@@ -57,6 +57,7 @@ class System(nnx.Module):
         """Raises BadInput when a part is not there: one of `HEADS`, or as in `Multimodal.need`.
 
         "classes=8": an objective that classifies, if there is one, has to tell so many apart.
+        "writes": a decoder that reads no text, which could be the one that it should write.
         """
         for part in parts:
             name, _, count = part.partition("=")
@@ -68,6 +69,13 @@ class System(nnx.Module):
                     raise BadInput(
                         f"{what}: numbers {count} classes, but the objective has num_classes="
                         f"{found}; make them equal"
+                    )
+            elif name == "writes":
+                self.model.need(what, "decoder")
+                if (memory := self.model.decoder.memory) in ("text", "fused"):
+                    raise BadInput(
+                        f"{what}: needs a decoder that reads no text, but config.model.decoder."
+                        f"memory={memory!r}; use 'image'"
                     )
             elif name not in HEADS:
                 self.model.need(what, part)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mm.report import classes, html
+from mm.report import classes, html, texts
 from mm.report.html import Html, element
 
 STYLE = """
@@ -43,7 +43,10 @@ KINDS = {
     "similarity with a word falls when a part of the picture is painted over in its mean colour "
     "(largest fall below each). Maps of a picture share a scale; the first is of the caption.",
 }
-OTHERS = {"classes": ("Classes", classes.section)}  # by "kind"; without one it is a retrieval
+OTHERS = {  # by "kind"; without one it is a retrieval
+    "classes": ("Classes", classes.section),
+    "texts": ("Texts", texts.section),
+}
 POOL = "Last, where the tower's pooling attends to, whatever the word."
 _HEAT = np.array([255, 70, 0], np.float32)
 
