@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from mm.evals.captions import Captions, Similar
 from mm.evals.writing import Writer
 from mm.generation import Prompt, generate
 from mm.objectives import Views
+from mm.objectives.combine import System
 from mm.report import examples, outcomes
 from tests.evals.given import SIZE, Source, feed, model
 from tests.models.test_decoder import batch
@@ -165,6 +167,12 @@ def test_similarity_is_that_of_the_towers(writers):
     np.testing.assert_array_equal(similar["ids"], plain)
     np.testing.assert_allclose(similar["similarity"], cosine, atol=1e-5)
     assert np.ptp(cosine) > 1e-3
+
+
+def test_a_decoder_that_reads_the_text_is_refused():
+    system = SimpleNamespace(model=decoder(memory="fused"))
+    with pytest.raises(BadInput, match="evals.x: needs a decoder that reads no text.*'fused'"):
+        System.need(system, "evals.x", "writes")
 
 
 def test_equal_writers_are_one_function():
