@@ -79,11 +79,16 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def find_variant(variants: dict[str, dict], given: dict) -> dict:
-    """The variant that is given; sets given["image"] to what the model and the input need."""
+def named_variant(variants: dict[str, dict], given: dict) -> dict:
+    """The variant that is given."""
     if given["variant"] not in variants:
         raise BadInput(f"config argument variant={given['variant']}: have {list(variants)}")
-    variant = variants[given["variant"]]
+    return variants[given["variant"]]
+
+
+def find_variant(variants: dict[str, dict], given: dict) -> dict:
+    """`named_variant`; sets given["image"] to what the model and the input need."""
+    variant = named_variant(variants, given)
     image = given["image"] or variant["image"]
     given["image"] = image - image % variant["patch_size"]
     return variant

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from configs.menu import resize
 from data.sources import open_source
-from data.sources.synthetic import COLORS, SHAPES
+from data.sources.synthetic import SHAPES
+from data.tokenizers.train import train as train_tokenizer
 from mm.config import load
 from mm.optim.paths import flatten
 from mm.program import build_program
@@ -21,6 +22,7 @@ from mm.runtime import metrics
 from mm.train import train
 from tests import runs
 from tests.resolved import GOLDEN, built, cases, text
+from tests.tiny import TEXTS
 
 CASES = cases()
 # One variant a recipe is trained, and the phases that begin with what another left.
@@ -28,7 +30,7 @@ TRAINED = {
     "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
     "distill-T-16": None, "eval_emoji": None, "icons-tiny": None, "menu": None,
-    "video-size-tiny": None,
+    "video-size-tiny": None, "classify-group": "quickstart", "instruct-tiny": "quickstart",
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
     "vilbert",
@@ -41,17 +43,13 @@ SMALL = dict(
     num_heads=2, depth=1, vocab_size=64, global_batch_size=BATCH, batch_size=BATCH,
     total_steps=3, warmup_steps=1, cooldown_steps=2, every_steps=3, length=LENGTH, from_step=1,
     queue_size=64, num_codes=16, prototypes=16, out=16, bottleneck=8, base_width=8, groups=4,
+    num_classes=len(SHAPES),
 )  # fmt: skip
-# Of the synthetic source's names, for recipes that number classes.
-CLASSES = {
-    kind: tuple(f"{color} {shape}" for color in COLORS for shape in shapes)
-    for kind, shapes in (("plain", SHAPES[:2]), ("pointed", SHAPES[2:]))
-}
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A pairs.jsonl with pictures made up by the synthetic source."""
+    """A pairs.jsonl with pictures made up by the synthetic source; beside it what `ask` needs."""
     folder = tmp_path_factory.mktemp("pairs")
     source = open_source({"name": "synthetic", "num_examples": PAIRS, "image_size": 20}, "pairs")
     lines = []
@@ -60,6 +58,11 @@ def pairs(tmp_path_factory):
         taught = {f"teacher_{side}": [i % 7 + 0.5] * SMALL["width"] for side in ("image", "text")}
         lines.append(json.dumps({"image": f"{i}.png", "caption": example["label"]} | taught))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
+    # What is asked, and a tokenizer that tells where words end.
+    what = {"field": "label", "train": ["red?"], "held_out": ["blue?"]}
+    (folder / "questions.json").write_text(json.dumps({"what": what}))
+    words = train_tokenizer([*TEXTS, "red? blue?"] * 2, SMALL["vocab_size"], "sentencepiece_bpe")
+    (folder / "words.json").write_text(words)
     return folder / "pairs.jsonl"
 
 
@@ -109,11 +112,11 @@ def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> No
         elif key == "preprocess":
             value = re.sub(r"(resize|random_resized_crop)\(\d+", rf"\1({image_size}", value)
             value = re.sub(r"(numbers\(\"\w+\"), \d+", rf"\1, {SMALL['width']}", value)
+            value = re.sub(r'label\("\w+", .+?\)(?=\||$)', f'label("group", {SHAPES})', value)
+            value = re.sub(r'ask\("\w+"', f'ask("{pairs.parent / "questions.json"}"', value)
             value = re.sub(r"tokenize\([^,]+, \d+", f'tokenize("{tokenizer}", {LENGTH}', value)
-            value = value.replace('caption("group")', 'caption("label")')
-            node[key] = re.sub(
-                r'label\("\w+", classes=.*\)$', f'label("label", classes={CLASSES!r})', value
-            )
+            speller = f'tokenize_answer("{pairs.parent / "words.json"}", {LENGTH}'
+            node[key] = re.sub(r"tokenize_answer\([^,]+, \d+", speller, value)
         elif key == "view_size" and value is not None:
             node[key] = image_size
 
@@ -149,7 +152,7 @@ def test_a_tiny_variant_is_evaluated_on_whole_pictures(name):
         whole = (
             r"(decode|decode_video\(\d+\))\|resize\(\d+\)|decode_audio\([\d.]+\)\|log_mel\(\d+\)"
         )
-        assert re.match(rf"({whole})(\|patch_mask\([^)]+\))?(\|caption\(|$)", plain), plain
+        assert re.match(rf"({whole})(\|patch_mask\([^)]+\))?(\|(caption|ask)\(|$)", plain), plain
 
 
 @pytest.mark.parametrize("name", TRAINED)

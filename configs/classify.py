@@ -1,0 +1,94 @@
+"""Tasks with a head on the quick start's image tower: classes, several classes, sentiment, numbers.
+
+  make quickstart
+  python main.py --config=configs/classify.py:variant=group --workdir=workdirs/group
+
+`group` and `subgroup`: the eight groups and 95 subgroups of emoji; `sentiment`: faces, positive,
+neutral or negative by their subgroup; `tags`: which of the 64 most frequent keywords fit, any
+number of them; `score`: a number a picture, on lines of your own (docs/tasks.md), path=rated.jsonl.
+`init` is the run that the tower comes from, none: it begins from nothing. `train` are the quick
+start's seven vendors, `seen` and `unseen` the pictures of the eighth, of concepts that were trained
+on and of others. Nothing was tuned.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.quickstart import EMOJI
+from configs.quickstart import get_config as quickstart
+from configs.siglip import named_variant
+from mm.config import parse_arg
+
+GROUPS = (
+    "smileys-emotion", "people-body", "animals-nature", "food-drink", "travel-places",
+    "activities", "objects", "symbols",
+)  # fmt: skip
+SENTIMENT = {
+    "positive": ["face-smiling", "face-affection", "face-tongue"],
+    "neutral": ["face-neutral-skeptical"],
+    "negative": ["face-concerned", "face-negative", "face-unwell"],
+}
+FOLDER = "data/builders/emoji"
+SOFTMAX = dict(name="classification", label_smoothing=0.1)
+SIGMOID = dict(name="classification", kind="sigmoid")
+
+
+def of_groups(label: str, num_classes: int, **objective) -> dict:
+    """A variant on all of emoji but flags and skin tones."""
+    objective = dict(num_classes=num_classes, **objective)
+    return dict(only={"group": GROUPS}, label=label, objective=objective, best="accuracy")
+
+
+VARIANTS = {
+    "group": of_groups(f'label("group", classes={GROUPS})', 8, **SOFTMAX),
+    "subgroup": of_groups(f'label("subgroup", classes="{FOLDER}/subgroups.json")', 95, **SOFTMAX),
+    "tags": of_groups(f'labels("tags", classes="{FOLDER}/tags.json", others=True)', 64, **SIGMOID)
+    | dict(best="mean_average_precision"),
+    "sentiment": dict(
+        only={"subgroup": tuple(name for names in SENTIMENT.values() for name in names)},
+        label=f'label("subgroup", classes={SENTIMENT})',
+        objective=dict(SOFTMAX, num_classes=3),
+        best="accuracy",
+    ),
+    "score": dict(
+        label='numbers("score", 1, "target")', objective=dict(name="regression"), best=None
+    ),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe. `arg`: "variant=group,init=workdirs/quickstart,path=rated.jsonl", optional."""
+    given = parse_arg(arg, variant="group", init="workdirs/quickstart", path="rated.jsonl")
+    variant = named_variant(VARIANTS, given)
+    config = quickstart()
+    augment = config.input.preprocess.partition("|caption")[0]
+    config.total_steps = 240
+    config.global_batch_size = 256
+    tower = dict(path=given["init"], parameters=("model/image/.*",))
+    config.model_init = None if given["init"] == "none" else tower
+    config.model = dict(image=config.model.image)
+    task = variant["objective"]["name"]
+    config.objectives = {task: variant["objective"]}
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.schedule.warmup_steps = 25
+
+    def part(split: str, ops: str) -> dict:
+        source = find_source(variant, given, split)
+        return dict(source=source, preprocess=f"{ops}|{variant['label']}")
+
+    config.input = part("train", augment)
+    splits = ("seen", "unseen") if "only" in variant else ("held_out",)
+    config.evals = {
+        split: dict(name=task, batch_size=256, every_steps=80, **part(split, "decode|resize(48)"))
+        for split in splits
+    }
+    best = variant["best"] and f"seen/{variant['best']}"
+    config.checkpoint = dict(every_steps=120, keep_last=1, keep_best=best)
+    return config
+
+
+def find_source(variant: dict, given: dict, split: str) -> dict:
+    """Of emoji those that the variant takes; or a part of one's own lines."""
+    if "only" not in variant:
+        first, last = (0.0, 0.9) if split == "train" else (0.9, 1.0)
+        return dict(name="jsonl", path=given["path"], first=first, last=last)
+    return dict(split=split, only=variant["only"], **EMOJI)
