@@ -7,9 +7,10 @@
 
 `tiny` asks what emoji's labels can answer (data/builders/emoji/questions.json), on the image tower
 of the quick start; it is judged on a vendor that training never saw, with the templates of training
-and with those that are held out. `B/16` takes your own triples (docs/tasks.md), lines with `image`,
-`question` and `answers`, one or many, and a SigLIP tower: path=triples.jsonl,init=WORKDIR,
-tokenizer=tokenizer.json, one that tells where words end. `init=none` begins from nothing.
+and with those that are held out. `captions` writes the labels, without a question. `B/16` takes
+your own triples (docs/tasks.md), lines with `image`, `question` and `answers`, one or many, and a
+SigLIP tower: path=triples.jsonl,init=WORKDIR,tokenizer=tokenizer.json, one that tells where words
+end. `init=none` begins from nothing.
 
 The layout is that of CapPa's decoder (Tschannen et al. 2023) behind a tower that was trained by
 contrast, the loss that of LLaVA (Liu et al. 2023, section 4.2): no projection between the two, the
@@ -37,6 +38,10 @@ VARIANTS = {
         stack=TINY, depth=2, vocab_size=4096, length=32, learning_rate=1e-3, steps=1200, warmup=60,
         batch_size=256, ops='ask("emoji")', tokenizer="words", init="workdirs/quickstart",
     ),
+    "captions": dict(
+        stack=TINY, depth=2, vocab_size=4096, length=24, learning_rate=1e-3, steps=1200, warmup=60,
+        batch_size=256, ops='caption("label")', tokenizer="words", init="workdirs/quickstart",
+    ),
     "B/16": dict(
         stack=B, depth=6, vocab_size=32_000, length=64, learning_rate=1e-4, steps=20_000,
         warmup=1000, batch_size=512, ops='instruct("question", "answers")',
@@ -49,7 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `arg`: "variant=tiny,init=WORKDIR,path=...,tokenizer=...", optional."""
     given = parse_arg(arg, variant="tiny", init="", path="triples.jsonl", tokenizer="", image=224)
     variant = named_variant(VARIANTS, given)
-    tiny, length = given["variant"] == "tiny", variant["length"]
+    own, length = "mesh" in variant, variant["length"]
+    asks = given["variant"] != "captions"
     init = given["init"] or variant["init"]
     config = quickstart()
     config.pod = variant.get("pod")
@@ -57,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.global_batch_size = variant["batch_size"]
     tower = dict(path=init, parameters=("model/image/.*",))
     config.model_init = None if init == "none" else tower
-    image = config.model.image if tiny else make_model(SIGLIP["B/16"], given["image"])["image"]
+    image = make_model(SIGLIP["B/16"], given["image"])["image"] if own else config.model.image
     config.model = dict(
         image=image,
         decoder=dict(
@@ -65,36 +71,39 @@ def get_config(arg: str = "") -> ConfigDict:
             depth=variant["depth"], **variant["stack"],
         ),
     )  # fmt: skip
-    config.objectives = dict(instruction=dict(name="captioning", answers=True))
+    task = "instruction" if asks else "captioning"
+    config.objectives = {task: dict(name="captioning", answers=asks)}
     config.optimizer.learning_rate = variant["learning_rate"]
     config.optimizer.schedule.warmup_steps = variant["warmup"]
-    tokens = f'tokenize_answer("{given["tokenizer"] or variant["tokenizer"]}", {length})'
-    if tiny:
-        train, augment = dict(split="train", **EMOJI), AUGMENT
-        parts = {
-            f"{templates}_templates": dict(
-                source=dict(split="seen", **EMOJI),
-                preprocess=f'decode|resize(48)|ask("emoji", templates="{templates}")|{tokens}',
-            )
-            for templates in ("train", "held_out")
-        }
-    else:
-        lines = dict(name="jsonl", path=given["path"])
-        train, augment = lines | dict(last=0.99), "decode|resize({image})".format(**given)
-        parts = {
-            "held_out": dict(
-                source=lines | dict(first=0.99),
-                preprocess=f"{augment}|{variant['ops']}|{tokens}",
-                references="answers",
-            )
-        }
+    name = "tokenize_answer" if asks else "tokenize"
+    tokens = f'{name}("{given["tokenizer"] or variant["tokenizer"]}", {length})'
+    ops, best = variant["ops"], "exact_match" if asks else "cider"
+    if own:
+        best, lines = "vqa_accuracy", dict(name="jsonl", path=given["path"])
+        whole = augment = f"decode|resize({given['image']})"
+        train, parts = dict(lines, last=0.99), {"held_out": (dict(lines, first=0.99), ops)}
         config.model.dtype = "bfloat16"
         config.sharding = dict(mesh=variant["mesh"], rules=variant["rules"])
-    config.input = dict(source=train, preprocess=f"{augment}|{variant['ops']}|{tokens}")
+    else:
+        train, augment, whole = dict(split="train", **EMOJI), AUGMENT, "decode|resize(48)"
+        seen, unseen = (dict(split=split, **EMOJI) for split in ("seen", "unseen"))
+        parts = {"seen": (seen, ops), "unseen": (unseen, ops)}
+        if asks:
+            held_out = 'ask("emoji", templates="held_out")'
+            parts = {"train_templates": (seen, ops), "held_out_templates": (seen, held_out)}
+    every_steps = variant["steps"] // 3
+    config.input = dict(source=train, preprocess=f"{augment}|{ops}|{tokens}")
     config.evals = {
-        name: dict(name="answers", batch_size=256, every_steps=variant["steps"] // 3, **part)
-        for name, part in parts.items()
+        part: dict(
+            name="answers" if asks else "captions",
+            references="answers" if own else None,
+            source=source,
+            preprocess=f"{whole}|{made}|{tokens}",
+            batch_size=256,
+            every_steps=every_steps,
+        )
+        for part, (source, made) in parts.items()
     }
-    best = "train_templates/exact_match" if tiny else "held_out/vqa_accuracy"
-    config.checkpoint = dict(every_steps=variant["steps"] // 3, keep_last=1, keep_best=best)
+    best = f"{next(iter(parts))}/{best}"
+    config.checkpoint = dict(every_steps=every_steps, keep_last=1, keep_best=best)
     return config

@@ -27,11 +27,13 @@ def draw(names: Sequence[str], matrix: Int[np.ndarray, "c c"]) -> Image.Image:
     font = ImageFont.load_default(size=size)
     labels = [f"{name} {i}" for i, name in enumerate(names)]
     left = int(max(map(font.getlength, labels))) + 2 * _GAP
-    side = left + cell * len(names) + _GAP
-    sheet = Image.new("RGB", (max(side, 320), _HEAD + side - left + cell), LIGHT["paper"])
-    ink = ImageDraw.Draw(sheet)
     title = f"{matrix.sum():,} examples: classes down, what they are taken for across"
-    ink.text((_GAP, _GAP), title, fill=LIGHT["ink"], font=ImageFont.load_default(size=13))
+    heading = ImageFont.load_default(size=13)
+    side = cell * len(names) + _GAP
+    width = max(left + side, int(heading.getlength(title)) + 2 * _GAP)
+    sheet = Image.new("RGB", (width, _HEAD + cell + side), LIGHT["paper"])
+    ink = ImageDraw.Draw(sheet)
+    ink.text((_GAP, _GAP), title, fill=LIGHT["ink"], font=heading)
     top = _HEAD + cell
     for i, row in enumerate(matrix):
         y = top + i * cell
