@@ -2,7 +2,7 @@
 
   make quickstart
   python -m data.tokenizers.train --dataset=emoji --data_dir=.data --model=sentencepiece_bpe \\
-    --output=.data/words/tokenizer-4096.json
+    --output=.data/words.json
   python main.py --config=configs/instruct.py:variant=tiny --workdir=workdirs/instruct
 
 `tiny` asks what emoji's labels can answer (data/builders/emoji/questions.json), on the image tower
@@ -32,15 +32,16 @@ AUGMENT = (
     "|color_jitter(saturation=0.5)"
 )
 B = dict(width=768, num_heads=12, mlp_dim=3072, remat="cheap")
+WORDS = ".data/words.json"
 TINY = dict(width=128, num_heads=4, mlp_dim=256, dropout=0.1)
 VARIANTS = {
     "tiny": dict(
         stack=TINY, depth=2, vocab_size=4096, length=32, learning_rate=1e-3, steps=1200, warmup=60,
-        batch_size=256, ops='ask("emoji")', tokenizer="words", init="workdirs/quickstart",
+        batch_size=256, ops='ask("emoji")', tokenizer=WORDS, init="workdirs/quickstart",
     ),
     "captions": dict(
         stack=TINY, depth=2, vocab_size=4096, length=24, learning_rate=1e-3, steps=1200, warmup=60,
-        batch_size=256, ops='caption("label")', tokenizer="words", init="workdirs/quickstart",
+        batch_size=256, ops='caption("label")', tokenizer=WORDS, init="workdirs/quickstart",
     ),
     "B/16": dict(
         stack=B, depth=6, vocab_size=32_000, length=64, learning_rate=1e-4, steps=20_000,

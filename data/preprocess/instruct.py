@@ -1,7 +1,7 @@
 """Ops that make questions and answers: those of a source, or made of what a source says.
 
-`decode|resize(48)|ask("emoji")|tokenize_answer("words", 32)`: from a picture and its labels to an
-instruction and its answer, side by side in one text.
+`decode|resize(48)|ask("emoji")|tokenize_answer("words.json", 32)`: from a picture and its labels to
+an instruction and its answer, side by side in one text.
 """
 
 import json
