@@ -11,6 +11,7 @@ from data.preprocess import (  # noqa: F401  (the last ones register ops)
     Preprocess,
     augment,
     color,
+    corrupt,
     geometry,
     image,
     instruct,
