@@ -9,7 +9,7 @@ Ops are numpy, not TensorFlow, whose vectorized kernels change the last bit of a
 example's place among the others. (PyPI's TensorFlow, built without AVX, is also the slower one.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -95,6 +95,14 @@ class Preprocess(NamedTuple):
         kept = [pair for pair in zip(self.names, self.ops, strict=True) if keep(*pair)]
         names, ops = zip(*kept, strict=True) if kept else ((), ())
         return self._replace(names=names, ops=ops)
+
+    def insert(self, others: "Preprocess", before: Collection[str]) -> "Preprocess":
+        """With other ops before the first that is called one of these, or at the end."""
+        kinds = [_kind(name) for name in self.names]
+        place = next((i for i, kind in enumerate(kinds) if kind in before), len(kinds))
+        names = (*self.names[:place], *others.names, *self.names[place:])
+        ops = (*self.ops[:place], *others.ops, *self.ops[place:])
+        return self._replace(text="|".join(names), names=names, ops=ops)
 
     def check(self, features: Mapping[str, Feature]) -> None:
         """Raises BadInput if an op reads a field that a source with these features lacks."""

@@ -9,5 +9,6 @@ from mm.evals import (  # noqa: F401
     probes,
     regression,
     retrieval,
+    robustness,
     zero_shot,
 )

@@ -53,6 +53,7 @@ class Retrieval:
 
     needs = ("image", "text", "embed_dim")  # of the model
     reads = ("image", "text", "text_mask")  # of a batch, where the model reads them
+    score = "text_to_image/recall@1"
 
     def __init__(
         self,
