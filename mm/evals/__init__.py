@@ -8,6 +8,7 @@ from mm.evals import (  # noqa: F401
     matching,
     probes,
     regression,
+    representation,
     retrieval,
     robustness,
     zero_shot,

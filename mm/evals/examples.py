@@ -5,7 +5,7 @@ All in one JSON file, pictures and all, from which `mm.report` draws.
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from data.preprocess import Preprocess
-from mm.report.retrieval import best_columns
+from mm.report.retrieval import best_columns, draw
 
 _QUERIES = 8  # of each kind and direction
 _BEST = 5
@@ -63,6 +63,25 @@ def examples(
     pictures = (thumbnail(to_image(record[fields[1]])) for record in records)
     shown["pictures"] = dict(zip(map(str, images), pictures, strict=True))
     return shown
+
+
+def sheet(
+    source: Any,
+    fields: tuple[str, str],
+    scores: Float[np.ndarray, "q n"],
+    rows: Sequence[int],
+    ids: Int[np.ndarray, " n"],
+    title: str,
+) -> bytes:
+    """A PNG of the captions of `rows`, places in the pool, and the pictures that score best."""
+    text, image = fields
+    shown = np.unique(best_columns(scores))
+    captions = [caption_of(record[text]) for record in source.read(ids[rows], (text,))]
+    records = source.read(ids[shown], (image,))
+    pictures = {i: to_image(r[image]) for i, r in zip(shown.tolist(), records, strict=True)}
+    buffer = io.BytesIO()
+    draw(captions, pictures, scores, rows, title).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def text_and_image(preprocess: Preprocess) -> tuple[str, str] | None:

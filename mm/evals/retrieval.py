@@ -6,7 +6,6 @@ one picture. Ties and NaN rank last: see `mm.evals.ranks`.
 
 import contextlib
 import functools
-import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +25,6 @@ from mm.evals.pool import pool_rows
 from mm.evals.ranks import ranks
 from mm.evals.rerank import of_pairs, reranked
 from mm.evals.word_maps import word_maps
-from mm.report import retrieval as report
 from mm.report.outcomes import Outcome
 from mm.runtime.workdir import write_atomic, write_json
 
@@ -171,21 +169,11 @@ class Retrieval:
 
     def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, ids: np.ndarray, path: epath.Path) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
-        text, image = examples.text_and_image(self.preprocess)
         rows = examples.spread(len(zimg), _CAPTIONS)
-        scores = ztxt[rows] @ zimg.T
-        shown = np.unique(report.best_columns(scores))
-        captions = [
-            examples.caption_of(record[text]) for record in self.source.read(ids[rows], (text,))
-        ]
-        records = self.source.read(ids[shown], (image,))
-        pictures = {
-            i: examples.to_image(r[image]) for i, r in zip(shown.tolist(), records, strict=True)
-        }
+        fields = examples.text_and_image(self.preprocess)
         title = f"{len(zimg):,} pictures; the best five for captions spread evenly over them"
-        buffer = io.BytesIO()
-        report.draw(captions, pictures, scores, rows, title).save(buffer, "PNG")
-        write_atomic(path, buffer.getvalue())
+        scores = ztxt[rows] @ zimg.T
+        write_atomic(path, examples.sheet(self.source, fields, scores, rows, ids, title))
 
 
 def rounded(values: np.ndarray) -> list:
