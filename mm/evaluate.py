@@ -51,6 +51,8 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
             raise BadInput(f"{where}.every_steps={every_steps!r}: expected a positive int or None")
         evaluator = registry.build("evaluator", rest, where, source=source, preprocess=preprocess)
         program.need(where, *evaluator.needs)
+        if hasattr(evaluator, "check"):
+            evaluator.check(program.recipe.model)
         names = [name for name in program.batch_spec if name in (evaluator.reads or [name])]
         batch = {"id": np.zeros(1, np.uint32), **example(source, preprocess)}
         check_batch(program, batch, f"{where}.preprocess", names)

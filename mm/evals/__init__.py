@@ -4,6 +4,7 @@ from mm.evals import (  # noqa: F401
     answers,
     captions,
     classification,
+    explanations,
     losses,
     matching,
     probes,

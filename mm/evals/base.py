@@ -13,7 +13,8 @@ from mm.report.outcomes import Outcome
 
 # An evaluator also has `needs`, parts of the model (`System.need`), and `reads`, the arrays of
 # a batch that it takes; None is all that a step reads. `score`, if it has one, is the key of its
-# results that says how good a model is, as a share.
+# results that says how good a model is, as a share; `check(config.model)` refuses a model that it
+# cannot evaluate.
 
 
 class Model(NamedTuple):

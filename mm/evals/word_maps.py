@@ -45,10 +45,10 @@ def word_maps(
     """
     chosen = [find_words(caption, words) for caption in captions]
     field = preprocess.field_of("caption") or preprocess.field_of("choose")
-    arrays = _arrays(preprocess, records)
+    arrays = arrays_of(preprocess, records)
     if arrays["image"].ndim != 4:
         return {"kind": None, "examples": []}  # a clip
-    looked = _gathered(model.apply(look), model.sharding, arrays)
+    looked = gathered(model.apply(look), model.sharding, arrays)
     made = [[] for _ in records]
     if "words" in looked:
         kind = "attention"
@@ -68,7 +68,7 @@ def word_maps(
             for record, texts in zip(records, listed, strict=True)
             for text in texts
         ]
-        made = occlusion(model, arrays, _arrays(preprocess, spoken), listed, batch_size)
+        made = occlusion(model, arrays, arrays_of(preprocess, spoken), listed, batch_size)
     pictures = [_pixels(image) for image in arrays["image"]]
     pools = looked.get("pool", [None] * len(records))
     rows = zip(captions, pictures, made, pools, strict=True)
@@ -158,7 +158,7 @@ def occlusion(
     rows = max(len(hidden), len(texts["text"]))
     both = {"image": hidden} | {k: x for k, x in texts.items() if k.startswith("text")}
     filled = {k: x[np.minimum(np.arange(rows), len(x) - 1)] for k, x in both.items()}
-    zimg, ztxt = _gathered(model.embed, model.sharding, filled, batch_size)
+    zimg, ztxt = gathered(model.embed, model.sharding, filled, batch_size)
     found, first = [], 0
     for i, listed in enumerate(words):
         scores = zimg[i * each : (i + 1) * each] @ ztxt[first : first + len(listed)].T
@@ -183,14 +183,14 @@ def _hidden(image: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "n h w c"]:
     return found
 
 
-def _arrays(preprocess: Preprocess, records: Sequence[Mapping]) -> dict[str, np.ndarray]:
+def arrays_of(preprocess: Preprocess, records: Sequence[Mapping]) -> dict[str, np.ndarray]:
     """What the ops make of records."""
     columns = {key: [record[key] for record in records] for key in preprocess.reads}
     keys = example_keys(0, np.arange(len(records)), np.zeros(len(records), np.int64))
     return preprocess.apply(columns, keys)
 
 
-def _gathered(
+def gathered(
     function: Callable, sharding: NamedSharding, rows: Mapping[str, np.ndarray], size: int = 0
 ) -> Any:
     """function(batch) over all rows, `size` at a time, on every host; by default all at once."""

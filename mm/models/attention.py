@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -36,23 +36,41 @@ class Weights(NamedTuple):
     of_itself: bool
 
 
-_recorded: contextvars.ContextVar[list[Weights] | None] = contextvars.ContextVar(
+class _Recorded(NamedTuple):
+    found: list[Weights]
+    probes: Sequence[Array]  # each as the weights that it is added to
+
+
+_recorded: contextvars.ContextVar[_Recorded | None] = contextvars.ContextVar(
     "recorded", default=None
 )
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Weights]]:
+def recording(probes: Sequence[Array] = ()) -> Iterator[list[Weights]]:
     """Inside, each attention that is traced adds its weights to the list, in order.
 
-    For looking at a model, not for training: stacks are not scanned, nothing is computed again, and
-    no kernel is used, since those never hold the weights.
+    probes: zeros [b, h, n, m] that are added to the weights of the first, the second, ...: a
+    gradient by one is a gradient by the weights. For looking at a model, not for training: stacks
+    are not scanned, nothing is computed again, and no kernel is used, since those never hold the
+    weights.
     """
-    token = _recorded.set([])
+    token = _recorded.set(_Recorded([], probes))
     try:
-        yield _recorded.get()
+        yield _recorded.get().found
     finally:
         _recorded.reset(token)
+
+
+def _record(weights: Float[Array, "b h n m"], of_itself: bool) -> Float[Array, "b h n m"]:
+    """The weights to go on with."""
+    if not is_recording():
+        return weights
+    found, probes = _recorded.get()
+    if len(found) < len(probes):
+        weights = weights + probes[len(found)]
+    found.append(Weights(weights, of_itself))
+    return weights
 
 
 def is_recording() -> bool:
@@ -113,11 +131,8 @@ def attend(
         return checkpoint_name(out, "attention")
     heads = [x.reshape(batch, -1, num_heads, head) for x in (q, k, v)]
     if kernel == "einsum":
-        if is_recording():
-            _recorded.get().append(
-                Weights(find_weights(*heads[:2], mask, causal, guide), of_itself)
-            )
-        out = einsum_attention(*heads, mask, causal, guide)
+        weights = _record(find_weights(*heads[:2], mask, causal, guide), of_itself)
+        out = _weigh(weights, heads[2])
     else:
         out = library_attention(*heads, mask, causal)
     return checkpoint_name(out.reshape(q.shape), "attention")
@@ -166,8 +181,11 @@ def einsum_attention(
     guide: Float[Array, "b m"] | None = None,
 ) -> Float[Array, "b n h k"]:
     """By two einsums, which hold all scores [b, h, n, m]."""
-    weights = find_weights(q, k, mask, causal, guide).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+    return _weigh(find_weights(q, k, mask, causal, guide), v)
+
+
+def _weigh(weights: Float[Array, "b h n m"], v: Float[Array, "b m h k"]) -> Float[Array, "b n h k"]:
+    return jnp.einsum("bhnm,bmhk->bnhk", weights.astype(v.dtype), v)
 
 
 def find_weights(

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mm.report import classes, html, texts
+from mm.report.explanations import heated, overlay
 from mm.report.html import Html, element
 
 STYLE = """
@@ -48,7 +49,6 @@ OTHERS = {  # by "kind"; without one it is a retrieval
     "texts": ("Texts", texts.section),
 }
 POOL = "Last, where the tower's pooling attends to, whatever the word."
-_HEAT = np.array([255, 70, 0], np.float32)
 
 
 def retrieval(shown: Mapping[str, Any]) -> Html:
@@ -178,13 +178,16 @@ def _examples(maps: Mapping[str, Any]) -> Html:
             of_caption = maps["kind"] == "occlusion" and word == example["caption"]
             word = "all of it" if of_caption else word
             if maps["kind"] == "occlusion":
-                heat, most = overlay(picture, grid, 0.0, shared), f"−{max(grid.max(), 0):.2f}"
+                heat, most = (
+                    _webp(overlay(picture, grid, 0.0, shared)),
+                    f"−{max(grid.max(), 0):.2f}",
+                )
             else:
-                heat, most = overlay(picture, grid, grid.min(), grid.max()), f"{grid.max():.0%}"
+                heat, most = _webp(heated(picture, grid)), f"{grid.max():.0%}"
             hits.append(_map(word, heat, f"{word} {most}"))
         if example["pool"] is not None:
             grid = np.array(example["pool"], np.float32)
-            heat = overlay(picture, grid, grid.min(), grid.max())
+            heat = _webp(heated(picture, grid))
             hits.append(_map("pooling", heat, f"(pooling) {grid.max():.0%}"))
         head = element("div", element("b", example["caption"]))
         rows.append(element("div", head, element("div", *hits, class_="row"), class_="query"))
@@ -193,15 +196,6 @@ def _examples(maps: Mapping[str, Any]) -> Html:
 
 def _map(alt: str, picture: bytes, below: str) -> Html:
     return element("div", html.picture(picture, alt), below, class_="hit map")
-
-
-def overlay(picture: Image.Image, grid: np.ndarray, low: float, high: float) -> bytes:
-    """A picture in grey, with orange where the map is high: none at `low`, full at `high`."""
-    heat = np.clip((grid - low) / (high - low), 0, 1) if high > low else np.zeros_like(grid)
-    heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.size, Image.Resampling.BICUBIC)
-    share = np.asarray(heat, np.float32)[..., None] / 255 * 0.85
-    grey = np.asarray(ImageOps.grayscale(picture), np.float32)[..., None] * 0.6 + 90
-    return _webp(Image.fromarray(np.uint8(grey * (1 - share) + _HEAT * share)))
 
 
 def _webp(picture: Image.Image) -> bytes:

@@ -223,6 +223,24 @@ def test_recorded_weights_are_those_that_were_used_and_change_nothing():
     assert not attention.is_recording()
 
 
+def test_a_probe_is_added_to_the_weights_that_are_applied():
+    layer = Attention(EncoderSpec(width=8, depth=1, num_heads=2), rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2 * 5, 8)), jnp.float32)
+
+    def out(probe):
+        with attention.recording([probe]) as found:
+            return layer(x, x, batch=2).sum(), found[0].weights
+
+    zeros = jnp.zeros((2, 2, 5, 5))
+    gradient, weights = jax.grad(out, has_aux=True)(zeros)
+    assert out(zeros)[0] == layer(x, x, batch=2).sum()
+    probe = zeros.at[1, 0, 3, 2].set(0.5)
+    np.testing.assert_allclose(out(probe)[1], weights + probe)
+    # Linear in the weights, so the difference is the gradient.
+    found = (out(probe)[0] - out(zeros)[0]) / 0.5
+    np.testing.assert_allclose(found, gradient[1, 0, 3, 2], rtol=1e-3)
+
+
 def test_recorded_weights_are_the_softmax_of_the_scores():
     layer = Attention(EncoderSpec(width=8, depth=1, num_heads=2), 6, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)

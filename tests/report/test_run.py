@@ -1,6 +1,5 @@
 """The page of a run, from what a workdir holds."""
 
-import io
 import json
 import re
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mm.report import curves, run
-from mm.report.examples import overlay
+from mm.report.explanations import overlay
 from tests.report.workdirs import HOSTILE, write
 
 VOID = {"meta", "img"}
@@ -177,8 +176,8 @@ def test_long_curves_are_thinned_to_means():
 def test_the_heat_is_where_the_map_is_high():
     picture = Image.new("RGB", (32, 32), "white")
     grid = np.array([[0.0, 1.0], [-1.0, 0.0]], np.float32)
-    found = np.asarray(Image.open(io.BytesIO(overlay(picture, grid, 0.0, 1.0))).convert("RGB"), int)
+    found = np.asarray(overlay(picture, grid, 0.0, 1.0), int)
     orange = found[..., 0] - found[..., 2]
     assert orange[2, 29] > 150 and abs(orange[29, 2]) < 20
-    flat = np.asarray(Image.open(io.BytesIO(overlay(picture, grid, 0.0, 0.0))), int)
+    flat = np.asarray(overlay(picture, grid, 0.0, 0.0), int)
     assert abs(flat[..., 0] - flat[..., 2]).max() < 20
