@@ -18,6 +18,7 @@ from data.preprocess import (  # noqa: F401  (the last ones register ops)
     labels,
     mask,
     media,
+    negatives,
     text,
 )
 from data.preprocess.draws import Draws

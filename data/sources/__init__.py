@@ -23,6 +23,7 @@ _MODULES = {
     "jsonl": "jsonl",
     "mixture": "mixture",
     "parquet": "parquet",
+    "quadruples": "quadruples",
     "synthetic": "synthetic",
     "synthetic_audio": "synthetic_media",
     "synthetic_video": "synthetic_media",

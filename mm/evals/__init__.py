@@ -4,6 +4,7 @@ from mm.evals import (  # noqa: F401
     answers,
     captions,
     classification,
+    compositional,
     explanations,
     losses,
     matching,
@@ -12,5 +13,6 @@ from mm.evals import (  # noqa: F401
     representation,
     retrieval,
     robustness,
+    winoground,
     zero_shot,
 )
