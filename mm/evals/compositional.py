@@ -23,6 +23,9 @@ from mm.evals.base import Model
 from mm.evals.examples import spread
 from mm.evals.retrieval import embed_pool
 
+# Scores nearer than this tie: of the same words in another order, a bag's sum in float32 differs in
+# its last bits, and so would be right by chance.
+_TIE = 1e-5
 _LOOKED_AT = 2000  # captions in which words of each kind are looked for
 
 
@@ -78,7 +81,7 @@ class Compositional:
         results, each = {}, []
         for kind, preprocess in self.wrong.items():
             other, changed = self._scores(model, preprocess)
-            right = (own > other)[changed].mean(0)
+            right = higher(own, other)[changed].mean(0)
             each.append(right)
             results |= {
                 f"{name}{kind}/accuracy": float(x) for name, x in zip(names, right, strict=True)
@@ -111,6 +114,13 @@ class Compositional:
         with contextlib.closing(batches):
             scores, changed, _ = embed_pool(score, batches, model.sharding.mesh)
         return scores, changed > 0
+
+
+def higher(
+    own: Float[np.ndarray, "*rows"], other: Float[np.ndarray, "*rows"]
+) -> Bool[np.ndarray, "*rows"]:
+    """Where the first score is higher, by more than rounding."""
+    return own - other > _TIE
 
 
 def _changes(source: Any, preprocess: Preprocess) -> bool:

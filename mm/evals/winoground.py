@@ -10,6 +10,7 @@ from jaxtyping import Float
 from mm import registry
 from mm.config import BadInput, Share
 from mm.evals.base import Model
+from mm.evals.compositional import higher
 from mm.evals.rerank import match_rows
 from mm.evals.retrieval import embed_pool
 
@@ -78,8 +79,8 @@ def scores(found: Float[np.ndarray, "q images texts"]) -> dict[str, float]:
     prefers its image; group score, both. A tie is a failure.
     """
     own, swapped = found[:, [0, 1], [0, 1]], found[:, [0, 1], [1, 0]]  # of image 0 and image 1
-    text = (own > swapped).all(1)
-    image = (own > swapped[:, ::-1]).all(1)
+    text = higher(own, swapped).all(1)
+    image = higher(own, swapped[:, ::-1]).all(1)
     return {
         "text_score": float(text.mean()),
         "image_score": float(image.mean()),

@@ -10,6 +10,7 @@ from data.preprocess.draws import example_keys
 from mm import registry
 from mm.config import BadInput
 from mm.evals.base import Model
+from mm.evals.compositional import higher
 from mm.evals.winoground import scores
 from tests.evals.test_retrieval import _mesh
 
@@ -66,6 +67,12 @@ def test_the_right_caption_wins_where_order_is_known_and_ties_lose(opened):
     bag = build(opened, kinds=("color", "shuffle")).run(model(8, *given, bag=True))
     assert bag["color/accuracy"] == 1 and bag["shuffle/accuracy"] == 0
     assert bag["accuracy"] == 0.5 and "match/accuracy" not in bag
+
+
+def test_what_differs_by_rounding_is_a_tie():
+    own = np.array([0.5, 0.5, 0.5], np.float32)
+    other = np.array([0.5, 0.49999994, 0.4999], np.float32)
+    assert higher(own, other).tolist() == [False, False, True]
 
 
 def test_captions_that_a_rule_leaves_do_not_count(tokenizer):
