@@ -9,6 +9,7 @@ from etils import epath
 from jaxtyping import Float
 from scipy.stats import rankdata
 
+from data.sources import BadExample, read_each
 from mm import registry
 from mm.config import BadInput, Positive
 from mm.evals import examples
@@ -27,7 +28,8 @@ class Explanations:
 
     See `mm.evals.patch_maps`. count: pictures, spread evenly over the source; ids: these instead.
     texts: each is looked for in each picture; by default a picture's own. The image tower has to be
-    a ViT of pictures. Raises BadInput for a picture that the source does not have.
+    a ViT of pictures. Raises BadInput for a picture that the source does not have or that is
+    broken; of those that are spread, broken ones are left out.
     """
 
     needs = ("image", "text", "embed_dim")  # of the model
@@ -50,8 +52,14 @@ class Explanations:
         if self.field is None or preprocess.field_of("decode") is None:
             raise BadInput(f"{preprocess.where}: needs the ops decode and caption")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.ids = np.array(ids or examples.spread(len(source), count))
-        self.texts, self.methods = texts, methods
+        self.methods = methods
+        # Read now: what is broken must not end a training.
+        chosen = np.array(ids or examples.spread(len(source), count))
+        found = read_each(source, chosen, preprocess.reads)
+        whole = [record for record in found if not isinstance(record, BadExample)]
+        if not whole or (ids and len(whole) < len(found)):
+            raise next(record for record in found if isinstance(record, BadExample))
+        self.records = [self._say(record, text) for record in whole for text in texts] or whole
 
     def check(self, model: Any) -> None:
         """Raises BadInput for a model (config.model) without patches."""
@@ -65,11 +73,7 @@ class Explanations:
         That is the rank correlation of the maps with those of a model of random weights, a mean
         over pictures: near 1, a map does not depend on what was learned. picture: a PNG to write.
         """
-        records = self.source.read(self.ids, self.preprocess.reads)
-        if self.texts:
-            records = [self._say(record, text) for record in records for text in self.texts]
-        captions = [examples.caption_of(record[self.field]) for record in records]
-        arrays = arrays_of(self.preprocess, records)
+        arrays = arrays_of(self.preprocess, self.records)
         maps, randomized = (
             gathered(model.apply(look), model.sharding, arrays)
             for look in (patch_maps, random_maps)
@@ -79,7 +83,8 @@ class Explanations:
             print(f"note: no map by {' and '.join(missing)}: the image tower does not attend")
         if picture is not None and jax.process_index() == 0:
             field = self.preprocess.field_of("decode")
-            pictures = [examples.to_image(record[field]) for record in records]
+            pictures = [examples.to_image(record[field]) for record in self.records]
+            captions = [examples.caption_of(record[self.field]) for record in self.records]
             shown = {name: maps[name] for name in methods}
             write_atomic(picture, report.draw(captions, pictures, shown))
         return {

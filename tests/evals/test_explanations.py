@@ -1,6 +1,7 @@
 """Maps of patches: by hand, of every pool and fusion, and the tests of sanity."""
 
 import functools
+import json
 from functools import partial
 
 import jax
@@ -16,7 +17,7 @@ from data.input import open_input
 from mm import registry
 from mm.config import BadInput, load
 from mm.evals.base import Model
-from mm.evals.explanations import correlation
+from mm.evals.explanations import Explanations, correlation
 from mm.evals.patch_maps import METHODS, _gradient, patch_maps, random_maps
 from mm.objectives.combine import System
 from mm.objectives.views import Views
@@ -189,6 +190,22 @@ def test_a_tower_that_does_not_attend_has_no_map_of_attention(tokenizer, capsys,
 def test_mistakes_are_refused_when_it_is_built(tokenizer, keys, message):
     with pytest.raises(BadInput, match=message):
         build(tokenizer, **keys)
+
+
+def test_broken_pictures_are_left_out_or_told_before_training(tmp_path, tokenizer):
+    Image.new("RGB", (16, 16)).save(tmp_path / "whole.png")
+    names = ("whole.png", "missing.png", "whole.png")
+    lines = [json.dumps({"image": name, "caption": "red"}) for name in names]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    given = dict(
+        source=dict(name="jsonl", path=str(tmp_path / "pairs.jsonl")),
+        preprocess=f'decode|resize(16)|caption("caption")|tokenize("{tokenizer}", 8)',
+    )
+    opened = open_input(given, "test")
+    opened = dict(source=opened.source, preprocess=opened.preprocess, batch_size=8)
+    assert len(Explanations(**opened, count=3).records) == 2
+    with pytest.raises(BadInput, match="missing.png"):
+        Explanations(**opened, ids=(0, 1))
 
 
 def test_a_model_without_patches_is_refused(tokenizer):
