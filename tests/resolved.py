@@ -27,6 +27,7 @@ GOLDEN = ROOT / "tests/golden/configs"
 MORE = {
     "flip": ["keep=0.25", "phase=tune"],
     "pairs": ["size=tiny"],
+    "probe": ["parts=all,languages=de"],
     "video": ["size=tiny", "modality=audio", "modality=audio,size=tiny"],
 }
 

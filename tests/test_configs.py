@@ -30,7 +30,8 @@ TRAINED = {
     "ablations-quickstart": None, "clip-B-32": None, "flip-L-16": None, "lit-B-16": "siglip-B-16",
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
     "distill-T-16": None, "eval_emoji": None, "icons-tiny": None, "menu": None,
-    "video-size-tiny": None, "classify-group": "quickstart", "instruct-tiny": "quickstart",
+    "video-size-tiny": None, "probe-parts-all-languages-de": None,
+    "classify-group": "quickstart", "instruct-tiny": "quickstart",
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
     "vilbert",
@@ -102,14 +103,18 @@ def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> No
     """Replaces what a preprocessing string and a source say."""
     for key, value in node.items():
         if key in ("source", "train") and isinstance(value, ConfigDict):
-            if value.name == "tfds":
+            if value.name in ("tfds", "quadruples"):
                 count = 120 if key == "train" else 40  # of which probes draw 17 a class
                 node[key] = dict(name="synthetic", num_examples=count, image_size=20)
             elif value.name == "jsonl":
                 value.path = str(pairs)
         elif isinstance(value, ConfigDict):
             visit(value, image_size, tokenizer, pairs)
+        elif key == "strengths":
+            node[key] = value[-1:]  # of corruptions, each an evaluation
         elif key == "preprocess":
+            other = r'caption\("(labels/\w+|caption)"\)(?=\|tokenize\("emoji")'
+            value = re.sub(other, 'caption("label")', value)  # what the synthetic source has
             value = re.sub(r"(resize|random_resized_crop)\(\d+", rf"\1({image_size}", value)
             value = re.sub(r"(numbers\(\"\w+\"), \d+", rf"\1, {SMALL['width']}", value)
             value = re.sub(r'label\("\w+", .+?\)(?=\||$)', f'label("group", {SHAPES})', value)
