@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from data.preprocess import Columns, Op
 from data.preprocess.draws import Draws
@@ -171,12 +170,19 @@ def _glass_blur(
 ) -> Pixels:
     """Each pixel takes the colour of one near it; a blur before and after."""
     reach, (height, width) = max(1, round(reach)), x.shape[:2]
-    x = gaussian_filter(x, (deviation, deviation, 0))
+    x = _smoothed(x, (deviation, deviation, 0))
     rows, columns = np.mgrid[:height, :width]
     for _ in range(max(1, round(times))):
         down, right = rng.integers(-reach, reach, (2, height, width))
         x = x[np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
-    return gaussian_filter(x, (deviation, deviation, 0))
+    return _smoothed(x, (deviation, deviation, 0))
+
+
+def _smoothed(x: np.ndarray, deviations: tuple[float, ...], truncate: float = 4) -> np.ndarray:
+    """By a Gaussian; reflected at the edges."""
+    from scipy.ndimage import gaussian_filter  # here, since every start would take longer
+
+    return gaussian_filter(x, deviations, truncate=truncate)
 
 
 def _motion_blur(x: Pixels, rng: np.random.Generator, radius: float, deviation: float) -> Pixels:
@@ -291,7 +297,7 @@ def _elastic_transform(
     back = cv2.invertAffineTransform(cv2.getAffineTransform(points, moved.astype(np.float32)))
     noise = rng.uniform(-1, 1, (2, height, width))
     smooth = (0, side * smoothness, side * smoothness)
-    down, right = side * amount * gaussian_filter(noise, smooth, mode="reflect", truncate=3)
+    down, right = side * amount * _smoothed(noise, smooth, truncate=3)
     rows, columns = np.mgrid[:height, :width]
     places = np.stack([columns + right, rows + down, np.ones((height, width))], -1) @ back.T
     columns, rows = np.float32(places[..., 0]), np.float32(places[..., 1])

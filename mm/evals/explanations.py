@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from data.sources import BadExample, read_each
 from mm import registry
@@ -101,6 +100,7 @@ def correlation(
     maps: Float[np.ndarray, "n rows columns"], others: Float[np.ndarray, "n rows columns"]
 ) -> float:
     """Spearman's rank correlation of each two maps, the mean; that of a flat map is 0."""
+    from scipy.stats import rankdata  # here, since it takes a second to import
 
     def ranked(maps: Sequence[np.ndarray]) -> np.ndarray:
         ranks = rankdata(np.reshape(maps, (len(maps), -1)), axis=1)

@@ -82,7 +82,7 @@ def test_the_same_on_any_number_of_devices_and_neighbours_are_drawn(opened, tmp_
         return evaluator.run(Model(embed, None, None, sharding), picture)
 
     one = run(1, tmp_path / "space.png")
-    assert one == run(8) and one["pool_size"] == 21
+    assert one == run(2) == run(4) == run(8) and one["pool_size"] == 21
     expected = representation.statistics(zimg, ztxt)
     assert one == pytest.approx(expected, abs=1e-6)
     assert Image.open(tmp_path / "space.png").height > 500
