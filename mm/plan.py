@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax import ShapeDtypeStruct
 from ml_collections import ConfigDict
 
 from mm.config import BadInput
@@ -102,7 +101,7 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
     """
     program = build_program(config, topology.devices)
     chips, chip = len(topology.devices), topology.chip
-    traced = program.train_step.trace(program.state, batch(program))
+    traced = program.train_step.trace(program.state, program.batch_spec)
     model_flops = program.training_flops() / chips
     found: dict[str, Any] = {
         "topology": topology.name,
@@ -157,14 +156,6 @@ def estimates(module: hlo.Module, chip: Chip, model_flops: float) -> dict[str, A
         "collective_bytes_per_chip": {kind: c["bytes"] for kind, c in collectives.items()},
         "collective_count": {kind: c["count"] for kind, c in collectives.items()},
         "costliest_operations": [o._asdict() for o in operations[:COSTLIEST]],
-    }
-
-
-def batch(program: Program) -> dict[str, ShapeDtypeStruct]:
-    """The batch of a step, without its contents."""
-    return {
-        key: ShapeDtypeStruct(spec.shape, spec.dtype, sharding=program.batch_sharding)
-        for key, spec in program.batch_spec.items()
     }
 
 

@@ -47,7 +47,7 @@ class Program:
 
     recipe: Recipe
     mesh: Mesh
-    batch_spec: dict[str, ShapeDtypeStruct]
+    batch_spec: dict[str, ShapeDtypeStruct]  # with shardings, or a step would be traced twice
     batch_sharding: NamedSharding
     state: TrainState  # ShapeDtypeStructs with shardings
     frozen: frozenset[str]  # paths of parameters that no step changes; their gradients are zero
@@ -107,7 +107,9 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
     return Program(
         recipe=recipe,
         mesh=mesh,
-        batch_spec=spec,
+        batch_spec={
+            name: ShapeDtypeStruct(x.shape, x.dtype, sharding=by_batch) for name, x in spec.items()
+        },
         batch_sharding=by_batch,
         state=jax.tree.map(
             lambda x, s: ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -9,7 +9,6 @@ import pytest
 from configs.menu import FUSIONS, OBJECTIVES, get_config, resize
 from mm import registry
 from mm.config import BadInput
-from mm.plan import batch as abstract_batch
 from mm.program import build_program
 from tests.test_program import error
 
@@ -58,7 +57,7 @@ def test_every_objective_is_on_the_menu():
 def test_a_fusion_goes_with_every_objective_that_can_read_it(fusion):
     a_program = build(fusion, [name for name, fusions in READS.items() if fusion in fusions])
     (loss, _), gradients = jax.eval_shape(
-        a_program.gradients, a_program.state, abstract_batch(a_program)
+        a_program.gradients, a_program.state, a_program.batch_spec
     )
     assert loss.shape == ()
     assert jax.tree.map(np.shape, gradients) == jax.tree.map(np.shape, a_program.state.params)

@@ -9,7 +9,7 @@ import pytest
 from mm.config import BadInput, override
 from mm.optim.paths import flatten
 from mm.program import build_program, check_batch
-from mm.steps import hash_ids
+from mm.steps import Steps, hash_ids
 from tests.tiny import get_config
 
 MESHES = {
@@ -155,6 +155,23 @@ def test_all_seeds_share_one_program_and_draw_each_their_own():
         assert texts[0] == texts[1], name
     found = [float(one.gradients(state, data)[0][0]) for one in (first, second)]
     assert found[0] != found[1]
+
+
+def test_a_step_is_traced_once(monkeypatch):
+    """By the check before anything is opened, for all steps of the run."""
+    traced = []
+    step = Steps.train_step
+
+    def count(*arguments):
+        traced.append(arguments)
+        return step(*arguments)
+
+    monkeypatch.setattr(Steps, "train_step", count)
+    a_program = program()
+    jax.eval_shape(a_program.train_step, a_program.state, a_program.batch_spec)
+    zeros = {name: np.zeros(x.shape, x.dtype) for name, x in a_program.batch_spec.items()}
+    a_program.train_step.trace(a_program.init(0), jax.device_put(zeros, a_program.batch_sharding))
+    assert len(traced) == 1
 
 
 def test_the_randomness_is_keyed_by_the_step(alone):
