@@ -16,6 +16,7 @@ from data.builders.emoji.selection import (
     VALIDATION_VENDOR,
     VENDORS,
     Picture,
+    Selection,
     report,
     select,
     vendor_ranges,
@@ -118,12 +119,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         packages = install(Path(dl_manager.download_dir) / "emoji", HERE, self.log)
-        check_licences(packages)
-        icon_sets = {
-            vendor: read_icon_set(packages, f"@iconify-json/{vendor}") for vendor in VENDORS
-        }
-        catalogue = read_catalogue(lambda file: packages.read("emojibase-data", file))
-        selection = select(catalogue, icon_sets, OWN_NAMES)
+        selection = selected(packages)
         for line in report(selection):
             self.log(f"emoji: {line}")
         self.info.metadata.update(
@@ -150,6 +146,14 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
                     "labels": dict(concept.labels),
                 },
             )
+
+
+def selected(packages: Packages) -> Selection:
+    """What is drawn of the packages. Raises BadInput when one is damaged or has another licence."""
+    check_licences(packages)
+    icon_sets = {vendor: read_icon_set(packages, f"@iconify-json/{vendor}") for vendor in VENDORS}
+    catalogue = read_catalogue(lambda file: packages.read("emojibase-data", file))
+    return select(catalogue, icon_sets, OWN_NAMES)
 
 
 def check_licences(packages: Packages) -> None:

@@ -9,6 +9,9 @@ import tensorflow_datasets as tfds
 
 from data.builders.emoji import builder as builder_module
 from data.builders.emoji import prepare
+from data.builders.emoji.selection import report
+from data.builders.install import install
+from data.builders.render import png, svg
 from mm.config import BadInput
 
 
@@ -140,15 +143,19 @@ def test_killed_preparation_is_not_trusted(installed, tmp_path):
 
 @pytest.mark.slow
 def test_real_packages_give_the_expected_counts(tmp_path, monkeypatch):
-    """Installs from the npm registry, with the npm of the Python package."""
+    """Installs from the npm registry, with the npm of the Python package.
+
+    All pictures are drawn by `make data`, before any test of a clean checkout.
+    """
     monkeypatch.setenv("PATH", "/nowhere")
-    lines = []
-    builder = prepare(tmp_path, lines.append)
-    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    selection = builder_module.selected(install(tmp_path, builder_module.HERE, quiet))
+    counts = {name: len(pictures) for name, pictures in selection.splits.items()}
     assert counts == {"train": 8035, "seen": 1479, "unseen": 165}
-    assert sum("0 labels stand for two pictures" in line for line in lines) == 2
-    by_split = {}
-    for split in counts:
-        source = tfds.data_source("emoji", data_dir=tmp_path, split=split)
-        by_split[split] = {example["family"] for example in source}
-    assert not by_split["train"] & by_split["unseen"]
+    assert sum("0 labels stand for two pictures" in line for line in report(selection)) == 2
+    families = {
+        split: {picture.concept.family for picture in pictures}
+        for split, pictures in selection.splits.items()
+    }
+    assert not families["train"] & families["unseen"]
+    for picture in selection.splits["unseen"]:
+        assert png(svg(picture.icon), picture.id)
