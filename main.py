@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each of its decisions
     if flags.mode in ("plan", "export"):  # for what is not here, and with nothing that is
         os.environ["JAX_PLATFORMS"] = "cpu"
+    # A second less of each start: TensorFlow, which reads and resizes, would import Keras, and that
+    # matplotlib. The old Keras is looked for when it is used. Not in mm: a notebook may want one.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     import jax
 
     from mm.config import BadInput, load, override, plain

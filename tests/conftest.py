@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as main.py
 # The same tiny programs are compiled again and again, by subprocesses too.
 _cache = tempfile.TemporaryDirectory(prefix="jax-cache-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name

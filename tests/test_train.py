@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import tarfile
 
 import jax
@@ -104,6 +105,14 @@ def test_the_recipe_is_kept_as_it_was_before_keys_were_set(run, tmp_path, monkey
     [(origin, config)] = kept
     assert config.seed == 5 and origin["config"]["seed"] == 0
     assert origin["name"].startswith("tests/tiny.py:tokenizer=")
+
+
+def test_a_start_does_not_import_keras_and_what_keras_imports(run, tmp_path, monkeypatch):
+    """Which TensorFlow does, if this is not set before it is imported."""
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS")
+    monkeypatch.setattr(main, "run", lambda flags, config: 0)
+    run(tmp_path)
+    assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
 
 
 def test_a_run_that_is_complete_only_evaluates_again(finished, run):
