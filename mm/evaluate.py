@@ -1,6 +1,6 @@
 """Evaluators of a config: opened before training starts, run in the loop and by `--mode=eval`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,10 +66,12 @@ def run_evaluations(
     state: TrainState,
     evaluations: Mapping[str, Evaluation],
     pictures: epath.Path | None = None,
+    drawings: list[Callable[[], None]] | None = None,
 ) -> dict[str, float]:
     """Runs the given ones: {"seen/text_to_image/recall@1": 0.6, ...}.
 
-    Each draws what it found to `<name>.png` in the directory `pictures`, if there is one.
+    Each draws what it found to `<name>.png` in the directory `pictures`, if there is one: at once,
+    or when the caller calls what is then added to `drawings`.
     """
     results = {}
     model = Model(
@@ -78,6 +80,7 @@ def run_evaluations(
         lambda batch: program.match(state, batch),
         program.batch_sharding,
         lambda function: partial(program.apply(function), state),
+        *(() if drawings is None else (drawings.append,)),
     )
     for name, (evaluator, _) in evaluations.items():
         picture = None if pictures is None else pictures / f"{name}.png"

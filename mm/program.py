@@ -6,7 +6,7 @@ Training, evaluation, planning and export all use the Program that is built here
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,8 @@ class Program:
     train_step(state, batch) -> (state, metrics), which donates the state;
     losses(state, batch) -> metrics of the objectives without dropout, nothing is trained;
     compare(state, batch) -> norms and cosines of the objectives' gradients;
-    apply(function) -> a jitted (state, batch) -> function(system, views), rows over the batch axes;
+    apply(function) -> a jitted (state, batch) -> function(system, views), rows over the batch axes,
+    the same for the same function;
     embed(state, batch) -> (zimg, ztxt), both [b, embed_dim]; match(state, batch) -> [b], the logit
     of the first objective that tells pairs from others;
     training_flops() of the matmuls of a step on all devices, without what is computed twice to save
@@ -101,6 +102,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             jax.jit(function, in_shardings=(shardings, by_batch, replicated), **how), seed
         )
 
+    @lru_cache(maxsize=16)  # of those that an evaluator makes anew each time, the last
     def apply(function: Callable[[System, Views], Any]) -> Callable[[TrainState, Batch], Any]:
         return jit_step(partial(does.look, function), out_shardings=by_batch)
 

@@ -1,12 +1,14 @@
 """The first state of a run: its latest checkpoint, or a fresh one, maybe with another's parameters.
 
-A checkpoint is read into the shardings of the program, so a run goes on with any mesh.
+And what a run writes of itself before it begins. A checkpoint is read into the shardings of the
+program, so a run goes on with any mesh.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 from mm import registry
 from mm.assembly import TrainState
@@ -14,6 +16,8 @@ from mm.config import BadInput, differences, plain
 from mm.evaluate import SAME_FUNCTION
 from mm.model_init import open_run, read_parameters, spec_of
 from mm.program import Program
+from mm.runtime import table as parameter_table
+from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer
 
 
@@ -97,6 +101,26 @@ def layout_changes(program: Program, manifest: Mapping) -> list[str]:
         for (key, value), verb in zip(layout(program).items(), ("was", "were", "were"), strict=True)
         if manifest.get(key, value) != value
     ]
+
+
+def write_start(
+    program: Program, path: epath.Path, manifest: Mapping, origin: Mapping | None
+) -> None:
+    """Writes environment.json, recipe.json, tokenizer.json and the parameter table.
+
+    Raises ValueError if a moment is split unlike its parameter.
+    """
+    rows = parameter_table.rows(program.state.params, program.state.opt_state, program.frozen)
+    if unlike := [f"{row.path} {row.spec}" for row in rows if "!=" in row.spec]:
+        raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
+    if jax.process_index() == 0:
+        workdir.write_environment(path)
+        if origin is not None:
+            workdir.write_json(path / "recipe.json", origin)
+        workdir.write_atomic(path / "parameters.txt", parameter_table.text(rows))
+        if manifest["tokenizer_json"]:
+            workdir.write_atomic(path / "tokenizer.json", manifest["tokenizer_json"])
+    say(parameter_table.summary(rows))
 
 
 def say(text: str) -> None:

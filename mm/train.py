@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,14 +21,13 @@ from mm.evaluate import Evaluation, run_evaluations, show
 from mm.inputs import counting_tokenizers, open_all
 from mm.program import Program, build_program
 from mm.runtime import preemption, workdir
-from mm.runtime import table as parameter_table
 from mm.runtime.checkpoint import Checkpointer
 from mm.runtime.goodput import Goodput
 from mm.runtime.input_log import InputLog
 from mm.runtime.memory import memory
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
-from mm.start import first_state, layout, say
+from mm.start import first_state, layout, say, write_start
 
 # What may differ when a run is continued: it changes neither a batch nor what is computed from it.
 MAY_CHANGE = (
@@ -54,6 +53,7 @@ class Run(NamedTuple):
     progress: Progress
     goodput: Goodput
     signals: preemption.StopSignals
+    drawings: list[Callable[[], None]]  # for when all is saved
 
 
 def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> int:
@@ -131,16 +131,29 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
         stack.callback(goodput.write)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
-            manifest, writer, progress, goodput, signals,
+            manifest, writer, progress, goodput, signals, [],
         )  # fmt: skip
-        state, results, stopped = loop(run, state)
-        goodput.end("stopped" if stopped else "finished")
+        try:
+            state, results, stopped = loop(run, state)
+        except Exception:
+            goodput.write()
+            leave_page(path)
+            raise
         if stopped:
+            goodput.end("stopped")
             say(f"stopped; saved in {directory}: the same command continues")
+            leave_page(path)
             return preemption.PREEMPTED
         # A run that was complete at its start is evaluated again: its evals may have changed.
-        results = results or run_evaluations(program, state, evaluations, path)
-        write_results(path, results)
+        results = results or run_evaluations(program, state, evaluations, path, run.drawings)
+        if first:
+            workdir.write_json(path / "results.json", results)
+        checkpointer.wait()
+        with goodput.spend("evaluate"):
+            for draw in run.drawings:
+                draw()
+        goodput.end("finished")
+        tell_results(path, results)
         return 0
 
 
@@ -177,7 +190,7 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
             with run.progress.pause():
                 pictures = run.directory if last else None
                 with run.goodput.spend("evaluate"):
-                    results = run_evaluations(run.program, state, due, pictures)
+                    results = run_evaluations(run.program, state, due, pictures, run.drawings)
                 log(run, step, metrics, results)
                 previous = None
                 if last or stop or run.checkpointer.due(step):
@@ -215,20 +228,24 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
         )
 
 
-def write_results(path: epath.Path, results: Mapping[str, float]) -> None:
-    """The final evaluation as one flat JSON object, on the run's page and on the console."""
+def leave_page(path: epath.Path) -> None:
+    """Writes the run's page, also of one that was stopped or failed, and says where it is."""
+    if jax.process_index() == 0:
+        from mm.report import run as report  # here, since what draws takes a second to import
+
+        say(report.leave_page(path))
+
+
+def tell_results(path: epath.Path, results: Mapping[str, float]) -> None:
+    """What the final evaluation found, and where all of it is."""
     if jax.process_index() != 0:
         return
-    workdir.write_json(path / "results.json", results)
-    from mm.report.run import leave_page  # here, since what draws takes a second to import
-
-    page = leave_page(path)
     pictures = sorted(str(picture) for picture in path.glob("*.png"))
     lines = [f"results of the last step, in {path / 'results.json'}:", show(results)]
     lines += [f"what was retrieved: {' '.join(pictures)}"] if pictures else []
     lines += [f"every logged step: {path / 'metrics.jsonl'}; curves: tensorboard --logdir={path}"]
-    lines += [page]
     say("\n".join(lines))
+    leave_page(path)
 
 
 def has_begun(path: epath.Path) -> bool:
@@ -237,26 +254,6 @@ def has_begun(path: epath.Path) -> bool:
     return (lines.exists() and lines.stat().length > 0) or any(
         (path / "checkpoints").glob("[0-9]*")
     )
-
-
-def write_start(
-    program: Program, path: epath.Path, manifest: Mapping, origin: Mapping | None
-) -> None:
-    """Writes environment.json, recipe.json, tokenizer.json and the parameter table.
-
-    Raises ValueError if a moment is split unlike its parameter.
-    """
-    rows = parameter_table.rows(program.state.params, program.state.opt_state, program.frozen)
-    if unlike := [f"{row.path} {row.spec}" for row in rows if "!=" in row.spec]:
-        raise ValueError(f"moments are split unlike their parameters: {unlike[:3]}")
-    if jax.process_index() == 0:
-        workdir.write_environment(path)
-        if origin is not None:
-            workdir.write_json(path / "recipe.json", origin)
-        workdir.write_atomic(path / "parameters.txt", parameter_table.text(rows))
-        if manifest["tokenizer_json"]:
-            workdir.write_atomic(path / "tokenizer.json", manifest["tokenizer_json"])
-    say(parameter_table.summary(rows))
 
 
 def check_best(checkpoint: Mapping, evals: Mapping) -> None:

@@ -135,6 +135,13 @@ def test_nothing_is_computed_for_the_gradients_of_frozen_parameters():
     assert flops(model__text__depth=0, frozen=FROZEN) < 0.45 * flops(model__text__depth=0)
 
 
+def test_a_function_of_the_system_is_jitted_once(alone):
+    def pool(_, views):
+        return views.image().pooled
+
+    assert alone.apply(pool) is alone.apply(pool)
+
+
 def test_steps_lower_the_loss_of_their_batch(alone):
     state, data = alone.init(0), batch(alone)
     losses = []

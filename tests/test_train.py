@@ -13,6 +13,7 @@ from PIL import Image
 import main
 from data.order import example_at
 from data.tokenizers.train import train as train_tokenizer
+from mm.evals.retrieval import Retrieval
 from mm.report import run as report
 from mm.runtime import goodput, metrics, preemption
 from mm.runtime.checkpoint import Checkpointer
@@ -182,9 +183,22 @@ def test_a_stopped_run_continues_bit_for_bit(finished, run, tmp_path, monkeypatc
 def test_a_run_that_is_told_to_stop_saves_before_it_evaluates(run, tmp_path, monkeypatch):
     monkeypatch.setattr(preemption.StopSignals, "stop_requested", lambda self, step: step == 4)
     code, _, _ = run(tmp_path)
+    assert "stopped" in (tmp_path / "report.html").read_text()
     last = metrics.read(tmp_path / "metrics.jsonl")[-1]
     assert code == preemption.PREEMPTED and (tmp_path / "checkpoints" / "4").is_dir()
     assert last["step"] == 4 and not any(key.startswith("held_out/") for key in last)
+
+
+def test_pictures_are_drawn_when_all_is_saved(run, tmp_path, monkeypatch):
+    saved = []
+
+    def show(self, *_):
+        saved.append((tmp_path / "checkpoints/2").is_dir() and (tmp_path / "results.json").exists())
+        assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 2
+
+    monkeypatch.setattr(Retrieval, "_show", show)
+    assert run(tmp_path, "--config.total_steps=2")[0] == 0
+    assert saved == [True]
 
 
 def test_a_run_does_not_continue_on_a_changed_source(finished, run, monkeypatch):
@@ -366,6 +380,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
     assert code == 1
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "the loss of step" in line and "learning_rate" in line
+    assert "not finished" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ class Model(NamedTuple):
 
     embed(batch) -> (zimg, ztxt), normalized; losses(batch) -> metrics of the objectives;
     match(batch) -> [b], by how much row i's image and text belong together (a logit);
-    apply(function) -> a function of a batch, function(system, views), rows over the devices.
+    apply(function) -> a function of a batch, function(system, views), rows over the devices;
+    later(draw): what only draws, and may take its time or fail: at the end of training it is called
+    when all is saved, on every process in the same order.
     """
 
     embed: Callable[[Mapping], tuple[Array, Array]]
@@ -30,6 +32,7 @@ class Model(NamedTuple):
     match: Callable[[Mapping], Array]
     sharding: NamedSharding
     apply: Callable[[Callable], Callable[[Mapping], Any]] | None = None
+    later: Callable[[Callable[[], None]], None] = lambda draw: draw()
 
 
 def leave_outcomes(picture: epath.Path | None, found: Mapping[str, Outcome]) -> dict[str, float]:

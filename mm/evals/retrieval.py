@@ -31,7 +31,6 @@ from mm.runtime.workdir import write_atomic, write_json
 KS = (1, 5, 10)
 _AT_ONCE = 1024  # records read
 _CAPTIONS = 10  # in the picture
-_MAPS = 6  # pictures in which words are looked for
 _MAP_SIDE = 128  # pixels
 
 
@@ -44,8 +43,9 @@ class Retrieval:
     (Karpathy and Fei-Fei 2015, section 4.2); the report shows first captions alone. rerank: so many
     of the first are put in order by the matching head as well, which gives
     "reranked/text_to_image/recall@1" and so on. The arrays of all examples are then kept in the
-    memory of each host. words: what the run's page looks for in pictures, where their captions have
-    it; by default their longest words. max_bad_share: of broken examples, which are left out.
+    memory of each host. maps: in so many pictures the run's page shows where words are. words:
+    those, where their captions have them; by default their longest. max_bad_share: of broken
+    examples, which are left out.
     Raises BadInput when the source is empty.
     """
 
@@ -61,6 +61,7 @@ class Retrieval:
         batch_size: int,
         image_id: str | None = None,
         rerank: int = 0,
+        maps: int = 6,
         words: tuple[str, ...] = (),
         max_bad_share: Share = 0.01,
     ):
@@ -70,8 +71,11 @@ class Retrieval:
             raise BadInput(f"batch_size={batch_size} must be at least 1")
         if rerank < 0:
             raise BadInput(f"rerank={rerank} must be at least 0")
+        if maps < 0:
+            raise BadInput(f"maps={maps} must be at least 0")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.rerank, self.words, self.max_bad_share = rerank, words, max_bad_share
+        self.rerank, self.maps, self.words = rerank, maps, words
+        self.max_bad_share = max_bad_share
         self.shows = None if image_id is None else pictures_of(source, image_id)
         if rerank:
             self.needs, self.reads = (*self.needs, "match"), (*self.reads, "entities")
@@ -101,10 +105,8 @@ class Retrieval:
         found = {name: ranks(*pair, mesh, **own[name]) for name, pair in sides.items()}
         if picture is not None and examples.text_and_image(self.preprocess) is not None:
             shown = found | {"text_to_image": found["text_to_image"][first]}
-            try:
-                self._show(model, zimg[first], ztxt[first], ids[first], shown, picture)
-            except Exception as error:  # at the end of training, before the last checkpoint
-                print(f"warning: no pictures of {picture.stem}: {type(error).__name__}: {error}")
+            rows = zimg[first], ztxt[first], ids[first]
+            model.later(functools.partial(self._show, model, *rows, shown, picture))
         every = {"": found}
         if self.rerank:
             order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
@@ -131,21 +133,24 @@ class Retrieval:
         found: Mapping[str, np.ndarray],
         picture: epath.Path,
     ) -> None:
-        """Writes what a person looks at; every process takes part."""
-        maps = self._maps(model, ids)
-        if jax.process_index() == 0:
-            self._draw(zimg, ztxt, ids, picture)
-            shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
-            page = picture.parent / "report" / f"{picture.stem}.json"
-            page.parent.mkdir(parents=True, exist_ok=True)
-            write_json(page, shown | {"maps": maps})
+        """Writes what a person looks at, or says why not; every process takes part."""
+        try:
+            maps = self._maps(model, ids)
+            if jax.process_index() == 0:
+                self._draw(zimg, ztxt, ids, picture)
+                shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
+                page = picture.parent / "report" / f"{picture.stem}.json"
+                page.parent.mkdir(parents=True, exist_ok=True)
+                write_json(page, shown | {"maps": maps})
+        except Exception as error:  # a picture is no reason to fail
+            print(f"warning: no pictures of {picture.stem}: {type(error).__name__}: {error}")
 
     def _maps(self, model: Model, ids: np.ndarray) -> dict[str, Any] | None:
         """Where the model finds words in a few pictures, as JSON; see `word_maps`."""
-        if model.apply is None:
+        if model.apply is None or not self.maps:
             return None
         text, _ = examples.text_and_image(self.preprocess)
-        rows = examples.spread(len(ids), _MAPS)
+        rows = examples.spread(len(ids), self.maps)
         records, problem = [], None
         try:
             records = self.source.read(ids[rows], self.preprocess.reads)

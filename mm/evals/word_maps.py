@@ -5,6 +5,7 @@ with embeddings alone no word attends to a picture: there each part of it is pai
 and the map is by how much the word's score falls (occlusion: Zeiler and Fergus 2014, section 4.2).
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float
 
 from data.preprocess import Preprocess
@@ -196,13 +197,18 @@ def gathered(
     """function(batch) over all rows, `size` at a time, on every host; by default all at once."""
     count = len(next(iter(rows.values())))
     size = size or -(-count // sharding.mesh.size) * sharding.mesh.size
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
-    parts = []
+    whole, parts = _replicate(sharding.mesh), []
     for start in range(0, count, size):
         at = np.minimum(np.arange(start, start + size), count - 1)
         batch = {name: place(x[at], sharding) for name, x in rows.items()}
         parts.append(jax.device_get(whole(function(batch))))
     return jax.tree.map(lambda *x: np.concatenate(x)[:count].astype(np.float32), *parts)
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Callable:
+    """One for all that is looked at, so that it compiles once for arrays of a shape."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:

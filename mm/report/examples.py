@@ -158,7 +158,9 @@ def similarity(shown: Mapping[str, Any]) -> Html:
 
 def word_maps(maps: Mapping[str, Any] | None) -> Html:
     """Where the model finds words."""
-    if not maps or maps["kind"] not in KINDS:
+    if maps is None:
+        return html.paragraph("Left out: the evaluation was asked for none (maps=0).")
+    if maps["kind"] not in KINDS:
         return html.paragraph("Left out: this model reads no single pictures (clips have no maps).")
     if not any(example["words"] for example in maps["examples"]):
         return html.paragraph("Left out: no caption of the sample has such a word.")

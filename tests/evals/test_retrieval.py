@@ -254,7 +254,7 @@ def test_mistakes_are_refused_when_it_is_built(size, batch_size, message):
 
 
 def test_pictures_that_cannot_be_made_are_told_and_fail_nothing(tmp_path, capsys, tokenizer):
-    """They are made at the end of training, before the last checkpoint is saved."""
+    """Nor does anything fail with maps=0, of which none are asked for."""
     ops = f'decode|resize(16)|caption("label")|tokenize("{tokenizer}", 8)'
     spec = dict(name="synthetic", num_examples=16, image_size=16)
     source, preprocess, _ = open_input(dict(source=spec, preprocess=ops), "test")
@@ -272,5 +272,7 @@ def test_pictures_that_cannot_be_made_are_told_and_fail_nothing(tmp_path, capsys
     assert found["text_to_image/recall@1"] == 1.0
     assert "no pictures of seen: ValueError: a map of nothing" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["outcomes"]
-    evaluator.run(Model(embed, None, None, sharding), tmp_path / "seen.png")
-    assert (tmp_path / "seen.png").exists() and (tmp_path / "report" / "seen.json").exists()
+    evaluator.maps = 0  # as if it had been given
+    evaluator.run(Model(embed, None, None, sharding, fail), tmp_path / "seen.png")
+    assert (tmp_path / "seen.png").exists()
+    assert json.loads((tmp_path / "report" / "seen.json").read_text())["maps"] is None
