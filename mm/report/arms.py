@@ -11,6 +11,7 @@ from etils import epath
 
 from mm.config import BadInput, suggest
 from mm.report.statistics import Difference, Summary, compare, holm, summarize, verdict
+from mm.runtime import metrics
 
 
 class Run(NamedTuple):
@@ -73,7 +74,7 @@ def read_runs(record: Mapping[str, Any]) -> list[Run]:
 def _read_run(record: Mapping[str, Any], arm: str, seed: int) -> Run:
     name = f"{arm}/seed-{seed}"
     folder = epath.Path(record["runs"]) / name
-    lines = _lines(folder / "metrics.jsonl")
+    lines = metrics.read(folder / "metrics.jsonl")
     value, failure = None, None
     if failed := record["failed"].get(name):
         failure = f"exit code {failed['exit_code']}: {failed['last_line']}"
@@ -90,12 +91,6 @@ def _read_run(record: Mapping[str, Any], arm: str, seed: int) -> Run:
     if rates and "set" in plan:
         seconds = examples_of(plan) / statistics.median(rates)
     return Run(arm, seed, value, failure, lines, seconds, _revision(folder / "environment.json"))
-
-
-def _lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Whole lines, with NaN and infinities, which are written as text, as numbers."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: float(value) for key, value in json.loads(line).items()} for line in lines]
 
 
 def _revision(path: epath.Path) -> str:

@@ -23,6 +23,7 @@ from mm.runtime import goodput, metrics
 from mm.runtime.progress import duration
 from mm.runtime.workdir import write_atomic
 
+_LEFT = "config.json", "metrics.jsonl"  # by every run that has begun
 _KS = "recall@1", "recall@5", "recall@10", "median_rank"
 _DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 
@@ -275,6 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"error: {path}: no such directory; expected the workdir of a run", file=sys.stderr
             )
             return 2
+    if not any((workdir / name).exists() for name in _LEFT):
+        print(
+            f"error: {workdir}: is no workdir of a run, which has a {' or a '.join(_LEFT)}; give "
+            "the --workdir of main.py (of a sweep: python -m mm.report.sweep)",
+            file=sys.stderr,
+        )
+        return 2
     print(write(workdir, evaluation))
     return 0
 

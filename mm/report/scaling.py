@@ -200,12 +200,27 @@ def _x_of(arm: dict, name: str, key: str) -> float:
 def _read_csv(path: Path, key: str, metric: str) -> tuple[list[float], list[float], str]:
     try:
         with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [float(row[key]) for row in rows], [float(row[metric]) for row in rows], metric
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
         raise BadInput(
-            f"{path}: expected columns {key!r} and {metric!r} of numbers: {error}"
+            f"{path}: cannot be read ({why}); expected a CSV file with a line of names"
         ) from error
+    for flag, name in (("--x", key), ("--y", metric)):
+        if name not in columns:
+            raise BadInput(
+                f"{flag}={name}: no column of {path}{suggest(name, columns)}; it has {columns}"
+            )
+    for number, row in enumerate(rows, 2):
+        for name in (key, metric):
+            try:
+                row[name] = float(row[name])
+            except (TypeError, ValueError) as error:
+                raise BadInput(
+                    f"{path}, line {number}: {name}={row[name]!r} is no number; correct the line"
+                ) from error
+    return [row[key] for row in rows], [row[metric] for row in rows], metric
 
 
 def sentences(found: Fit, target: float | None, name: str) -> list[str]:

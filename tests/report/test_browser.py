@@ -9,13 +9,14 @@ import subprocess
 import pytest
 
 from mm.report import run
-from tests.report.workdirs import write
+from mm.report.sweep import write_report
+from tests.report.workdirs import write, write_sweep
 
 NAMES = "chromium", "chromium-browser", "google-chrome"
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")
 
-WIDTHS = 360, 1280
+PAGES, WIDTHS = ("run", "sweep"), (360, 1280)
 # Everything unfolded. Of each width: how wide the document is, which elements stick out of it and
 # of no box that scrolls, and the least contrast of a text to what is behind it, by kind.
 MEASURE = """
@@ -50,7 +51,7 @@ window.onload = () => {
       const ratio = (pair[1] + 0.05) / (pair[0] + 0.05), kind = element.tagName.toLowerCase();
       contrast[kind] = Math.min(contrast[kind] || 99, ratio);
     }
-    found[frame.dataset.width] = {
+    found[frame.dataset.name] = {
       client: root.clientWidth, scroll: root.scrollWidth, wide: wide, contrast: contrast,
       paper: luminance(view.getComputedStyle(page.body).backgroundColor),
       text: parseFloat(view.getComputedStyle(page.querySelector("p")).fontSize),
@@ -66,18 +67,24 @@ window.onload = () => {
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def pages(tmp_path_factory):
+    """Of a run and of a sweep."""
     caption = "a very long caption " * 12 + "without" * 30
-    return run.build(write(tmp_path_factory.mktemp("page") / "run", caption=caption))
+    a_run = run.build(write(tmp_path_factory.mktemp("page") / "run", caption=caption))
+    arms = {"base": {0: 0.1, 1: 0.2}, "a" + "long" * 30: {0: 0.3, 1: None}}
+    a_sweep = write_sweep(tmp_path_factory.mktemp("sweep"), arms)
+    write_report(a_sweep)
+    return {"run": a_run, "sweep": (a_sweep / "report.html").read_text()}
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])
-def measured(request, page, tmp_path_factory):
-    """(scheme, what was measured by width)."""
+def measured(request, pages, tmp_path_factory):
+    """(scheme, what was measured by page and width)."""
     folder = tmp_path_factory.mktemp("browser")
     frames = "".join(
-        f'<iframe data-width="{width}" style="width:{width}px;height:800px;border:0" '
+        f'<iframe data-name="{name} {width}" style="width:{width}px;height:800px;border:0" '
         f'srcdoc="{html.escape(page)}"></iframe>'
+        for name, page in pages.items()
         for width in WIDTHS
     )
     (folder / "measure.html").write_text(
@@ -96,22 +103,26 @@ def measured(request, page, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_is_wider_than_the_screen(measured, width):
-    found = measured[1][str(width)]
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_wider_than_the_screen(measured, name, width):
+    found = measured[1][f"{name} {width}"]
     assert found["client"] == width
     assert found["scroll"] <= width and found["wide"] == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_text_can_be_read(measured, width):
-    found = measured[1][str(width)]
-    assert {"p", "td", "text", "figcaption", "code"} - found["contrast"].keys() <= {"figcaption"}
+@pytest.mark.parametrize("name", PAGES)
+def test_every_text_can_be_read(measured, name, width):
+    found = measured[1][f"{name} {width}"]
+    kinds = {"p", "td", "text", "figcaption"} | ({"code"} if name == "run" else set())
+    assert kinds - found["contrast"].keys() <= {"figcaption"}
     assert min(found["contrast"].values()) >= 4.5, found["contrast"]
     assert found["text"] >= 14 and found["tick"] >= 9  # pixels
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_paper_is_that_of_the_scheme_and_pictures_are_there(measured, width):
-    scheme, found = measured[0], measured[1][str(width)]
+@pytest.mark.parametrize("name", PAGES)
+def test_the_paper_is_that_of_the_scheme_and_pictures_are_there(measured, name, width):
+    scheme, found = measured[0], measured[1][f"{name} {width}"]
     assert found["paper"] > 0.9 if scheme == "light" else found["paper"] < 0.05
     assert found["pictures"]

@@ -166,6 +166,14 @@ def test_a_folder_that_is_not_there_is_told(tmp_path, capsys):
     assert "no such directory" in capsys.readouterr().err
 
 
+def test_a_folder_of_something_else_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no run")
+    assert run.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "is no workdir of a run, which has a config.json" in error and error.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_long_curves_are_thinned_to_means():
     lines = [{"step": i, "loss": float(i % 2)} for i in range(1, 10_001)]
     found = curves.curve(lines, "loss")

@@ -121,6 +121,25 @@ def test_a_sweep_is_fitted_and_the_fit_written(tmp_path, capsys):
     assert "alpha = 0.35" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "text, flags, said",
+    [
+        (None, [], "points.csv: cannot be read (No such file or directory); expected a CSV"),
+        ("", [], "--x=x: no column of"),
+        ("tokens,loss\n1,2\n", ["--x=token"], "did you mean 'tokens'?; it has ['tokens', 'loss']"),
+        ("tokens,loss\n1,2\n", ["--x=tokens"], "--y=y: no column of"),
+        ("x,y\n1,2\n2,high\n", [], "points.csv, line 3: y='high' is no number"),
+        ("x,y\n1\n", [], "line 2: y=None is no number"),
+    ],
+)
+def test_a_csv_file_that_is_none_is_refused_in_one_line(tmp_path, capsys, text, flags, said):
+    if text is not None:
+        (tmp_path / "points.csv").write_text(text)
+    assert scaling.main([f"{tmp_path}/points.csv", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
 def test_x_may_be_what_an_arm_is_and_be_scaled(tmp_path):
     a_sweep(tmp_path)
     x, y, name = scaling.read_points(tmp_path, "parameters", None)

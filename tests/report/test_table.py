@@ -1,50 +1,22 @@
 """The table and the page of a sweep; tests/launch/test_sweep.py has a golden one."""
 
 import csv
-import json
 import math
+from functools import partial
 
 import pytest
 
 from mm.config import BadInput
 from mm.report.arms import make_rows, read_record, read_runs
 from mm.report.sweep import curve, curve_key, write_report
-
-METRIC = "seen/text_to_image/recall@10"
+from tests.report.workdirs import METRIC, write_sweep
 
 
 @pytest.fixture
 def sweep(tmp_path):
     """write({arm: {seed: value}}, ...) -> the folder; a value of None: a run not finished."""
 
-    def write(values, failed=None, lines=None, **more):
-        arms = {
-            name: {
-                "config": "c.py", "overrides": {"a": "<b>"}, "parameters": 1234,
-                "flops_of_a_step": 1e6, "global_batch_size": 4, "set": {"total_steps": 10},
-            }
-            for name in values
-        }  # fmt: skip
-        record = {
-            "sweep": "s", "file": "s.py", "metric": METRIC, "better": "higher",
-            "budget": {"examples": 40}, "base": next(iter(values)), "runs": str(tmp_path),
-            "seeds": sorted({seed for runs in values.values() for seed in runs}), "arms": arms,
-            "failed": failed or {},
-        } | more  # fmt: skip
-        for arm, runs in values.items():
-            for seed, value in runs.items():
-                folder = tmp_path / arm / f"seed-{seed}"
-                folder.mkdir(parents=True)
-                found = lines or [{"step": 10, "loss": 2.0, "examples_per_second": 8.0}]
-                (folder / "metrics.jsonl").write_text(
-                    "".join(json.dumps(line) + "\n" for line in found) + '{"step": 99'
-                )
-                if value is not None:
-                    (folder / "results.json").write_text(json.dumps({METRIC: value}))
-        (tmp_path / "sweep.json").write_text(json.dumps(record))
-        return tmp_path
-
-    return write
+    return partial(write_sweep, tmp_path)
 
 
 def rows(folder):

@@ -1,4 +1,4 @@
-"""A workdir as a run leaves it, without the run: for tests of its page."""
+"""Workdirs as a run and a sweep leave them, without running: for tests of their pages."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from PIL import Image
 
 from mm.evals.examples import thumbnail
 
+METRIC = "seen/text_to_image/recall@10"  # of a sweep
 HOSTILE = '<script>alert("1")</script>'
 CONFIG = {
     "seed": 1,
@@ -96,3 +97,32 @@ def examples(caption: str) -> dict:
             ],
         },
     }
+
+
+def write_sweep(path, values, failed=None, lines=None, **more):
+    """The folder of a sweep, {arm: {seed: value}}; a value of None: a run not finished."""
+    arms = {
+        name: {
+            "config": "c.py", "overrides": {"a": "<b>"}, "parameters": 1234,
+            "flops_of_a_step": 1e6, "global_batch_size": 4, "set": {"total_steps": 10},
+        }
+        for name in values
+    }  # fmt: skip
+    record = {
+        "sweep": "s", "file": "s.py", "metric": METRIC, "better": "higher",
+        "budget": {"examples": 40}, "base": next(iter(values)), "runs": str(path),
+        "seeds": sorted({seed for runs in values.values() for seed in runs}), "arms": arms,
+        "failed": failed or {},
+    } | more  # fmt: skip
+    for arm, runs in values.items():
+        for seed, value in runs.items():
+            folder = path / arm / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            found = lines or [{"step": 10, "loss": 2.0, "examples_per_second": 8.0}]
+            (folder / "metrics.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in found) + '{"step": 99'
+            )
+            if value is not None:
+                (folder / "results.json").write_text(json.dumps({METRIC: value}))
+    (path / "sweep.json").write_text(json.dumps(record))
+    return path
