@@ -7,8 +7,9 @@ RUN := $(VENV)/bin/python
 DATA := .data
 WORKDIR ?= workdirs/quickstart
 FLAGS ?=
-# Two processes, whole files to each: a test compiles, which is work for one core. The slowest are
-# shown, since all of `.ci/run` has to stay under 40 minutes.
+# Two processes, whole files to each: a test compiles, which is work for one core. One more for the
+# slow ones, some of which wait. The slowest are shown, since all of `.ci/run` has to stay under 40
+# minutes.
 TOGETHER := --numprocesses=2 --dist=loadfile --durations=20
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
@@ -34,7 +35,7 @@ test: data prepare-tools
 	$(RUN) -m pytest $(TOGETHER) -m "not slow and not matrix"
 
 test-slow: data plan-tools prepare-tools export-tools
-	$(RUN) -m pytest $(TOGETHER) -m slow
+	$(RUN) -m pytest $(TOGETHER) --numprocesses=3 -m slow
 
 test-all: data plan-tools prepare-tools export-tools
 	$(RUN) -m pytest $(TOGETHER)

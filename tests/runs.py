@@ -23,22 +23,30 @@ def command(config: str, workdir: Path, *flags: str) -> list[str]:
     return [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
-def environment(devices: int) -> dict[str, str]:
-    # As conftest.py, but for the devices.
-    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+def environment(devices: int, optimize: bool = False) -> dict[str, str]:
+    """As in conftest.py, but for the devices.
+
+    optimize: compile as users do, which takes longer; the steps of the quick start are then 2.5
+    times as fast.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    if not optimize:
+        flags = re.sub(r"--\S*device_count=\d+", flags, os.environ["XLA_FLAGS"])
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def finish(arguments: list[str], devices: int = 1) -> str:
+def finish(arguments: list[str], devices: int = 1, optimize: bool = False) -> str:
     """Runs to the end; returns what was printed. Fails with it if the exit code is not 0."""
     done = subprocess.run(
-        arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True
+        arguments, cwd=ROOT, env=environment(devices, optimize), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
 
-def kill(arguments: list[str], workdir: Path, when: str, rng: random.Random) -> bool:
+def kill(
+    arguments: list[str], workdir: Path, when: str, rng: random.Random, optimize: bool = False
+) -> bool:
     """Starts a run and kills it with -9; returns whether it was caught alive, and at `when`.
 
     when: "save", while a checkpoint is being written; "step", up to two seconds after a new step
@@ -49,7 +57,7 @@ def kill(arguments: list[str], workdir: Path, when: str, rng: random.Random) -> 
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env=environment(1),
+        env=environment(1, optimize),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
