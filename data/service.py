@@ -31,6 +31,7 @@ from data.chunks import Chunk, Maker, Span, fill
 from data.faults import Fault
 from data.files import ReadError
 from data.profile import Profile, stage
+from mm import registry
 from mm.config import BadInput, load, override, plain
 
 log = logging.getLogger(__name__)
@@ -198,9 +199,12 @@ def main(arguments: Sequence[str] | None = None, stop: threading.Event | None = 
     )
     overrides, rest = split_overrides(sys.argv[1:] if arguments is None else arguments)
     flags = parser.parse_args(rest)
+    from mm.recipe import Recipe  # here, since what prepares data for others has no recipe
+
     try:
         config = load(flags.config)
         override(config, overrides)
+        registry.check(Recipe, plain(config), "config")  # a wrong key would be a right one's
         address, servers = start(plain(config), flags.host, flags.port, flags.dispatcher)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)

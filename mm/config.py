@@ -103,19 +103,24 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> None
     """Sets dotted keys in place, e.g. ("optimizer.learning_rate", "3e-4").
 
     A value must be of the type that stands there (an int may become a float, and anything may
-    replace None); text is read as a Python literal, or as it is where text stands. A key that a
-    group leaves out is added to it, for whoever reads the group to check; the group must exist.
+    replace None); text is read as a Python literal, or as it is where text stands. A key that the
+    config or a group of it leaves out is added, for whoever reads it to check; the groups above it
+    must exist.
     """
     for key, text in assignments:
         node, parts = config, key.split(".")
         for depth, part in enumerate(parts):
-            if isinstance(node, ConfigDict) and part not in node and 0 < depth == len(parts) - 1:
+            if isinstance(node, ConfigDict) and part not in node and depth == len(parts) - 1:
                 break
             if not isinstance(node, ConfigDict) or part not in node:
                 prefix = ".".join(["config", *parts[:depth]])
                 known = list(node) if isinstance(node, ConfigDict) else []
                 near = suggest(part, known) or suggest(key, (k for k, _ in flatten(config)))
-                raise BadInput(f"unknown config key {key!r}: {prefix} has no {part!r}{near}")
+                group = ".".join(parts[: depth + 1])
+                whole = f"; a group that is not there is given whole, as --config.{group}={{...}}"
+                raise BadInput(
+                    f"unknown config key {key!r}: {prefix} has no {part!r}{near or whole}"
+                )
             if depth < len(parts) - 1:
                 node = node[part]
         with config.unlocked(), config.ignore_type():

@@ -19,11 +19,13 @@ import numpy as np
 
 import mm
 from data import files
+from mm import registry
 from mm.config import BadInput, differences, plain
 from mm.evaluate import SAME_FUNCTION
 from mm.interop import facts, formats, npz, run
 from mm.interop.bundle import Bundle
 from mm.interop.card import write_card
+from mm.recipe import Recipe
 from mm.runtime.workdir import git_state, sync_directory
 
 FORMAT_VERSION = 1
@@ -105,6 +107,7 @@ def _read(
         bundle = formats.read(str(place), "--workdir")
         return bundle if preprocess is None else facts.with_ops(bundle, preprocess, "--preprocess")
     if config is not None:
+        registry.check(Recipe, plain(config), "config")
         preprocess = preprocess or facts.evaluation_ops(plain(config))
     bundle = run.read(place.path, step or "latest", weights or "trained", preprocess)
     if config is not None:

@@ -58,9 +58,21 @@ def test_a_key_that_a_group_leaves_out_can_be_set():
     assert overridden("optimizer.name", "lion").optimizer.name == "lion"
 
 
-def test_unknown_top_level_key_names_the_nearest():
-    with pytest.raises(BadInput, match="did you mean 'seed'"):
-        overridden("sed", "1")
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("model_init", "hf:/models/clip", "hf:/models/clip"),
+        ("accumulation_steps", "2", 2),
+        ("teacher", "{'name': 'average', 'decay': 0.9}", {"name": "average", "decay": 0.9}),
+    ],
+)
+def test_a_key_at_the_top_that_the_recipe_leaves_out_can_be_set(key, text, value):
+    assert configs.plain(overridden(key, text))[key] == value
+
+
+def test_a_key_of_a_group_that_is_not_there_says_how_the_group_is_given():
+    with pytest.raises(BadInput, match="config has no 'teacher'; .* as --config.teacher={...}$"):
+        overridden("teacher.decay", "0.9")
 
 
 @pytest.mark.parametrize(

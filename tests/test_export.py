@@ -381,6 +381,7 @@ def test_a_run_without_evaluations_needs_the_ops(fresh_run, tmp_path):
         (["--weights=mean"], "weights='mean': expected 'trained' or 'average'"),
         (["--source=a"], "--source=a: goes with --mode=embed, not export"),
         (["--config.seed=1"], "--config.seed: goes with --config, which is not given"),
+        (["--config=tests/tiny.py", "--config.sed=1"], "config: unknown key 'sed'; did you mean"),
         (["--preprocess=decode|random_resized_crop(16)"], "random_resized_crop(16): draws at"),
         (["--preprocess=resize(16)"], "preprocess: begins with resize"),
         (

@@ -386,7 +386,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--config.sed=1"], "unknown config key 'sed': config has no 'sed'; did you mean 'seed'?"),
+        (["--config.sed=1"], "config: unknown key 'sed'; did you mean 'seed'?"),
+        (["--config.model_init=run:/nowhere"], "config.model_init: no checkpoints: /nowhere"),
         (["--config.model.image.wdith=1"], "did you mean 'width'?"),
         (["--config.seed=one"], "config.seed=one: expected int, got str"),
         (["--config.global_batch_size=20"], "must be a positive multiple of 8"),

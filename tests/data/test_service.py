@@ -23,7 +23,8 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
-    return ConfigDict(dict(seed=3, global_batch_size=16, input=dict(
+    others = dict.fromkeys("model objectives optimizer sharding evals checkpoint log".split(), {{}})
+    return ConfigDict(dict(others, seed=3, total_steps=1, global_batch_size=16, input=dict(
         source=dict(name="jsonl", path={path!r}),
         preprocess="decode|random_resized_crop(8)|flip|group('caption')",
         phases=((3, "decode|resize(12)|group('caption')"),),
@@ -101,6 +102,11 @@ def test_batches_are_those_of_a_run_without_a_service(config, processes, monkeyp
             number += 1
         assert far.faults.counts == here.faults.counts != {}
         assert "service" in far.profile.seconds()
+
+
+def test_a_key_that_no_run_has_is_refused_as_the_run_refuses_it(config, capsys):
+    assert service.main([f"--config={config}", "--config.sed=1"]) == 2
+    assert "config: unknown key 'sed'; did you mean 'seed'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_the_devices_of_a_config_need_not_be_here():
 
 
 def test_what_is_refused_names_the_arm():
-    with pytest.raises(BadInput, match="arm 'b': unknown config key 'sed'"):
+    with pytest.raises(BadInput, match="arm 'b': config: unknown key 'sed'; did you mean 'seed'"):
         costs([{"name": "b", "config": "tests/tiny.py", "overrides": [("sed", "1")]}])
 
 

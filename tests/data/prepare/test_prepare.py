@@ -496,3 +496,9 @@ def test_a_null_in_a_field_that_is_written_drops_the_example(tmp_path):
 def test_a_field_that_is_not_there_is_refused(folder, tmp_path):
     with pytest.raises(BadInput, match="no field 'captoin'; did you mean 'caption'"):
         prepare(planted.config(folder) | {"fields": ("captoin",)}, str(tmp_path / "pairs"))
+
+
+def test_a_key_that_no_config_has_is_refused_with_the_nearest(tmp_path, capsys):
+    flags = ["--config=configs/prepare.py:pairs.jsonl", f"--output={tmp_path}/pairs"]
+    assert command.main([*flags, "--config.cption_key=text"]) == 2
+    assert "config: unknown key 'cption_key'; did you mean 'caption_key'" in capsys.readouterr().err
