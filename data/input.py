@@ -9,6 +9,7 @@ from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.preprocess.parse import parse
 from data.sources import Source, first_whole, open_source
+from data.tokenizers import same_ids
 from mm.config import BadInput
 
 
@@ -116,10 +117,10 @@ def check_tokenizer(preprocess: Preprocess, model: Mapping, saved: Mapping | Non
             f"{preprocess.where}: the tokenizer has {tokenizer.vocab_size} tokens, but "
             f"config.model.{part}.vocab_size={vocab_size}; set it to at least that many"
         )
-    trained_with = ((saved or {}).get("tokenizer") or {}).get("sha256")
-    if trained_with not in (None, tokenizer.manifest()["sha256"]):
+    trained_with = (saved or {}).get("tokenizer") or {}
+    if not same_ids(trained_with, tokenizer.manifest()):
         raise BadInput(
             f"{preprocess.where}: the checkpoint was trained with another tokenizer (sha256 "
-            f"{trained_with[:12]}); give the path of its tokenizer.json, which is in the run's "
-            f"workdir"
+            f"{trained_with['sha256'][:12]}); give the path of its tokenizer.json, which is in the "
+            "run's workdir, or beside the weights"
         )

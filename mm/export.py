@@ -75,6 +75,8 @@ def export(
     work = _work_folder(output)
     try:
         snippet = write(bundle._replace(manifest=manifest), str(work)) or _snippet(format)
+        if (tokenizer := work / facts.TOKENIZER).exists():  # some formats have to write another
+            manifest["text"]["sha256"] = npz.sha256(str(tokenizer))
         (work / _CARD).write_text(write_card(manifest, snippet), encoding="utf-8")
         manifest["files"] = _hashes(work)
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from data.tokenizers import same_ids
 from mm import registry
 from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
@@ -45,7 +46,7 @@ def first_state(program: Program, checkpointer: Checkpointer) -> tuple[TrainStat
         teacher, theirs = read_teacher(program, **recipe.teacher)
         state = state._replace(extras=state.extras | {"teacher": teacher})
         if theirs["tokenizer"] and (own := saved.get("tokenizer") or theirs["tokenizer"]):
-            if own["sha256"] != theirs["tokenizer"]["sha256"]:
+            if not same_ids(own, theirs["tokenizer"]):
                 raise BadInput(
                     "config.teacher: was trained with another tokenizer than config.model_init's"
                 )

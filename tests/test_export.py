@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def exported(fresh_run, tmp_path_factory):
     """Name of a format -> its folder."""
     folder = tmp_path_factory.mktemp("exported")
-    for format in ("npz", "stablehlo", "saved_model"):
+    for format in ("npz", "stablehlo", "saved_model", "hf"):
         export(str(fresh_run), format=format, output=str(folder / format), licence="MIT")
     return folder
 
@@ -101,10 +101,12 @@ def test_the_manifest_says_what_the_weights_are_fed_with(exported):
     assert found["git"] is None or len(found["git"]["revision"]) == 40
 
 
-@pytest.mark.parametrize("format", ["npz", "stablehlo", "saved_model"])
+@pytest.mark.parametrize("format", ["npz", "stablehlo", "saved_model", "hf"])
 def test_every_file_has_its_sha256(exported, format):
     folder = exported / format
-    found = json.loads((folder / "manifest.json").read_text())["files"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = manifest["files"]
+    assert manifest["text"]["sha256"] == found["tokenizer.json"]["sha256"]
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found.keys() == names - {"manifest.json"}
     for name, entry in found.items():

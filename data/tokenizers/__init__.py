@@ -7,12 +7,13 @@ of a .model in base64, with the `settings` that were asked for. With the length 
 import base64
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -178,6 +179,7 @@ class Tokenizer:
         """What a checkpoint says about it, beside the file itself."""
         return {
             "sha256": hashlib.sha256(self.json.encode()).hexdigest(),
+            "ids_sha256": self._ids_sha256,
             "vocab_size": self.vocab_size,
             "length": self.length,
             "lowercase": self.lowercase,
@@ -186,6 +188,20 @@ class Tokenizer:
             "ids_after": self._after,
             "truncation": "right, marks too" if self._eos == "cut" else "right, keeping the marks",
         }
+
+    @functools.cached_property
+    def _ids_sha256(self) -> str:
+        """Of what decides the ids: the same whether settings are beside the file or in it."""
+        spec = _parsed(self.json)
+        settings = Settings(**spec.pop("settings", {}))
+        if "sentencepiece" in spec:
+            rules = spec | {"lowercase": settings.lowercase}
+        else:
+            from data.tokenizers.huggingface import rules_of, with_settings
+
+            rules = rules_of(with_settings(spec, settings))
+        marks = self._before, self._after, self._eos, self.pad_id
+        return hashlib.sha256(json.dumps([rules, marks], sort_keys=True).encode()).hexdigest()
 
     def _padded(
         self, lines: list[list[int]], before: list[int], after: list[int], padding: int
@@ -250,6 +266,12 @@ class Tokenizer:
         cache.update((word, fresh[word]) for word in found if len(word) <= _LONGEST_CACHED_WORD)
         known = collections.ChainMap(cache, fresh)
         return [[known[word] for word in line] for line in split]
+
+
+def same_ids(one: Mapping, other: Mapping) -> bool:
+    """Whether two manifests are of tokenizers that give a text the same ids, as far as they say."""
+    said = [key for key in ("sha256", "ids_sha256") if key in one and key in other]
+    return not said or any(one[key] == other[key] for key in said)
 
 
 def load(path: str, length: int, settings: Settings | None = None) -> Tokenizer:

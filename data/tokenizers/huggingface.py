@@ -6,7 +6,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders
 
-from data.tokenizers import Tokens
+from data.tokenizers import Settings, Tokens
 from mm.config import BadInput
 
 # With these, a space always ends a token, and what stands left of it changes nothing on the right.
@@ -18,6 +18,7 @@ CLIP_PATTERN = r"'[s\u017F]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}
 _HF_CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _WORD_PATTERNS = (CLIP_PATTERN, _HF_CLIP, r"<\|startoftext\|>|<\|endoftext\|>|" + _HF_CLIP)
 _WHITESPACE = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+_LOWERCASE = {"type": "Lowercase"}
 _NEVER = "\uffff" * 8
 _PADS = ("[PAD]", "<pad>")
 
@@ -57,6 +58,31 @@ class HuggingFace:
     def decode(self, lines: list[list[int]]) -> list[str]:
         texts = self._tokenizer.decode_batch(lines, skip_special_tokens=False)
         return [text.replace(self._suffix, " ") for text in texts] if self._suffix else texts
+
+
+def with_settings(spec: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The file whose own normalizer lowercases and cleans, as far as there are steps for it.
+
+    Of clean="clip" there is none for ftfy and the entities of HTML, and a step lowercases letter by
+    letter.
+    """
+    if settings.clean == "clip":
+        steps = [_WHITESPACE, _LOWERCASE]
+    elif settings.lowercase:
+        steps = [_LOWERCASE, *([spec["normalizer"]] if spec.get("normalizer") else [])]
+    else:
+        return spec
+    return spec | {"normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
+def rules_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """What of a tokenizer.json decides the ids of a text, without marks, as the library writes it.
+
+    Special tokens decide nothing: none is looked for in a text.
+    """
+    spec = json.loads(tokenizers.Tokenizer.from_str(json.dumps(spec)).to_str())
+    rules = {key: spec[key] for key in ("model", "normalizer", "pre_tokenizer")}
+    return rules | {"added": [token for token in spec["added_tokens"] if not token["special"]]}
 
 
 def _unwritten(spec: dict[str, Any]) -> dict[str, Any]:

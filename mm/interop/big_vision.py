@@ -14,7 +14,7 @@ import numpy as np
 
 from mm import registry
 from mm.config import BadInput
-from mm.interop import options
+from mm.interop import npz, options
 from mm.interop.arrays import read_npz, write_npz
 from mm.interop.bundle import Bundle
 from mm.interop.options import Options
@@ -88,8 +88,10 @@ def read(path: str) -> Bundle:
 
 @registry.register("export_format", "big_vision")
 def write(bundle: Bundle, folder: str) -> str:
-    """Writes model.npz; returns how to read it. Raises BadInput that lists what has no
-    counterpart."""
+    """Writes model.npz, and tokenizer.json for others; returns how to read it.
+
+    Raises BadInput that lists what has no counterpart.
+    """
     found = options.find(bundle.model, bundle.objectives)
     for part, key in (("image", "patch_size"), ("text", "vocab_size")):
         if found.has(part) and key not in found.part(part):
@@ -107,6 +109,7 @@ def write(bundle: Bundle, folder: str) -> str:
         raise BadInput(f"--format=big_vision: {error}") from error
     options.refuse_others(found, options.find(model, objectives), "big_vision")
     write_npz(os.path.join(folder, FILE), {f"params/{name}": x for name, x in weights.items()})
+    npz.write_tokenizer(bundle, folder)
     kind = "proj.image_text.two_towers" if found.has("text") else "vit"
     return f'config.model_name = "{kind}"\nconfig.model_init = "{FILE}"'
 

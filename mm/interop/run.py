@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from data import files
-from data.tokenizers import DATA_DIR
+from data.tokenizers import DATA_DIR, same_ids
 from mm import registry
 from mm.config import BadInput
 from mm.interop import facts
@@ -61,10 +61,7 @@ def read(
         return bundle
     where = "preprocess" if preprocess else "config.evals"
     bundle = facts.with_ops(bundle, ops, where)
-    own, theirs = (
-        found and found["sha256"] for found in (bundle.manifest.get("text"), saved["tokenizer"])
-    )
-    if own not in (None, theirs):
+    if not same_ids(bundle.manifest.get("text", {}), saved["tokenizer"] or {}):
         raise BadInput(
             f"{where}: tokenize has other settings than the run was trained with; give ops with "
             "the same eos, bos, pad_id, lowercase and clean, as preprocess"

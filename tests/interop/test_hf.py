@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import tokenizers
+from data.tokenizers import same_ids
 from mm.config import BadInput
 from mm.interop import hf
 from mm.objectives.combine import System
@@ -163,6 +164,7 @@ def test_a_tokenizer_and_how_pictures_are_read_travel(tokenizer, tmp_path):
     texts = ["red circle", "a [PAD] grey square of many words that is too long", ""]
     for got, want in zip(theirs.encode(texts), own.encode(texts), strict=True):
         np.testing.assert_array_equal(got, want)
+    assert same_ids(back.manifest["text"], own.manifest())
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written["model_max_length"] == 6 and written["pad_token"] == "[UNK]"
     again = hf.read(str(tmp_path))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data import tokenizers
+from data.tokenizers.huggingface import with_settings
 from mm.config import BadInput
 from mm.interop import weight_files
 from mm.interop.bundle import Bundle
@@ -209,14 +210,8 @@ def write_tokenizer(folder: Path, bundle: Bundle, processor: str | None) -> list
         )
     notes = []
     if settings.clean == "clip":
-        spec["normalizer"] = {"type": "Sequence", "normalizers": [
-            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-            {"type": "Lowercase"},
-        ]}  # fmt: skip
         notes.append("texts are expected as open_clip cleans them: ftfy and HTML's entities")
-    elif settings.lowercase:
-        lower = [{"type": "Lowercase"}, *([spec["normalizer"]] if spec.get("normalizer") else [])]
-        spec["normalizer"] = {"type": "Sequence", "normalizers": lower}
+    spec = with_settings(spec, settings)
     pieces = _pieces(spec)
     before, after, pad = facts["ids_before"], facts["ids_after"], facts["pad_id"]
     for number in {*before, *after, pad}:  # marks that are no special tokens yet become such

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, processors
 
 from data import files
-from data.tokenizers import Settings, Tokenizer, clean, fetch, find, load, train
+from data.tokenizers import Settings, Tokenizer, clean, fetch, find, load, same_ids, train
+from data.tokenizers.huggingface import with_settings
 from mm.config import BadInput
 
 CORPUS = [
@@ -404,6 +405,26 @@ def test_the_json_carries_what_was_asked_for(kind):
     assert Tokenizer(asked.json, 6, Settings(pad_id=3)).json == asked.json
     assert asked.json != KINDS[kind]() == opened(kind, 6).json
     np.testing.assert_array_equal(asked.encode([LONG, "RED"])[0], again.encode([LONG, "RED"])[0])
+
+
+def test_a_setting_and_the_same_in_the_file_are_one_tokenizer(text):
+    asked = Tokenizer(text, 8, Settings(lowercase=True, pad_id=0, eos="keep"))
+    spec = with_settings(json.loads(text), Settings(lowercase=True))
+    inside = Tokenizer(json.dumps(spec, indent=2), 16).manifest()
+    assert inside["sha256"] != asked.manifest()["sha256"] and same_ids(inside, asked.manifest())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", [dict(eos="cut"), dict(pad_id=3)])
+def test_another_setting_is_another_tokenizer(kind, change):
+    one, other = opened(kind, 8), Tokenizer(KINDS[kind](), 8, Settings(**change))
+    assert same_ids(one.manifest(), Tokenizer(one.json, 9).manifest())
+    assert not same_ids(one.manifest(), other.manifest())
+
+
+def test_what_is_not_known_of_a_tokenizer_is_not_held_against_it():
+    assert same_ids({}, {"sha256": "a"}) and same_ids({"sha256": "a"}, {"ids_sha256": "b"})
+    assert not same_ids({"sha256": "a"}, {"sha256": "b", "ids_sha256": "c"})
 
 
 def test_settings_in_a_file_are_checked(text):
