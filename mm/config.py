@@ -155,6 +155,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def listed(items: Iterable[str], most: int = 6) -> str:
+    """The first items, and how many more there are: one line, however many."""
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
 def plain(config: Any) -> Any:
     """The config as dicts, lists and scalars, as JSON holds it."""
     if isinstance(config, ConfigDict | FrozenConfigDict | Mapping):
@@ -190,5 +197,4 @@ def differences(given: Mapping, found: Mapping, may_change: Collection[str] = ()
         if show(old, key) != show(new, key)
         and not any(key == entry or key.startswith(f"{entry}.") for entry in may_change)
     ]
-    more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
-    return ", ".join(changed[:8]) + more
+    return listed(changed, 8)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mm.config import BadInput, differences, plain
+from mm.config import BadInput, differences, listed, plain
 from mm.evaluate import SAME_FUNCTION
 from mm.interop import formats, options
 from mm.models.vit import resample
@@ -203,10 +203,14 @@ def _check(
     left = [x for x in (*unused, *origin.unused) if not _matches(x, allow_unused)]
     parts = []
     if refused:
-        parts.append(f"does not have {_listed(refused)}; allow_missing=[...] leaves them fresh")
+        parts.append(
+            f"does not have {listed(refused, _SHOWN)}; allow_missing=[...] leaves them fresh"
+        )
     if left:
-        parts.append(f"has more than ours: {_listed(left)}; allow_unused=[...] leaves them out")
-    if len(refused) > _SHOWN or len(left) > _SHOWN:  # the error is one line
+        parts.append(
+            f"has more than ours: {listed(left, _SHOWN)}; allow_unused=[...] leaves them out"
+        )
+    if max(len(refused), len(left)) > _SHOWN:  # the error is one line
         lines = [f"  cannot be filled: {said}" for said in refused]
         _print([*lines, *(f"  in no place of ours: {name}" for name in left)])
     if parts:
@@ -263,12 +267,12 @@ def _say(
     lines = [f"{len(found)} of {count} parameters are those of {origin.says}"]
     if changed := _changed(origin, program, found):
         lines[0] += f"; note that its config.model was another: {changed}"
-    for what, listed in (
+    for what, items in (
         ("of another size", list(resized.values())),
         ("fresh, as allow_missing says", list(fresh.values())),
         ("left out, as allow_unused says", left),
     ):
-        lines += [f"  {what}: {item}" for item in listed]
+        lines += [f"  {what}: {item}" for item in items]
     _print(lines)
 
 
@@ -302,8 +306,3 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in patterns)
     except re.error as error:
         raise BadInput(f"{list(patterns)}: is no list of regular expressions: {error}") from error
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -20,22 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import Tokenizer, pre_tokenizers
 
 from data import files, tokenizers
+from data.tokenizers import vocabularies
 from data.tokenizers.huggingface import CLIP_PATTERN
+from data.tokenizers.vocabularies import CLIP_MARKS
 from mm.config import BadInput
-
-CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
 
 
 class Package(NamedTuple):
@@ -117,7 +108,7 @@ def download(package: Package) -> bytes:
 
 
 def clip(merges: Sequence[tuple[str, str]]) -> str:
-    """CLIP's byte pairs (Radford et al. 2021, arXiv 2103.00020) with the ids of open_clip.
+    """CLIP's byte pairs with the ids of open_clip.
 
     Texts are cleaned as open_clip does, and padded with 0 (Hugging Face: with the end mark; give
     pad_id=49407 for that). The one difference: open_clip takes <start_of_text> and <end_of_text>,
@@ -127,42 +118,15 @@ def clip(merges: Sequence[tuple[str, str]]) -> str:
     pieces = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
     pieces += ["".join(pair) for pair in merges] + list(CLIP_MARKS)
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    start, end = CLIP_MARKS
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, list(merges), end_of_word_suffix="</w>", unk_token=end)
-    )
     # Other tools read this much; `settings` put all of open_clip's cleaning in its place.
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_PATTERN), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in CLIP_MARKS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(mark, vocabulary[mark]) for mark in CLIP_MARKS]
-    )
+    tokenizer = vocabularies.clip(vocabulary, merges, CLIP_PATTERN, bytes_split=False)
     return _with_settings(tokenizer, clean="clip", pad_id=0)
 
 
 def bert(pieces: Sequence[str]) -> str:
-    """BERT's uncased WordPiece (Devlin et al. 2018, arXiv 1810.04805): [CLS] text [SEP]."""
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")],
-    )
+    """BERT's uncased WordPiece."""
     # As the original in Python does; that of Hugging Face writes no final sigma.
-    return _with_settings(tokenizer, lowercase=True)
+    return _with_settings(vocabularies.bert(pieces), lowercase=True)
 
 
 def _with_settings(tokenizer: Tokenizer, **settings: Any) -> str:

@@ -16,7 +16,8 @@ _WORD_NORMALIZERS = ("NFC", "NFKC", "NFD", "NFKD", "Lowercase", "BertNormalizer"
 # of open_clip ignores case: a long s is an s, and U+0345, whose capital is a letter, no other sign.
 CLIP_PATTERN = r"'[s\u017F]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\u0345]+"
 _HF_CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_WORD_PATTERNS = (CLIP_PATTERN, _HF_CLIP, r"<\|startoftext\|>|<\|endoftext\|>|" + _HF_CLIP)
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|" + _HF_CLIP  # as transformers has it
+_WORD_PATTERNS = (CLIP_PATTERN, _HF_CLIP, CLIP_WORDS)
 _WHITESPACE = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
 _LOWERCASE = {"type": "Lowercase"}
 _NEVER = "\uffff" * 8

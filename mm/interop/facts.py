@@ -7,7 +7,7 @@ The ops are those of evaluation. They hold no draw, need no data set, and their 
 import contextlib
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,9 +125,9 @@ def describe(ops: str, tokenizer: Tokenizer | None, where: str) -> dict[str, Any
         if name == "resize":
             image["resize"] = given
             if given["mode"] != "shortest":
-                image["size"] = _pair(given["size"])
+                image["size"] = pair(given["size"])
         if name == "center_crop":
-            image["crop"] = image["size"] = _pair(given["size"])
+            image["crop"] = image["size"] = pair(given["size"])
         if name == "value_range":
             width = given["high"] - given["low"]
             image["mean"], image["std"] = [-given["low"] / width] * 3, [1 / width] * 3
@@ -175,6 +175,11 @@ def evaluation_ops(config: Mapping) -> str | None:
     return next((spec["preprocess"] for spec in evals if spec.get("preprocess")), None)
 
 
+def pair(size: int | Sequence[int]) -> list[int]:
+    """[height, width] of a size that may be one number for both."""
+    return [size, size] if isinstance(size, int) else list(size)
+
+
 class _NoDraws(Draws):
     """For an op that should draw nothing."""
 
@@ -196,10 +201,6 @@ def _check_draws(ops: Preprocess, where: str) -> None:
     with contextlib.suppress(BadExample):  # too small for a crop: then it got as far as that
         for name, op in zip(ops.names, ops.ops, strict=True):
             columns = op.apply(columns, _NoDraws(f"{where}: {name}"))
-
-
-def _pair(size: int | tuple) -> list[int]:
-    return [size, size] if isinstance(size, int) else list(size)
 
 
 def _statistics(given: Mapping) -> tuple[list[float], list[float]]:

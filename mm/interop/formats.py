@@ -1,7 +1,7 @@
 """Formats by name: "FORMAT:PATH", or a path alone, whose format is guessed."""
 
+import contextlib
 import importlib
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from data import files
 from mm import registry
 from mm.config import BadInput, suggest
 from mm.interop.bundle import Bundle
+from mm.interop.json_files import read_json
 
 # Where each is. What only goes out, or only comes in, registers one function.
 _MODULES = {
@@ -110,13 +111,10 @@ def guess(path: str, where: str) -> str:
 def _json(folder: str, name: str) -> dict:
     """What the file says, {} where there is none or it is something else."""
     path = files.join(folder, name)
-    if not files.exists(path):
-        return {}
-    try:
-        found = json.loads(files.read(path))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    if files.exists(path):
+        with contextlib.suppress(BadInput):
+            return read_json(path)
+    return {}
 
 
 def _find(kind: str, name: str, where: str) -> Callable:

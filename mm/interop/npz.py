@@ -5,7 +5,6 @@ the rest. numpy alone reads the weights: `np.load("weights.npz")`.
 """
 
 import hashlib
-import json
 import os
 
 from data import files
@@ -13,6 +12,8 @@ from mm import registry
 from mm.config import BadInput
 from mm.interop.arrays import read_npz, write_npz
 from mm.interop.bundle import Bundle
+from mm.interop.json_files import read_json, read_text
+from mm.runtime.workdir import write_json
 
 WEIGHTS, CONFIG, TOKENIZER, MANIFEST = (
     "weights.npz",
@@ -20,7 +21,6 @@ WEIGHTS, CONFIG, TOKENIZER, MANIFEST = (
     "tokenizer.json",
     "manifest.json",
 )
-_MAX_JSON_BYTES = 256 << 20
 
 
 @registry.register("export_format", "npz")
@@ -28,14 +28,14 @@ def write(bundle: Bundle, folder: str) -> None:
     """All of the bundle but its manifest."""
     write_npz(os.path.join(folder, WEIGHTS), bundle.params)
     config = {"model": bundle.model, "objectives": bundle.objectives}
-    _write(folder, CONFIG, json.dumps(config, indent=2) + "\n")
+    write_json(files.join(folder, CONFIG), config)
     write_tokenizer(bundle, folder)
 
 
 def write_tokenizer(bundle: Bundle, folder: str) -> None:
     """tokenizer.json, if there is one."""
     if bundle.tokenizer_json is not None:
-        _write(folder, TOKENIZER, bundle.tokenizer_json)
+        files.write(files.join(folder, TOKENIZER), bundle.tokenizer_json.encode())
 
 
 @registry.register("import_format", "npz")
@@ -46,10 +46,11 @@ def read(path: str) -> Bundle:
     is taken, and the file against the sha256 in manifest.json. Raises BadInput for what is missing
     or damaged.
     """
-    config = _json(path, CONFIG)
+    config = read_json(files.join(path, CONFIG))
     if not isinstance(config.get("model"), dict):
         raise BadInput(f"{files.join(path, CONFIG)}: has no 'model'; is this an export of ours?")
-    manifest = _json(path, MANIFEST) if files.exists(files.join(path, MANIFEST)) else {}
+    manifest = files.join(path, MANIFEST)
+    manifest = read_json(manifest) if files.exists(manifest) else {}
     weights = files.local_copy(files.join(path, WEIGHTS))
     declared = manifest.get("files", {}).get(WEIGHTS, {}).get("sha256")
     params = read_npz(weights)
@@ -60,7 +61,7 @@ def read(path: str) -> Bundle:
         config["model"],
         params,
         manifest,
-        _read(tokenizer).decode() if files.exists(tokenizer) else None,
+        read_text(tokenizer) if files.exists(tokenizer) else None,
         config.get("objectives", {}),
     )
 
@@ -69,25 +70,3 @@ def sha256(path: str) -> str:
     """That of a local file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(folder: str, name: str, text: str) -> None:
-    with open(os.path.join(folder, name), "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-
-
-def _read(path: str) -> bytes:
-    if (found := files.size(path)) > _MAX_JSON_BYTES:
-        raise BadInput(f"{path}: has {found:,} bytes, expected at most {_MAX_JSON_BYTES:,}")
-    return files.read(path)
-
-
-def _json(folder: str, name: str) -> dict:
-    path = files.join(folder, name)
-    try:
-        found = json.loads(_read(path))
-    except ValueError as error:
-        raise BadInput(f"{path}: is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{path}: expected an object, found {type(found).__name__}")
-    return found

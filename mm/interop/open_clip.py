@@ -5,17 +5,17 @@ text tower are read, with the text at the root or, with `custom_text`, under "te
 and of transformers are refused by name.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, listed
 from mm.interop import options, weight_files
 from mm.interop.bundle import Bundle
-from mm.interop.hf import clamped, processors, read_weights
+from mm.interop.hf import clamped, processors, read_weights, tokenizer_files
 from mm.interop.hf.family import Spec, integer, need, only
+from mm.interop.json_files import read_json
 from mm.interop.options import Options
 from mm.interop.tables import (
     FLAT,
@@ -29,6 +29,7 @@ from mm.interop.tables import (
     to_theirs,
     under,
 )
+from mm.runtime.workdir import write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model"
 _BLOCK = {
@@ -65,7 +66,7 @@ _RESIZE = {"shortest": "shortest", "squash": "squash"}
 def read(path: str) -> Bundle:
     """The model of a folder. Raises BadInput for what has no counterpart here."""
     file = Path(path) / CONFIG
-    config = weight_files.read_json(file)
+    config = read_json(file)
     cfg = config.get("model_cfg", config)
     there = [n for n in (WEIGHTS, "open_clip_pytorch_model", "model") if _has(path, n)]
     entries = weight_files.open_safetensors(path, there[0] if there else WEIGHTS)
@@ -79,7 +80,7 @@ def read(path: str) -> Bundle:
     found = options.find(spec.model, spec.objectives)
     weights, unused = read_weights(entries, table(found, "text." if text else ""), {}, found, path)
     unused = [name for name in unused if not name.endswith("attn_mask")]
-    tokenizer = processors.read_tokenizer(path, spec.text)
+    tokenizer = tokenizer_files.read_tokenizer(path, spec.text)
     manifest: dict[str, Any] = {"format": "open_clip", "unused": unused, "custom_text": text}
     manifest |= processors.read_facts(path, spec, tokenizer)
     if image := _read_image(config.get("preprocess_cfg"), spec.model["image"]["image_size"]):
@@ -110,7 +111,7 @@ def write(bundle: Bundle, folder: str) -> str:
     names = table(found, "")
     used = {target.path for targets in names.values() for target in targets}
     if missing := sorted(used - bundle.params.keys()):
-        raise BadInput(f"open_clip: the model has no {weight_files.listed(missing)}")
+        raise BadInput(f"open_clip: the model has no {listed(missing)}")
     params = clamped({path: bundle.params[path] for path in used}, found)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -119,10 +120,10 @@ def write(bundle: Bundle, folder: str) -> str:
         config["preprocess_cfg"] = _write_image(image)
     tokenizer = ""
     if bundle.tokenizer_json:
-        processors.write_tokenizer(path, bundle, None)
+        tokenizer_files.write_tokenizer(path, bundle, None)
         cfg["text_cfg"]["hf_tokenizer_name"] = "."  # of this folder, as "local-dir:" has it
         tokenizer = '\ntokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")'
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_json(path / CONFIG, config)
     weight_files.write_safetensors(to_theirs(params, names), path / f"{WEIGHTS}.safetensors")
     opened = 'open_clip.create_model_and_transforms(f"local-dir:{folder}")'
     return f"import open_clip\n\nmodel, _, images = {opened}{tokenizer}"

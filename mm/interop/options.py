@@ -7,7 +7,7 @@ from flax import nnx
 
 import mm.objectives  # noqa: F401  (registers them)
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, listed
 from mm.objectives.combine import System
 from mm.optim.paths import flatten
 
@@ -88,5 +88,4 @@ def refuse_others(given: Options, expressed: Options, what: str) -> None:
             can = "nothing" if theirs is missing else repr(theirs)
             wrong.append(f"{name}={shown} ({what}: {can})")
     if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise BadInput(f"{what} has no counterpart of config.model.{', '.join(wrong[:8])}{more}")
+        raise BadInput(f"{what} has no counterpart of config.model.{listed(wrong, 8)}")

@@ -7,7 +7,7 @@ allocated. Pickles (.bin, .pt, .pth, .ckpt) are refused: reading one runs its co
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from mm.config import BadInput
+from mm.config import BadInput, listed
+from mm.interop.json_files import read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_SHOWN = 5
 _TYPES = {
     "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32),
     "I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "U8": np.dtype(np.uint8),
@@ -56,18 +56,18 @@ def open_safetensors(folder: str, name: str = "model") -> Entries:
                 "safetensors (`safetensors.torch.save_file`) where you trust it"
             )
         raise BadInput(f"{path}: has no {name}.safetensors")
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
         raise BadInput(f"{index}: has no weight_map")
     parts: dict[str, Entries] = {}
-    for part in sorted(set(map(str, listed.values()))):
+    for part in sorted(set(map(str, where.values()))):
         if Path(part).name != part or not part.endswith(".safetensors"):
             raise BadInput(f"{index}: names {part!r}; expected a .safetensors file beside it")
         parts[part] = _safetensors(path / part)
-    for key, part in listed.items():
+    for key, part in where.items():
         if key not in parts[part]:
             raise BadInput(f"{index}: {part} has no {key!r}")
-    return {key: parts[part][key] for key, part in listed.items()}
+    return {key: parts[part][key] for key, part in where.items()}
 
 
 def _safetensors(path: Path) -> Entries:
@@ -124,24 +124,6 @@ def take(
     if types:
         raise BadInput(f"{where}: expected float32, float16 or bfloat16: {listed(types)}")
     return {name: entries[name].read().astype(np.float32) for name in expected}
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def read_json(path: Path | str) -> dict:
-    """A JSON object in a file. Raises BadInput where there is none."""
-    try:
-        found = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{path}: expected an object, got {type(found).__name__}")
-    return found
 
 
 def write_safetensors(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:

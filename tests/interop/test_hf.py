@@ -14,6 +14,7 @@ from data import tokenizers
 from data.tokenizers import same_ids
 from mm.config import BadInput
 from mm.interop import hf
+from mm.interop.hf.tokenizer_files import read_tokenizer
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.optim.paths import map_paths
@@ -169,6 +170,59 @@ def test_a_tokenizer_and_how_pictures_are_read_travel(tokenizer, tmp_path):
     assert written["model_max_length"] == 6 and written["pad_token"] == "[UNK]"
     again = hf.read(str(tmp_path))
     assert again.manifest["text"]["sha256"] == back.manifest["text"]["sha256"]
+
+
+# Of each file what is in it, a text, and its ids by hand.
+_PIECES = [*"acr", "r</w>", "ca", "car</w>", "!", "<|startoftext|>", "<|endoftext|>"]
+OLD = {
+    "clip": (
+        {
+            "vocab.json": json.dumps({piece: i for i, piece in enumerate(_PIECES)}),
+            "merges.txt": "#version: 0.2\nc a\nca r</w>\n",
+        },
+        "CAR  ar",
+        [7, 5, 0, 3, 8, 8],
+    ),
+    "bert": (
+        {"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n##s\n[MASK]\n"},
+        "Reds, red",
+        [2, 4, 5, 1, 4, 3],
+    ),
+    "bert with capitals": (
+        {
+            "vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\nRed\n##s\n[MASK]\n",
+            "tokenizer_config.json": json.dumps({"do_lower_case": False}),
+        },
+        "Reds red",
+        [2, 4, 5, 1, 3, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_vocabularies_of_before_tokenizer_json_are_read(name, tmp_path):
+    written, text, ids = OLD[name]
+    for file, content in written.items():
+        (tmp_path / file).write_text(content)
+    found = tokenizers.Tokenizer(read_tokenizer(str(tmp_path), {"length": 6}), 6)
+    assert found.encode([text])[0][0].tolist() == ids
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"vocab.json": '{"a": 0}'}, "the vocab.json of another model than CLIP; write its"),
+        (OLD["clip"][0] | {"merges.txt": "x y\n"}, "a merges.txt that do not agree"),
+        ({"vocab.txt": "red\n"}, r"has no \[CLS\] in vocab.txt"),
+        ({"tokenizer.json": "{"}, "the tokenizer Expecting property name"),
+    ],
+)
+def test_vocabularies_of_others_are_refused_in_one_line(files, message, tmp_path):
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    with pytest.raises(BadInput, match=message) as error:
+        read_tokenizer(str(tmp_path), {})
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change", [dict(pad={"share": 0.1}), dict(also=["grayscale"])])

@@ -5,24 +5,25 @@ Only data is read: no code of a folder runs, and pickles are refused.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, listed
 from mm.interop import options, weight_files
 from mm.interop.bundle import Bundle
-from mm.interop.hf import dual_encoder, processors
+from mm.interop.hf import dual_encoder, processors, tokenizer_files
 from mm.interop.hf.bert import BERT
 from mm.interop.hf.blip import BLIP
 from mm.interop.hf.clip import CLIP, SIGLIP
 from mm.interop.hf.family import Family, Spec
 from mm.interop.hf.vit import FIXED_TOLERANCE, MAE, VIT
+from mm.interop.json_files import read_json
 from mm.interop.options import Options
 from mm.interop.tables import Table, their_shapes, to_ours, to_theirs
+from mm.runtime.workdir import write_json
 
 FAMILIES = (CLIP, SIGLIP, VIT, MAE, BERT, BLIP)
 # Of older files: constants, and the other name of a table that is shared.
@@ -37,7 +38,7 @@ def read(path: str) -> Bundle:
     ViT) is listed in manifest["unused"]. Raises BadInput for a class, an option or a file that
     cannot be read.
     """
-    config = weight_files.read_json(Path(path) / "config.json")
+    config = read_json(Path(path) / "config.json")
     if config.get("model_type") == dual_encoder.MODEL_TYPE:
         return _read_dual_encoder(path, config)
     family = _family(config, path)
@@ -48,7 +49,7 @@ def read(path: str) -> Bundle:
         raise BadInput(f"{path}/config.json: lacks {error} of a {family.name}") from error
     except BadInput as error:
         raise BadInput(f"{path}/config.json: {error}") from error
-    tokenizer = processors.read_tokenizer(path, spec.text)
+    tokenizer = tokenizer_files.read_tokenizer(path, spec.text)
     spec = _with_mask(spec, tokenizer)
     found = options.find(spec.model, spec.objectives)
     table = family.table(found)
@@ -67,7 +68,7 @@ def _read_dual_encoder(path: str, config: Mapping) -> Bundle:
     found = options.find(spec.model, spec.objectives)
     entries, table = weight_files.open_safetensors(path), dual_encoder.table(found)
     weights, unused = read_weights(entries, table, {}, found, path)
-    tokenizer = processors.read_tokenizer(path, spec.text)
+    tokenizer = tokenizer_files.read_tokenizer(path, spec.text)
     manifest = {"format": "hf", "class": dual_encoder.NAME, "unused": unused}
     manifest |= processors.read_facts(path, spec, tokenizer)
     return Bundle(spec.model, weights, manifest, tokenizer, spec.objectives)
@@ -107,20 +108,20 @@ def write(bundle: Bundle, folder: str, *, model_class: str | None = None) -> str
     used = {target.path for targets in table.values() for target in targets}
     params = {path: x for path, x in bundle.params.items() if path in used}
     if missing := sorted(used - params.keys()):
-        raise BadInput(f"{family.name}: the model has no {weight_files.listed(missing)}")
+        raise BadInput(f"{family.name}: the model has no {listed(missing)}")
     weights = to_theirs(clamped(params, found), table) | family.fixed(found)
     name = _class_name(family, weights)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     head = {"architectures": [name], "model_type": family.model_type, "dtype": "float32"}
-    _write_json(path / "config.json", head | config)
+    write_json(path / "config.json", head | config)
     if family.name == dual_encoder.NAME:
         dual_encoder.copy_code(path)
     weight_files.write_safetensors(weights, path / "model.safetensors")
     left = sorted(bundle.params.keys() - used)
     notes = {"class": name, "left_out": left}
     notes |= processors.write(path, bundle, family.model_type)
-    _write_json(path / "mm_export.json", notes)
+    write_json(path / "mm_export.json", notes)
     return _snippet(name, notes)
 
 
@@ -240,7 +241,3 @@ def _with_mask(spec: Spec, tokenizer: str | None) -> Spec:
     added = {token["content"]: token["id"] for token in json.loads(tokenizer)["added_tokens"]}
     objective = spec.objectives["masked_text"] | {"mask_id": added.get("[MASK]", 0)}
     return spec._replace(objectives={"masked_text": objective})
-
-
-def _write_json(path: os.PathLike, value: Mapping) -> None:
-    Path(path).write_text(json.dumps(value, indent=2) + "\n")
