@@ -4,6 +4,7 @@ Reads are by position and from any thread. What may pass is tried again; what wi
 one line. Far away, a file is read in blocks that are kept for a while: neighbours come with it.
 """
 
+import contextlib
 import errno
 import functools
 import glob
@@ -12,9 +13,11 @@ import logging
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import fsspec
@@ -200,6 +203,46 @@ def local_copy(path: str) -> str:
     if not is_remote(path):
         return path
     return retried(path, lambda: fsspec.open_local(f"simplecache::{path}", mode="rb"))
+
+
+@contextlib.contextmanager
+def local_folder(folder: str, endings: tuple[str, ...]) -> Iterator[str]:
+    """The path of a copy of a remote folder on this machine's disk, while the context is open.
+
+    Of the files right in it whose names end so. A local folder is itself. Raises as `read`, and
+    BadInput where the disk has no room for them.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    filesystem, inner = _filesystem(folder)
+    found = retried(folder, lambda: filesystem.ls(inner, detail=True))
+    sizes = {
+        entry["name"].rsplit("/", 1)[-1]: entry["size"]
+        for entry in found
+        if entry["type"] == "file" and entry["name"].endswith(endings)
+    }
+    there, needed = tempfile.gettempdir(), sum(sizes.values())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise BadInput(
+            f"{folder}: its files have {needed:,} bytes, {there} has room for {free:,}; set TMPDIR "
+            "to a folder on a larger disk"
+        )
+    with tempfile.TemporaryDirectory(prefix="copy-") as local:
+        for name, size in sizes.items():
+            _copy(join(folder, name), os.path.join(local, name), size)
+        yield local
+
+
+def _copy(path: str, local: str, size: int) -> None:
+    filesystem, inner = _filesystem(path)
+
+    def copy() -> None:
+        filesystem.get_file(inner, local)
+        if (copied := os.path.getsize(local)) != size:
+            raise OSError(f"{copied:,} of {size:,} bytes came")
+
+    retried(path, copy)
 
 
 def longest_read() -> tuple[float, str] | None:

@@ -96,7 +96,7 @@ def _opened(place: formats.Place, step: int | None):
         return
     if step is not None:
         raise BadInput(f"step={step}: is of a run, path={str(place)!r} is none")
-    bundle = formats.reader(place.format, "path")(place.path)
+    bundle = formats.read(str(place), "path")
 
     def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         return {

@@ -6,12 +6,14 @@ import os
 import zipfile
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 
 from data import files
 from mm.config import BadInput
 
 _KINDS = "fiub"  # floats, ints, bools: what parameters are made of
+_UNTYPED = np.dtype("V2")
 _HEADER_BYTES = 1 << 16
 
 
@@ -24,61 +26,53 @@ def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, np.asanyarray(arrays[name]), allow_pickle=False)
 
 
-def read_npz(
-    path: str, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> dict[str, np.ndarray]:
+def read_npz(path: str, under: str = "") -> dict[str, np.ndarray]:
     """The arrays of a .npz, by name.
 
-    shapes: those that are expected; a name or a shape that differs is refused. Without them, only
-    members that are stored as they are will do: a compressed one could grow a thousandfold. Raises
-    BadInput for what is no .npz, holds objects, or does not have the size that its header declares.
+    under: where names begin with it, those alone are read. Members are stored as they are: a
+    compressed one could grow a thousandfold. Two bytes without a type are a bfloat16, as numpy
+    writes one. Raises BadInput for what is no .npz, holds objects, or does not have the size that
+    its header declares.
     """
     path = files.local_copy(path)
     if not os.path.isfile(path):
         raise BadInput(f"{path}: does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
+            members = _members(path, archive)
+            some = [info for info in members if info.filename.startswith(under)]
             return {
-                info.filename.removesuffix(".npy"): _member(path, archive, info, shapes)
-                for info in _members(path, archive, shapes)
+                info.filename.removesuffix(".npy"): _member(path, archive, info)
+                for info in some or members
             }
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise BadInput(f"{path}: is no whole .npz ({error})") from error
 
 
-def _members(path: str, archive: zipfile.ZipFile, shapes: Mapping | None) -> list[zipfile.ZipInfo]:
+def _members(path: str, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """Checked as far as the directory of the archive tells."""
     members, names = archive.infolist(), archive.namelist()
     if len(set(names)) != len(names):
         raise BadInput(f"{path}: has two members of one name")
     if wrong := next((name for name in names if not name.endswith(".npy")), None):
         raise BadInput(f"{path}: {wrong!r} is no .npy; expected arrays alone")
-    if shapes is not None:
-        found = {name.removesuffix(".npy") for name in names}
-        for what, some in (("lacks", shapes.keys() - found), ("has", found - shapes.keys())):
-            if some:
-                extra = "" if what == "lacks" else ", which the model has not"
-                raise BadInput(f"{path}: {what} {len(some)} arrays, {min(some)!r} first{extra}")
     total, there = 0, os.path.getsize(path)
     for info in members:
-        if info.compress_type == zipfile.ZIP_STORED:
-            total += info.file_size
-            if info.file_size != info.compress_size or total > there:
-                raise BadInput(
-                    f"{path}: declares more bytes ({total:,}) than it has ({there:,}); it is "
-                    "damaged, or made to harm"
-                )
-        elif shapes is None:
+        if info.compress_type != zipfile.ZIP_STORED:
             raise BadInput(
                 f"{path}: {info.filename!r} is compressed; expected arrays that are stored as they "
                 "are (np.savez, not np.savez_compressed)"
             )
+        total += info.file_size
+        if info.file_size != info.compress_size or total > there:
+            raise BadInput(
+                f"{path}: declares more bytes ({total:,}) than it has ({there:,}); it is "
+                "damaged, or made to harm"
+            )
     return members
 
 
-def _member(
-    path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, shapes: Mapping | None
-) -> np.ndarray:
+def _member(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as member:
         head = io.BytesIO(member.read(min(info.file_size, _HEADER_BYTES)))
@@ -91,10 +85,10 @@ def _member(
             shape, fortran, dtype = read(head)
         except (ValueError, KeyError) as error:
             raise BadInput(f"{path}: {name!r} is no .npy ({error})") from error
-    if dtype.kind not in _KINDS:
+    if dtype == _UNTYPED:
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    elif dtype.kind not in _KINDS:
         raise BadInput(f"{path}: {name!r} is of {dtype}; expected numbers")
-    if shapes is not None and tuple(shape) != tuple(shapes[name]):
-        raise BadInput(f"{path}: {name!r} is {list(shape)}, the model has {list(shapes[name])}")
     declared, there = math.prod(shape) * dtype.itemsize, info.file_size - head.tell()
     if declared != there or min(shape, default=0) < 0:
         raise BadInput(

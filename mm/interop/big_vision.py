@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data import files
 from mm import registry
 from mm.config import BadInput
 from mm.interop import npz, options
@@ -33,6 +34,7 @@ from mm.interop.tables import (
 )
 
 FILE = "model.npz"
+_PARAMS = "params/"  # of a whole checkpoint; beside them is the optimizer's state
 _STACK = dict(activation="gelu_tanh", norm_epsilon=1e-6)
 # Our parts of a block, theirs, and what they have.
 _ATTENTION, _MLP = "MultiHeadDotProductAttention_0", "MlpBlock_0"
@@ -67,8 +69,8 @@ def read(path: str) -> Bundle:
     What ours has not (a classifier, pre_logits) is listed in manifest["unused"]. Raises BadInput
     for a file that is damaged, or is no such model.
     """
-    path = os.path.join(path, FILE) if os.path.isdir(path) else path
-    weights = _named(read_npz(path))
+    path = path if path.endswith(".npz") else files.join(path, FILE)
+    weights = _named(read_npz(path, under=_PARAMS))
     shapes = {name: x.shape for name, x in weights.items()}
     try:
         model, objectives = infer(shapes)
@@ -108,7 +110,7 @@ def write(bundle: Bundle, folder: str) -> str:
     except ValueError as error:
         raise BadInput(f"--format=big_vision: {error}") from error
     options.refuse_others(found, options.find(model, objectives), "big_vision")
-    write_npz(os.path.join(folder, FILE), {f"params/{name}": x for name, x in weights.items()})
+    write_npz(os.path.join(folder, FILE), {f"{_PARAMS}{name}": x for name, x in weights.items()})
     npz.write_tokenizer(bundle, folder)
     kind = "proj.image_text.two_towers" if found.has("text") else "vit"
     return f'config.model_name = "{kind}"\nconfig.model_init = "{FILE}"'
@@ -176,15 +178,10 @@ def _positions(shapes: Shapes) -> int | None:
 
 
 def _named(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By their current names, without what is no parameter (the optimizer's state)."""
-    if any(name.startswith("params/") for name in weights):
-        weights = {
-            name.removeprefix("params/"): x
-            for name, x in weights.items()
-            if name.startswith("params/")
-        }
+    """By their current names."""
     named = {}
     for name, x in weights.items():
+        name = name.removeprefix(_PARAMS)
         for old, new in _OLD:
             name = re.sub(old, new, name)
         named[name] = x

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,11 @@ _MODULES = {
     "hf": "mm.interop.hf",
     "open_clip": "mm.interop.open_clip",
     "big_vision": "mm.interop.big_vision",
+}
+# What reads files of this machine alone, and the names of those that it reads.
+_LOCAL = {
+    "hf": (".json", ".safetensors", "spiece.model", "merges.txt", "vocab.txt"),
+    "open_clip": (".json", ".safetensors", "spiece.model", "merges.txt", "vocab.txt"),
 }
 
 # Of manifest.json: what a format of others has no place for.
@@ -56,12 +62,22 @@ def read(text: str, where: str) -> Bundle:
     Of a folder that we wrote in a format of others, the manifest has where the weights are from.
     """
     place = parse_place(text, where)
-    bundle = reader(place.format, where)(place.path)
+    bundle = _read(reader(place.format, where), place)
     beside = _json(place.path, "manifest.json")
     if beside.get("format") != place.format:
         return bundle
     kept = {key: beside[key] for key in _ORIGIN if key in beside}
     return bundle._replace(manifest=kept | bundle.manifest)
+
+
+def _read(read: Callable[[str], Bundle], place: Place) -> Bundle:
+    if place.format not in _LOCAL:
+        return read(place.path)
+    with files.local_folder(place.path, _LOCAL[place.format]) as folder:
+        try:
+            return read(folder)
+        except BadInput as error:  # of the copy, which nobody knows
+            raise BadInput(str(error).replace(folder, place.path)) from error
 
 
 def parse_place(text: str, where: str) -> Place:
@@ -80,7 +96,8 @@ def parse_place(text: str, where: str) -> Place:
             )
         if not path:
             raise BadInput(f"{where}={text}: has no path; expected {name}:PATH")
-        return Place(name, path)
+        return Place(name, os.path.expanduser(path))
+    text = os.path.expanduser(text)
     return Place(guess(text, where), text)
 
 

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 import uuid
+from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -261,3 +263,37 @@ def test_a_file_is_written_whole_with_its_folder(tmp_path):
 def test_the_stamp_of_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(BadInput, match="none.tar: cannot be read"):
         files.stamp(f"{tmp_path}/none.tar")
+
+
+@pytest.fixture
+def far_folder():
+    far = f"memory://{uuid.uuid4().hex}"
+    for name in ("a.json", "a.bin", "b/c.json"):
+        fsspec.filesystem("memory").pipe_file(f"{far}/{name}", name.encode())
+    return far
+
+
+def test_of_a_far_folder_the_named_files_are_copied_for_a_while(far_folder, tmp_path):
+    with files.local_folder(far_folder, (".json",)) as folder:
+        assert [path.name for path in Path(folder).iterdir()] == ["a.json"]
+        assert Path(folder, "a.json").read_text() == "a.json"
+    assert not Path(folder).exists()
+    with files.local_folder(str(tmp_path), (".json",)) as folder:
+        assert folder == str(tmp_path)
+
+
+def test_a_folder_for_which_there_is_no_room_is_refused(far_folder, monkeypatch):
+    full = SimpleNamespace(free=5)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(BadInput, match="have 6 bytes, .* has room for 5; set TMPDIR to a folder"):
+        with files.local_folder(far_folder, (".json",)):
+            pass
+
+
+def test_a_copy_that_is_cut_is_an_error(far_folder, monkeypatch):
+    monkeypatch.setattr(files, "_FIRST_PAUSE_SECONDS", 0)
+    cut = lambda self, path, local: Path(local).write_bytes(b"a.j")  # noqa: E731
+    monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
+    with pytest.raises(files.ReadError, match="a.json: cannot be read, tried .*3 of 6 bytes came"):
+        with files.local_folder(far_folder, (".json",)):
+            pass

@@ -1,5 +1,9 @@
 """Checkpoints of big_vision: names and shapes, both layouts of blocks, and what is refused."""
 
+import uuid
+
+import fsspec
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -86,6 +90,27 @@ def test_ours_to_big_vision_to_ours_is_the_same_to_the_bit(name, tmp_path):
         options.refuse_others(
             options.find(*MODELS[name]), options.find(back.model, back.objectives), "big_vision"
         )
+
+
+def test_of_a_whole_checkpoint_the_parameters_alone_are_read(tmp_path):
+    """Its optimizer's state may hold what no array here is, such as moments without a type."""
+    bundle, weights = theirs("siglip")
+    arrays = {f"params/{name}": x for name, x in weights.items()}
+    arrays["params/t"] = weights["t"].astype(ml_dtypes.bfloat16)
+    arrays |= {"opt/0/mu/t": np.zeros(1, "V4"), "opt/0/nu/t": np.zeros(1, ml_dtypes.bfloat16)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    want = bundle.params | {"objectives/contrastive/log_scale": arrays["params/t"].reshape(())}
+    found = big_vision.read(str(tmp_path / "a.npz")).params
+    assert_same(found, {path: x.astype(np.float32) for path, x in want.items()})
+
+
+def test_a_checkpoint_in_an_object_store_is_read(tmp_path):
+    bundle = folders.bundle(*MODELS["vit_map"])
+    big_vision.write(bundle, str(tmp_path))
+    far = f"memory://{uuid.uuid4().hex}"
+    fsspec.filesystem("memory").put(f"{tmp_path}/model.npz", f"{far}/model.npz")
+    for path in (far, f"{far}/model.npz"):
+        assert_same(big_vision.read(path).params, bundle.params)
 
 
 def test_blocks_that_were_scanned_are_read(tmp_path):

@@ -1,7 +1,9 @@
 """How a format is told from "FORMAT:PATH" or from what lies at a path."""
 
 import json
+import uuid
 
+import fsspec
 import pytest
 
 from mm import registry
@@ -9,11 +11,17 @@ from mm.config import BadInput
 from mm.interop import formats
 from mm.interop.bundle import Bundle
 from mm.interop.formats import Place, parse_place
+from tests.interop import folders
 
 
 def test_a_format_is_said_before_the_path():
     assert parse_place("hf:/models/clip", "x") == Place("hf", "/models/clip")
     assert parse_place("npz:gs://bucket/a:b", "x") == Place("npz", "gs://bucket/a:b")
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_place("hf:~/clip", "x") == Place("hf", "/home/me/clip")
 
 
 def test_the_colon_of_a_remote_path_is_no_format():
@@ -80,3 +88,20 @@ def test_what_we_wrote_for_others_still_says_where_it_is_from(tmp_path, monkeypa
     assert formats.read(str(tmp_path), "x").manifest == {"licence": "MIT", "preprocess": "theirs"}
     (tmp_path / "manifest.json").write_text(json.dumps(said | {"format": "npz"}))
     assert formats.read(f"hf:{tmp_path}", "x").manifest == {"preprocess": "theirs"}
+
+
+@pytest.mark.parametrize("format", ["hf", "open_clip"])
+def test_a_folder_in_an_object_store_is_read_as_one_here(format, tmp_path):
+    write = dict(hf=folders.golden_folder, open_clip=folders.open_clip_folder)[format]
+    near, far = write("clip", tmp_path), f"memory://{uuid.uuid4().hex}"
+    store = fsspec.filesystem("memory")
+    for file in near.iterdir():
+        store.put(str(file), f"{far}/{file.name}")
+    want, got = formats.read(f"{format}:{near}", "x"), formats.read(f"{format}:{far}", "x")
+    assert got.model == want.model and got.params.keys() == want.params.keys()
+    for path, x in want.params.items():
+        assert got.params[path].tobytes() == x.tobytes(), path
+    for name in ("config.json", "open_clip_config.json"):
+        store.pipe_file(f"{far}/{name}", b"{")
+    with pytest.raises(BadInput, match=f"^{far}/.*config.json: is not JSON"):
+        formats.read(f"{format}:{far}", "x")
