@@ -58,7 +58,12 @@ def embed(
     spec, ops, batch_size = _input(program, source, preprocess)
     check_tokenizer(ops, program.recipe.model, manifest)
     opened = open_source(spec, "--source")
-    ops.check(opened.features)
+    try:
+        ops.check(opened.features)
+    except BadInput as error:
+        if preprocess is not None:
+            raise
+        raise BadInput(f"{error}; give ops for it with --preprocess (now: {ops.text})") from error
     names = [name for name in program.batch_spec if name in Retrieval.reads]
     batch = {"id": np.zeros(1, np.uint32), **example(opened, ops)}
     check_batch(program, batch, ops.where, names)

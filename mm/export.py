@@ -25,6 +25,7 @@ from mm.evaluate import SAME_FUNCTION
 from mm.interop import facts, formats, npz, run
 from mm.interop.bundle import Bundle
 from mm.interop.card import write_card
+from mm.interop.towers import check_feeding
 from mm.recipe import Recipe
 from mm.runtime.workdir import git_state, sync_directory
 
@@ -75,7 +76,8 @@ def export(
     work = _work_folder(output)
     try:
         snippet = write(bundle._replace(manifest=manifest), str(work)) or _snippet(format)
-        if (tokenizer := work / facts.TOKENIZER).exists():  # some formats have to write another
+        tokenizer = work / facts.TOKENIZER
+        if "text" in manifest and tokenizer.exists():  # some formats have to write another
             manifest["text"]["sha256"] = npz.sha256(str(tokenizer))
         (work / _CARD).write_text(write_card(manifest, snippet), encoding="utf-8")
         manifest["files"] = _hashes(work)
@@ -131,17 +133,17 @@ def _read(
 def _manifest(
     bundle: Bundle, format: str, licence: str | None, data_note: str | None
 ) -> dict[str, Any]:
-    found = bundle.manifest | {
+    ops = bundle.manifest.get("preprocess")
+    feeding = ops and facts.open_ops(ops, bundle.tokenizer_json, "preprocess")
+    if feeding:
+        check_feeding(bundle.model, feeding)
+    found = facts.described(bundle, feeding and feeding.tokenizer) | {
         "format": format,
         "format_version": FORMAT_VERSION,
         "library": f"mm {mm.__version__}",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git": git_state(Path(__file__).resolve().parents[1]),
-        "model": bundle.model,
-        "objectives": bundle.objectives,
-        "parameters": sum(x.size for x in bundle.params.values()),
         "parameters_sha256": _digest(bundle.params),
-        "logits": facts.logits(bundle) or bundle.manifest.get("logits"),
     }
     given = {"licence": licence, "data_note": data_note}
     found |= {key: value for key, value in given.items() if value is not None}

@@ -1,5 +1,6 @@
 """mm as a library: `from mm import load; model = load("path"); model.embed_image(["a.jpg"])`."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from data.sources.pictures import of_pillow
 from mm.config import BadInput
 from mm.interop import facts, formats, run
 from mm.interop.bundle import Bundle
-from mm.interop.towers import build_towers
+from mm.interop.towers import build_towers, check_feeding
 
 _SIZES = (1, 8, 64)  # of a batch; each is a compiled program, so batches are filled up to one
 _MAX_SHOWN = 60  # characters of what was given, in a message
@@ -32,18 +33,19 @@ class Embedder:
     picture or a text that cannot be embedded, with its place in the list.
     """
 
-    def __init__(self, bundle: Bundle, device: jax.Device | None = None):
-        self.manifest = dict(bundle.manifest)
+    def __init__(self, bundle: Bundle, device: jax.Device | str | None = None):
+        where = SingleDeviceSharding(_device(device))
         ops = bundle.manifest.get("preprocess")
         if ops is None:
             raise BadInput("this model says nothing of its preprocessing; give it, as preprocess=")
         self._feeding = facts.open_ops(ops, bundle.tokenizer_json, "preprocess")
+        self.manifest = facts.described(bundle, self._feeding.tokenizer)
+        check_feeding(bundle.model, self._feeding)
         self._towers = build_towers(bundle)
-        where = SingleDeviceSharding(device or jax.local_devices()[0])
         self._params = {
             name: jax.device_put(bundle.params[name], where) for name in self._towers.names
         }
-        found = facts.logits(bundle) or bundle.manifest.get("logits") or {}
+        found = self.manifest["logits"] or {}
         self.logit_scale, self.logit_bias = found.get("scale"), found.get("bias")
         self._image, self._text = (
             None if tower is None else jax.jit(tower)
@@ -115,13 +117,14 @@ def load(
     step: str | int = "latest",
     weights: str = "trained",
     preprocess: str | None = None,
-    device: jax.Device | None = None,
+    device: jax.Device | str | None = None,
 ) -> Embedder:
     """The model at a path: a run's workdir, an export of ours, or FORMAT:PATH of others.
 
     step: of a run's checkpoint, a number, "latest" or "best"; weights: "trained", or the "average"
-    that the run keeps. preprocess: other ops than its own. device: by default JAX's first. Raises
-    BadInput, one line, where nothing can be loaded.
+    that the run keeps. preprocess: other ops than its own. device: one of JAX's, or the first of a
+    platform such as "cpu"; by default JAX's first. Raises BadInput, one line, where nothing can be
+    loaded.
     """
     place = formats.parse_place(os.fspath(path), "load")
     if place.format == "run":
@@ -132,10 +135,24 @@ def load(
         bundle = formats.read(str(place), "load")
         if preprocess is not None:
             bundle = facts.with_ops(bundle, preprocess, "preprocess")
+    bundle = bundle._replace(manifest=bundle.manifest | {"format": place.format})
     try:
         return Embedder(bundle, device)
     except BadInput as error:
         raise BadInput(f"{place}: {error}") from error
+
+
+def _device(given: jax.Device | str | None) -> jax.Device:
+    if isinstance(given, jax.Device):
+        return given
+    if given is None or isinstance(given, str):
+        with contextlib.suppress(RuntimeError):  # no such platform
+            return jax.local_devices(backend=given)[0]
+    there = sorted({device.platform for device in jax.local_devices()})
+    raise BadInput(
+        f"device={given!r}: expected one of jax.devices(), or a platform that is here, such as "
+        f"{there[0]!r}"
+    )
 
 
 def _opened(image: Picture, what: str) -> bytes | np.ndarray:

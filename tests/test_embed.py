@@ -157,6 +157,11 @@ def test_wrong_input_is_said_in_one_line(run, flags, message):
     assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
+def test_ops_that_do_not_fit_the_source_say_which_flag_gives_others(run, pairs):
+    code, _, err = run(source(pairs))
+    assert code == 2 and "; give ops for it with --preprocess (now: decode|resize(16)" in err
+
+
 def test_its_flags_go_with_no_other_mode(run):
     code, _, err = run("--mode=eval", "--source=pairs.jsonl")
     assert code == 2 and "--source=pairs.jsonl: goes with --mode=embed, not eval" in err

@@ -371,7 +371,9 @@ def test_a_run_without_evaluations_needs_the_ops(fresh_run, tmp_path):
     path = saved(fresh_run, tmp_path, {"evals": {}}, {"model": {"bias": np.ones(3, np.float32)}})
     with pytest.raises(BadInput, match="config.evals has no preprocess.*give it, with --preproc"):
         export(path)
-    assert export(path, preprocess="decode|resize(8)") == 0
+    with pytest.raises(BadInput, match=r"makes pictures of \[8, 8, 3\], the model reads \[16, 16"):
+        export(path, preprocess="decode|resize(8)")
+    assert export(path, preprocess="decode|resize(16)") == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,6 +131,25 @@ def test_the_place_of_a_broken_picture_is_that_in_the_whole_list(model, records)
         model.embed_image(images)
 
 
+def test_a_device_may_be_given_as_a_platform(fresh_run, model, records):
+    for device in ("cpu", jax.devices()[1]):
+        found = mm.load(fresh_run, device=device)
+        np.testing.assert_array_equal(found.embed_text(records[1]), model.embed_text(records[1]))
+    (placed,) = found._params["model/text/embedding"].devices()
+    assert placed == jax.devices()[1]
+
+
+def test_the_manifest_says_the_same_wherever_a_model_is_from(fresh_run, model, tmp_path):
+    assert model.manifest["format"] == "run"
+    for format in ("npz", "hf"):
+        export(str(fresh_run), format=format, output=str(tmp_path / format))
+        found = mm.load(tmp_path / format).manifest
+        assert found["format"] == format and model.manifest.keys() <= found.keys()
+        for key in ("step", "parameters", "logits", "image", "metrics", "source"):
+            assert found[key] == model.manifest[key], key
+        assert found["text"]["ids_sha256"] == model.manifest["text"]["ids_sha256"]
+
+
 @pytest.mark.parametrize(
     "path, given, message",
     [
@@ -138,6 +158,19 @@ def test_the_place_of_a_broken_picture_is_that_in_the_whole_list(model, records)
         ("{empty}", {}, "is no model that is known"),
         ("saved_model:{empty}", {}, "saved_model: this format is not read back"),
         ("npz:{empty}", {}, "config.json: cannot be read"),
+        ("{run}", {"step": "last"}, "step=last: expected a number, latest or best"),
+        ("{run}", {"device": "cpuu"}, "device='cpuu': expected one of jax.devices(), or a platfo"),
+        ("{run}", {"device": 3}, "device=3: expected one of jax.devices(), or a platform that"),
+        (
+            "{run}",
+            {"preprocess": "decode|resize(32)"},
+            "preprocess: makes pictures of [32, 32, 3], the model reads [16, 16, 3]; give ops",
+        ),
+        (
+            "{run}",
+            {"preprocess": "caption('label')|tokenize('tokenizer.json', 6)"},
+            "preprocess: makes texts of [6], the model reads [8]",
+        ),
         ("{export}", {"step": 2}, "step and weights go with the workdir of a run"),
     ],
 )
@@ -148,6 +181,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(fresh_run, tmp_path, path, gi
     with pytest.raises(BadInput) as raised:
         mm.load(path.format(**places), **given)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert "--" not in str(raised.value)  # nobody gave a flag
 
 
 def test_weights_that_were_changed_are_refused(fresh_run, tmp_path):

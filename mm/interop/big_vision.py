@@ -18,6 +18,7 @@ from mm.config import BadInput
 from mm.interop import npz, options
 from mm.interop.arrays import read_npz, write_npz
 from mm.interop.bundle import Bundle
+from mm.interop.json_files import read_text
 from mm.interop.options import Options
 from mm.interop.tables import (
     SAME,
@@ -66,8 +67,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 def read(path: str) -> Bundle:
     """The model in an .npz, or in `model.npz` of a folder.
 
-    What ours has not (a classifier, pre_logits) is listed in manifest["unused"]. Raises BadInput
-    for a file that is damaged, or is no such model.
+    With the tokenizer.json beside it. What ours has not (a classifier, pre_logits) is listed in
+    manifest["unused"]. Raises BadInput for a file that is damaged, or is no such model.
     """
     path = path if path.endswith(".npz") else files.join(path, FILE)
     weights = _named(read_npz(path, under=_PARAMS))
@@ -85,7 +86,9 @@ def read(path: str) -> Bundle:
             raise BadInput(f"{path}: {name} is {shapes.get(name, 'missing')}, expected {shape}")
     own = {name: np.asarray(weights[name], np.float32) for name in names}
     manifest = {"format": "big_vision", "unused": sorted(weights.keys() - names.keys())}
-    return Bundle(model, to_ours(own, names, wanted), manifest, None, objectives)
+    beside = files.join(files.parent(path), npz.TOKENIZER)  # where we wrote it
+    tokenizer = read_text(beside) if files.exists(beside) else None
+    return Bundle(model, to_ours(own, names, wanted), manifest, tokenizer, objectives)
 
 
 @registry.register("export_format", "big_vision")
@@ -100,6 +103,7 @@ def write(bundle: Bundle, folder: str) -> str:
             raise BadInput(f"--format=big_vision: needs a Transformer in config.model.{part}")
     if not found.has("image") or found.part("image")["position"] != "learned":
         raise BadInput("--format=big_vision: needs an image tower with position='learned'")
+    options.refuse_others(found, options.find(_expressed(found), {}), "big_vision")
     names = table(found, scanned=False)
     used = {target.path for targets in names.values() for target in targets}
     if missing := sorted(used - bundle.params.keys()):
@@ -114,6 +118,23 @@ def write(bundle: Bundle, folder: str) -> str:
     npz.write_tokenizer(bundle, folder)
     kind = "proj.image_text.two_towers" if found.has("text") else "vit"
     return f'config.model_name = "{kind}"\nconfig.model_init = "{FILE}"'
+
+
+def _expressed(found: Options) -> dict:
+    """The config.model nearest to ours of those that big_vision has."""
+    sizes = ("width", "num_heads", "mlp_dim")
+    reads = {"image": ("image_size", "patch_size", "channels"), "text": ("vocab_size", "length")}
+    pools = {"image": ("map", "cls", "mean"), "text": ("last", "map")}
+    fixed = {"image": dict(name="vit"), "text": dict(name="transformer", padding="read")}
+    model = {}
+    for part in filter(found.has, ("image", "text")):
+        own = found.part(part)
+        pool = own["pool"] if own["pool"] in pools[part] else pools[part][0]
+        model[part] = {key: own[key] for key in (*reads[part], *sizes)} | fixed[part] | _STACK
+        model[part] |= dict(pool=pool, depth=max(own["depth"], 1))
+    model["image"]["image_size"] = max(model["image"]["image_size"])  # its pictures are square
+    together = ("embed_dim", "image_projection", "text_projection")
+    return model | {key: found.keys[key] for key in together if key in found.keys}
 
 
 def infer(shapes: Shapes) -> tuple[dict, dict]:

@@ -39,6 +39,7 @@ _ASIDE = (
 )
 _DECODES = ("decode", "decode_video", "decode_audio")
 _DESCRIBED = ("decode", "pad", "resize", "center_crop", "value_range", "normalize")
+_GREY = np.full((512, 512, 3), 128, np.uint8)
 _CLAMPED = {"softmax": 100.0, "sigmoid": math.inf}  # max_scale by default
 
 
@@ -61,6 +62,16 @@ class Feeding(NamedTuple):
         """Ids and mask, both [b, l]. Raises BadExample."""
         made = self.text.apply({"text": texts}, np.zeros(len(texts), np.uint64))
         return made["text"], made["text_mask"]
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """{"pictures": (h, w, 3), "texts": (l,)}, as far as a grey picture and a word tell."""
+        found = {}
+        if self.image is not None and self.image.names[0] == "decode":
+            with contextlib.suppress(BadExample):  # too small for a crop
+                found["pictures"] = self.images([_GREY])[0].shape
+        if self.text is not None:
+            found["texts"] = self.texts(["word"])[0][0].shape
+        return found
 
 
 def as_it_travels(ops: str, where: str) -> str:
@@ -126,6 +137,7 @@ def describe(ops: str, tokenizer: Tokenizer | None, where: str) -> dict[str, Any
             image["resize"] = given
             if given["mode"] != "shortest":
                 image["size"] = pair(given["size"])
+                image["resize"] = given | {"size": image["size"]}
         if name == "center_crop":
             image["crop"] = image["size"] = pair(given["size"])
         if name == "value_range":
@@ -146,6 +158,22 @@ def with_ops(bundle: Bundle, ops: str, where: str) -> Bundle:
     rest = {k: v for k, v in bundle.manifest.items() if k not in ("image", "text")}
     said = rest | {"preprocess": ops, **describe(ops, tokenizer, where)}
     return bundle._replace(manifest=said)
+
+
+def described(bundle: Bundle, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The manifest with the keys that do not depend on where a model is from.
+
+    tokenizer: that of its ops.
+    """
+    found = {
+        "model": bundle.model,
+        "objectives": bundle.objectives,
+        "parameters": sum(x.size for x in bundle.params.values()),
+        "logits": logits(bundle) or bundle.manifest.get("logits"),
+    }
+    if ops := bundle.manifest.get("preprocess"):
+        found |= describe(ops, tokenizer, "preprocess")
+    return bundle.manifest | found
 
 
 def logits(bundle: Bundle) -> dict[str, float] | None:
@@ -187,7 +215,7 @@ class _NoDraws(Draws):
         self._what = what
 
     def uniform(self, n: int) -> np.ndarray:
-        raise BadInput(f"{self._what}: draws at random; give ops that do not, with --preprocess")
+        raise BadInput(f"{self._what}: draws at random; give ops that do not, as preprocess")
 
     keys = uniform
 
@@ -196,8 +224,7 @@ def _check_draws(ops: Preprocess, where: str) -> None:
     """Raises BadInput if one of the ops draws: each is run on a grey picture and a word."""
     if any(name.startswith(_DECODES[1:]) for name in ops.names):
         return  # there is no clip at hand to try
-    grey = np.full((512, 512, 3), 128, np.uint8)
-    columns: Columns = {key: [grey] for key in ops.reads} | {"text": ["word"]}
+    columns: Columns = {key: [_GREY] for key in ops.reads} | {"text": ["word"]}
     with contextlib.suppress(BadExample):  # too small for a crop: then it got as far as that
         for name, op in zip(ops.names, ops.ops, strict=True):
             columns = op.apply(columns, _NoDraws(f"{where}: {name}"))

@@ -23,6 +23,10 @@ _MODULES = {
     "open_clip": "mm.interop.open_clip",
     "big_vision": "mm.interop.big_vision",
 }
+_ONLY_READ, _ONLY_WRITTEN = ("run",), ("saved_model", "onnx")
+_READ = sorted(_MODULES.keys() - {*_ONLY_WRITTEN})
+_WRITTEN = sorted(_MODULES.keys() - {*_ONLY_READ})
+
 # What reads files of this machine alone, and the names of those that it reads.
 _LOCAL = {
     "hf": (".json", ".safetensors", "spiece.model", "merges.txt", "vocab.txt"),
@@ -30,7 +34,9 @@ _LOCAL = {
 }
 
 # Of manifest.json: what a format of others has no place for.
-_ORIGIN = "step weights examples_seen metrics trained source licence data_note".split()
+_ORIGIN = (
+    "step weights examples_seen metrics trained source licence data_note preprocess text"
+).split()
 
 
 class Place(NamedTuple):
@@ -89,9 +95,9 @@ def parse_place(text: str, where: str) -> Place:
     name, colon, path = text.partition(":")
     if colon and not path.startswith("//") and "/" not in name:  # gs://... has no format
         if name not in _MODULES:
-            near = suggest(name, _MODULES)
+            near = suggest(name, _READ)
             raise BadInput(
-                f"{where}={text}: no format {name!r}{near} (have {sorted(_MODULES)}); expected "
+                f"{where}={text}: no format {name!r}{near} (have {_READ}); expected "
                 "FORMAT:PATH, or a path"
             )
         if not path:
@@ -121,7 +127,7 @@ def guess(path: str, where: str) -> str:
     raise BadInput(
         f"{where}={path}: is no model that is known: expected the workdir of a run, a folder with "
         "manifest.json (ours), config.json (Hugging Face) or open_clip_config.json, or a .npz of "
-        f"big_vision; or say FORMAT:PATH with one of {sorted(_MODULES)}"
+        f"big_vision; or say FORMAT:PATH with one of {_READ}"
     )
 
 
@@ -145,9 +151,10 @@ def _find(kind: str, name: str, where: str) -> Callable:
                 ) from error
             raise BadInput(f"{where}={name}: this version does not have that format") from error
     elif name not in registry.names(kind):
-        known = sorted({*_MODULES, *registry.names(kind)})
+        known = sorted({*(_WRITTEN if kind == "export_format" else _READ), *registry.names(kind)})
         raise BadInput(f"{where}={name}: no such format{suggest(name, known)} (have {known})")
     if name not in registry.names(kind):
         verb = "written" if kind == "export_format" else "read back"
-        raise BadInput(f"{where}={name}: this format is not {verb}")
+        known = _WRITTEN if kind == "export_format" else _READ
+        raise BadInput(f"{where}={name}: this format is not {verb}; expected one of {known}")
     return registry.find(kind, name, where)

@@ -249,7 +249,7 @@ def _write_config(found: Options, text: Mapping) -> dict:
     image, words = found.part("image"), found.part("text")
     quick = {image["activation"], words["activation"]} == {"quick_gelu"}
     ends = text.get("ids_after") or []
-    if words["padding"] == "read":
+    if words["padding"] == "read" or not words["causal"]:
         pool = dict(pool_type="last")
     elif len(ends) != 1 or "marks too" in text.get("truncation", ""):
         raise BadInput(
@@ -288,7 +288,7 @@ def _their_stack(keys: Mapping) -> dict:
     tanh = {"approximate": "tanh"} if keys["activation"] == "gelu_tanh" else None
     return dict(
         width=keys["width"],
-        layers=keys["depth"],
+        layers=max(keys["depth"], 1),  # it has no tower of 0: who compares says so
         mlp_ratio=keys["mlp_dim"] / keys["width"],
         ls_init_value=keys["layer_scale"],
         act_kwargs=tanh,

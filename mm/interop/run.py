@@ -94,7 +94,7 @@ def _parameters(
     if weights == "average":
         if (config.get("teacher") or {}).get("name") != "average":
             raise BadInput(
-                f"--weights=average: the run in {path} keeps no average of its parameters "
+                f"weights=average: the run in {path} keeps no average of its parameters "
                 "(config.teacher=dict(name='average', ...) does)"
             )
         tree = {"extras": {"teacher": tree["extras"]["teacher"]}}

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from mm import registry
 from mm.config import BadInput
 from mm.interop.bundle import Bundle
+from mm.interop.facts import Feeding
 from mm.models.multimodal import Multimodal
 from mm.models.remat import count
 from mm.optim.paths import flatten, map_paths
@@ -40,12 +41,7 @@ class Towers(NamedTuple):
 
 def build_towers(bundle: Bundle) -> Towers:
     """Raises BadInput where parameters are missing, or are not of the shapes of the model."""
-    spec = {key: value for key, value in bundle.model.items() if key in _KEYS}
-
-    def make() -> Multimodal:
-        return registry.call(Multimodal, spec, "config.model", rngs=nnx.Rngs(0))
-
-    model = nnx.eval_shape(make)
+    model = _abstract(bundle.model)
     graphdef, variables = nnx.split(model)
     wanted = nnx.to_pure_dict(variables)
     shapes = {f"model/{name}": leaf.shape for name, leaf in flatten(wanted).items()}
@@ -75,6 +71,27 @@ def build_towers(bundle: Bundle) -> Towers:
         model.text.length if model.text is not None else None,
         None not in (model.image, model.text, model.embed_dim),
     )
+
+
+def check_feeding(model: Mapping, feeding: Feeding) -> None:
+    """Raises BadInput if the ops make pictures or texts of other sizes than config.model reads."""
+    built, sizes = _abstract(model), feeding.sizes()
+    wanted = {
+        "pictures": None if built.image is None else tuple(built.image.image_shape),
+        "texts": None if built.text is None else (built.text.length,),
+    }
+    for what, made in sizes.items():
+        if (reads := wanted[what]) not in (None, made):
+            raise BadInput(
+                f"preprocess: makes {what} of {list(made)}, the model reads {list(reads)}; give "
+                "ops that do, as preprocess"
+            )
+
+
+def _abstract(model: Mapping) -> Multimodal:
+    """Its towers, without memory."""
+    spec = {key: value for key, value in model.items() if key in _KEYS}
+    return nnx.eval_shape(lambda: registry.call(Multimodal, spec, "config.model", rngs=nnx.Rngs(0)))
 
 
 def from_pixels(

@@ -243,19 +243,19 @@ class Checkpointer:
 
 
 def find_step(checkpointer: Checkpointer, step: str) -> int | None:
-    """The number that `--step` means; None is the latest."""
+    """The number that a step as text means; None is the latest."""
     if step == "latest":
         return None
     if step == "best":
         best = checkpointer.best_step()
         if best is None:
             raise BadInput(
-                f"--step=best: no checkpoint in {checkpointer.directory} has the metric of "
+                f"step=best: no checkpoint in {checkpointer.directory} has the metric of "
                 "config.checkpoint.keep_best; give a number or latest"
             )
         return best
     if not step.isdecimal():
-        raise BadInput(f"--step={step}: expected a number, latest or best")
+        raise BadInput(f"step={step}: expected a number, latest or best")
     return int(step)
 
 

@@ -85,7 +85,7 @@ def test_how_pictures_are_read_travels(tmp_path):
     "case, part, change, message",
     [
         ("clip", "image", dict(pool="map"), "image.pool='map' .open_clip: 'cls'"),
-        ("clip", "text", dict(causal=False), "text.causal=False|no_causal_mask=True with"),
+        ("clip", "text", dict(causal=False), "text.padding='masked' .open_clip: 'read'"),
         ("clip", "text", dict(activation="relu"), "text.activation='relu'"),
         ("clip", "image", dict(norm_placement="post"), "image.norm_placement='post'"),
     ],
