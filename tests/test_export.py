@@ -1,5 +1,6 @@
 """`--mode=export`: what is in the folder, that it is whole or not there, and what is refused."""
 
+import ast
 import json
 import os
 import shutil
@@ -146,6 +147,23 @@ def test_the_card_has_a_header_a_snippet_and_a_table(exported):
     assert "| held_out/text_to_image/recall@1 | 25.0% |" in text
     assert "| resize | to exactly that size, whatever the ratio, bilinear, with antial" in text
     assert "## Limits" in text
+
+
+def test_the_card_of_a_program_says_that_it_takes_pixels(exported):
+    for format, said in (
+        ("stablehlo", "uint8, 0 .. 255;"),
+        ("npz", "(x / 255 - mean)"),
+    ):
+        assert f"| values | {said}" in (exported / format / "README.md").read_text()
+
+
+def test_the_snippet_of_an_export_to_transformers_has_all_names_that_it_reads(exported):
+    text = (exported / "hf" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    tree = ast.parse(text)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {n.id for n in names if isinstance(n.ctx, ast.Load)} <= made | imported | {"print"}
 
 
 def test_a_licence_that_the_hub_does_not_know_is_other(fresh_run, tmp_path):

@@ -11,6 +11,7 @@ _LICENCES = (
     "cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 openrail unlicense"
 ).split()
 _LIBRARIES = {"hf": "transformers", "open_clip": "open_clip"}
+_PROGRAMS = ("stablehlo", "saved_model", "onnx")  # they take pixels
 LIMITS = """\
 - It was tested on what the table above names, and on nothing else: try it on your own data before
   you rely on it.
@@ -84,7 +85,10 @@ def _feeding(manifest: Mapping) -> str:
     if image := manifest.get("image"):
         rows += [("picture", f"RGB, {_times(image['size'])}"), ("resize", _resize(image))]
         mean, std = ([float(f"{x:.6g}") for x in image[key]] for key in ("mean", "std"))
-        rows.append(("values", f"(x / 255 - mean) / std, mean {mean}, std {std}"))
+        values = f"(x / 255 - mean) / std, mean {mean}, std {std}"
+        if manifest["format"] in _PROGRAMS and manifest["model"]["image"].get("channels", 3) == 3:
+            values = "uint8, 0 .. 255; the program makes of them what the model reads"
+        rows.append(("values", values))
     if text := manifest.get("text"):
         # Of a model of others whose tokenizer was not found, only a part is known.
         vocabulary = f" of {text['vocab_size']:,}, tokenizer.json" if "vocab_size" in text else ""

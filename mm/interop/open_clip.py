@@ -126,7 +126,7 @@ def write(bundle: Bundle, folder: str) -> str:
     write_json(path / CONFIG, config)
     weight_files.write_safetensors(to_theirs(params, names), path / f"{WEIGHTS}.safetensors")
     opened = 'open_clip.create_model_and_transforms(f"local-dir:{folder}")'
-    return f"import open_clip\n\nmodel, _, images = {opened}{tokenizer}"
+    return f'import open_clip\n\nfolder = "."\nmodel, _, images = {opened}{tokenizer}'
 
 
 def table(found: Options, text_start: str) -> Table:

@@ -26,6 +26,8 @@ from mm.interop.tables import Table, their_shapes, to_ours, to_theirs
 from mm.runtime.workdir import write_json
 
 FAMILIES = (CLIP, SIGLIP, VIT, MAE, BERT, BLIP)
+# Its config is written and read by functions of its own.
+DUAL_ENCODER = Family(dual_encoder.NAME, dual_encoder.MODEL_TYPE, dual_encoder.table)
 # Of older files: constants, and the other name of a table that is shared.
 _COPIES = ("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
@@ -95,15 +97,14 @@ def read_weights(
 
 
 @registry.register("export_format", "hf")
-def write(bundle: Bundle, folder: str, *, model_class: str | None = None) -> str:
+def write(bundle: Bundle, folder: str) -> str:
     """Writes config.json, model.safetensors, and processors where the manifest tells of them.
 
-    model_class: the class of transformers to write, such as "CLIPModel", or "DualEncoderModel",
-    which brings its own code; None is the first that expresses the model, and that the last. Raises
-    BadInput that lists the options without a counterpart.
+    As the first class of transformers that expresses the model, else as DualEncoderModel, which
+    brings its own code. Raises BadInput that lists the options without a counterpart.
     """
     found = options.find(bundle.model, bundle.objectives)
-    family, config = _choose(found, bundle, model_class)
+    family, config = _choose(found, bundle)
     table = family.table(found)
     used = {target.path for targets in table.values() for target in targets}
     params = {path: x for path, x in bundle.params.items() if path in used}
@@ -128,20 +129,24 @@ def write(bundle: Bundle, folder: str, *, model_class: str | None = None) -> str
 def _snippet(name: str, notes: Mapping) -> str:
     """How to open it, in Python."""
     remote = name == dual_encoder.NAME
-    lines = [f"from transformers import {'AutoModel' if remote else name}"]
+    pictures, texts = notes.get("image_processor"), notes.get("tokenizer")
+    classes = ["AutoModel" if remote else name]
+    classes += ["AutoImageProcessor"] * bool(pictures) + ["AutoTokenizer"] * bool(texts)
     trust = ", trust_remote_code=True" if remote else ""
-    lines += ["", f"model = {'AutoModel' if remote else name}.from_pretrained(folder{trust})"]
-    if notes.get("image_processor"):
-        lines.append(f"images = AutoImageProcessor.from_pretrained(folder{trust})")
-        lines[0] += ", AutoImageProcessor"
-    if notes.get("tokenizer"):
-        lines.append(f"words = AutoTokenizer.from_pretrained(folder{trust})")
-        lines[0] += ", AutoTokenizer"
-    if remote and notes.get("image_processor") and notes.get("tokenizer"):
+    lines = [f"from transformers import {', '.join(classes)}", ""]
+    if remote and pictures and texts:
+        lines.insert(0, "from PIL import Image")
+    lines.append(f'model = {classes[0]}.from_pretrained("."{trust})')
+    if pictures:
+        lines.append(f'images = AutoImageProcessor.from_pretrained("."{trust})')
+    if texts:
+        lines.append(f'words = AutoTokenizer.from_pretrained("."{trust})')
+    if remote and pictures and texts:
         lines += [
-            'pixels = images([picture.convert("RGB")], return_tensors="pt")',
-            'ids = words([text], padding="max_length", truncation=True, return_tensors="pt")',
-            "model(**pixels, **ids).logits_per_image",
+            'pixels = images([Image.open("photo.jpg").convert("RGB")], return_tensors="pt")',
+            'texts = ["a red apple", "a green pear"]',
+            'ids = words(texts, padding="max_length", truncation=True, return_tensors="pt")',
+            "print(model(**pixels, **ids).logits_per_image)",
         ]
     return "\n".join(lines)
 
@@ -155,43 +160,35 @@ def _class_name(family: Family, weights: Mapping[str, np.ndarray]) -> str:
     return family.name
 
 
-def _choose(found: Options, bundle: Bundle, wanted: str | None) -> tuple[Family, dict]:
+def _choose(found: Options, bundle: Bundle) -> tuple[Family, dict]:
     """The family that expresses the model, and its config."""
     text = bundle.manifest.get("text") or {}
-    known = {name: family for family in FAMILIES for name in (family.name, *family.names)}
-    if wanted is not None and wanted not in (*known, dual_encoder.NAME):
-        raise BadInput(f"class={wanted!r}: expected one of {[*sorted(known), dual_encoder.NAME]}")
     reasons = []
-    for family in FAMILIES if wanted is None else filter(None, [known.get(wanted)]):
+    for family in FAMILIES:
         try:
-            config = family.write(found, text)
-            family.table(found)
-            names = frozenset(_names(family, found))
-            spec = family.read({**config}, names)
-            expressed = options.find(spec.model, spec.objectives)
-            options.refuse_others(found, expressed, family.name)
-            return family, config
+            return family, their_config(family, found, text)
         except BadInput as error:
             reasons.append(str(error))
-    if wanted in (None, dual_encoder.NAME) and found.has("image") and found.has("text"):
+    if found.has("image") and found.has("text"):
         try:
-            return _dual_encoder(found, bundle, text)
+            config = dual_encoder.write_config(found, bundle.model, text)
+            spec = dual_encoder.read_spec(config)
+            expressed = options.find(spec.model, spec.objectives)
+            options.refuse_others(found, expressed, dual_encoder.NAME)
+            return DUAL_ENCODER, config
         except BadInput as error:
             reasons.append(str(error))
     own = [reason for reason in reasons if ": is of " not in reason] or reasons
     raise BadInput(f"--format=hf: no class of transformers is this model: {'; '.join(own)}")
 
 
-def _dual_encoder(found: Options, bundle: Bundle, text: Mapping) -> tuple[Family, dict]:
-    config = dual_encoder.write_config(found, bundle.model, text)
-    spec = dual_encoder.read_spec(config)
-    options.refuse_others(found, options.find(spec.model, spec.objectives), dual_encoder.NAME)
-
-    def none(*given):  # it is written and read by functions of its own
-        raise NotImplementedError
-
-    family = Family(dual_encoder.NAME, dual_encoder.MODEL_TYPE, none, none, dual_encoder.table)
-    return family, config
+def their_config(family: Family, found: Options, text: Mapping) -> dict:
+    """The config of a model as one of FAMILIES. Raises BadInput that lists what it cannot say."""
+    config = family.write(found, text)
+    family.table(found)
+    spec = family.read({**config}, frozenset(_names(family, found)))
+    options.refuse_others(found, options.find(spec.model, spec.objectives), family.name)
+    return config
 
 
 def clamped(params: Mapping[str, np.ndarray], found: Options) -> dict[str, np.ndarray]:

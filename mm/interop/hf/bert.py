@@ -98,4 +98,4 @@ def _write(options: Options, text: Mapping) -> dict:
     return config | more | dict(is_decoder=False, add_cross_attention=False)
 
 
-BERT = Family("BertModel", "bert", _read, _write, _table, ("BertForMaskedLM",), "bert.")
+BERT = Family("BertModel", "bert", _table, _read, _write, ("BertForMaskedLM",), "bert.")

@@ -105,4 +105,4 @@ def _write(options: Options, text: Mapping) -> dict:
     )  # fmt: skip
 
 
-BLIP = Family("BlipForImageTextRetrieval", "blip", _read, _write, _table)
+BLIP = Family("BlipForImageTextRetrieval", "blip", _table, _read, _write)

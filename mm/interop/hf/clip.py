@@ -209,5 +209,5 @@ def _write_siglip(options: Options, text: Mapping) -> dict:
     )  # fmt: skip
 
 
-CLIP = Family("CLIPModel", "clip", _read_clip, _write_clip, _clip_table)
-SIGLIP = Family("SiglipModel", "siglip", _read_siglip, _write_siglip, _siglip_table)
+CLIP = Family("CLIPModel", "clip", _clip_table, _read_clip, _write_clip)
+SIGLIP = Family("SiglipModel", "siglip", _siglip_table, _read_siglip, _write_siglip)

@@ -40,9 +40,9 @@ class Family(NamedTuple):
 
     name: str
     model_type: str
-    read: Callable[[Mapping, frozenset[str]], Spec]
-    write: Callable[[Options, Mapping], dict]
     table: Callable[[Options], Table]
+    read: Callable[[Mapping, frozenset[str]], Spec] | None = None
+    write: Callable[[Options, Mapping], dict] | None = None
     names: tuple[str, ...] = ()
     prefix: str = ""  # that all weights of another class of `names` may have or lack
     fixed: Callable[[Options], dict] = lambda options: {}

@@ -197,10 +197,10 @@ def _write_mae(options: Options, text: Mapping) -> dict:
 
 
 VIT = Family(
-    "ViTModel", "vit", _read_vit, _write_vit, _vit_table,
+    "ViTModel", "vit", _vit_table, _read_vit, _write_vit,
     ("ViTForImageClassification",), "vit.", _vit_fixed,
 )  # fmt: skip
 MAE = Family(
-    "ViTMAEForPreTraining", "vit_mae", _read_mae, _write_mae, _mae_table,
+    "ViTMAEForPreTraining", "vit_mae", _mae_table, _read_mae, _write_mae,
     ("ViTMAEModel",), "", _mae_fixed,
 )  # fmt: skip
