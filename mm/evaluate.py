@@ -16,16 +16,10 @@ from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
 from mm.evals.base import Model
 from mm.program import Program, build_program, check_batch
+from mm.recipe import SAME_FUNCTION
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer, find_step
 from mm.sharding.mesh import check_batch_size
-
-# Keys of a model that change how it is trained or computed, but not what it computes.
-SAME_FUNCTION = ("dtype",) + tuple(
-    f"{tower}.{key}"
-    for tower in ("image", "text", "fusion", "decoder")
-    for key in ("dtype", "remat", "attention", "unroll", "dropout", "drop_path", "pool_dropout")
-)
 
 
 class Evaluation(NamedTuple):

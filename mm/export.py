@@ -21,12 +21,11 @@ import mm
 from data import files
 from mm import registry
 from mm.config import BadInput, differences, plain
-from mm.evaluate import SAME_FUNCTION
 from mm.interop import facts, formats, npz, run
 from mm.interop.bundle import Bundle
 from mm.interop.card import write_card
 from mm.interop.towers import check_feeding
-from mm.recipe import Recipe
+from mm.recipe import SAME_FUNCTION, Recipe
 from mm.runtime.workdir import git_state, sync_directory
 
 FORMAT_VERSION = 1

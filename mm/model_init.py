@@ -14,11 +14,11 @@ import numpy as np
 from etils import epath
 
 from mm.config import BadInput, differences, listed, plain
-from mm.evaluate import SAME_FUNCTION
 from mm.interop import formats, options
 from mm.models.vit import resample
 from mm.optim.paths import flatten, map_paths, match_any
 from mm.program import Program
+from mm.recipe import SAME_FUNCTION
 from mm.runtime.checkpoint import Checkpointer
 
 WHERE = "config.model_init"

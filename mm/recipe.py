@@ -5,6 +5,16 @@ from collections.abc import Mapping
 
 from mm.config import BadInput
 
+# Keys of a stack that change how it is trained or computed, but not what it computes.
+NO_FUNCTION = (
+    "dtype", "remat", "attention", "unroll", "dropout", "drop_path", "pool_dropout",
+    "embedding_std",
+)  # fmt: skip
+# The same of config.model.
+SAME_FUNCTION = ("dtype",) + tuple(
+    f"{tower}.{key}" for tower in ("image", "text", "fusion", "decoder") for key in NO_FUNCTION
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:

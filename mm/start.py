@@ -14,9 +14,9 @@ from data.tokenizers import same_ids
 from mm import registry
 from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
-from mm.evaluate import SAME_FUNCTION
 from mm.model_init import open_run, read_parameters, spec_of
 from mm.program import Program
+from mm.recipe import SAME_FUNCTION
 from mm.runtime import table as parameter_table
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer

@@ -10,12 +10,7 @@ from mm import registry
 from mm.config import BadInput, listed
 from mm.objectives.combine import System
 from mm.optim.paths import flatten
-
-# Keys of a stack that change how it is trained or computed, but not what it computes.
-_NO_FUNCTION = (
-    "dtype", "remat", "attention", "unroll", "dropout", "drop_path", "pool_dropout",
-    "embedding_std",
-)  # fmt: skip
+from mm.recipe import NO_FUNCTION
 
 
 class Options(NamedTuple):
@@ -54,7 +49,7 @@ def find(model: Mapping, objectives: Mapping) -> Options:
         for key, value in values.items()
         if key.startswith("config.model.") and not isinstance(value, Mapping)
     }
-    keys = {k: v for k, v in keys.items() if k.split(".")[-1] not in _NO_FUNCTION}
+    keys = {k: v for k, v in keys.items() if k.split(".")[-1] not in NO_FUNCTION}
     for part in ("image", "text"):
         for key, default in (("mlp_dim", 4 * keys.get(f"{part}.width", 0)), ("stem", None)):
             if keys.get(name := f"{part}.{key}", 0) is None:
