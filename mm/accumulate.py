@@ -23,8 +23,10 @@ from mm.objectives.views import View, Views
 from mm.sharding.mesh import batch_parts
 from mm.sharding.rules import active_mesh, constrain
 
-# state -> a module with `model` and `objectives`; (state, module, batch, keys, ...) -> its views
+# state -> a module with `model` and `objectives`; state -> (what is trained, such a module of it);
+# (state, module, batch, keys, ...) -> its views
 Merge = Callable[[Any], Any]
+Part = Callable[[Any], tuple[Any, Merge]]
 See = Callable[..., Views]
 
 
@@ -71,38 +73,38 @@ def wanted_views(merge: Merge, see: See, state: Any, batch: Mapping, steps: int)
 
 
 def accumulate(
-    merge: Merge, see: See, wanted: Sequence[View], steps: int, shardings: Any
+    part: Part, see: See, wanted: Sequence[View], steps: int, shardings: Any
 ) -> Callable:
     """A function (loss, state, batch, keys of the rows) -> ((value, aux), gradients).
 
     Of loss(system, views of a system) over the whole batch, as `mm.steps.differentiated` does at
-    once. `steps` divides each device's rows; `shardings` are those of the parameters, and of their
-    gradients.
+    once. `steps` divides each device's rows; `shardings` are those of the parameters that are
+    trained, and of their gradients.
     """
 
     def gradients(loss: Callable, state: Any, batch: Mapping[str, Array], keys: Keys):
+        own, merge = part(state)
+
         def embed(params: Any, rows: tuple[Mapping[str, Array], Keys]) -> list[Embedding]:
-            system = merge(state._replace(params=params))
-            views = Views(system.model, *rows)
+            views = Views(merge(params).model, *rows)
             return [views.embed(view) for view in wanted]
 
         parts = cut((batch, keys), steps)
-        embeddings = join(jax.lax.map(partial(embed, state.params), parts))
+        embeddings = join(jax.lax.map(partial(embed, own), parts))
 
         def from_embeddings(params: Any, embeddings: list[Embedding]):
             given = dict(zip(wanted, embeddings, strict=True))
             more = dict(kind=EmbeddingViews, embeddings=given)
-            system = merge(state._replace(params=params))
-            return loss(system, lambda system: see(state, system, batch, keys, **more))
+            return loss(merge(params), lambda system: see(state, system, batch, keys, **more))
 
         # The objectives' own parameters get all of their gradient here, the towers' get zeros.
         result, (gradient, slopes) = jax.value_and_grad(from_embeddings, (0, 1), has_aux=True)(
-            state.params, embeddings
+            own, embeddings
         )
 
-        def add(gradient: Any, part: tuple) -> tuple[Any, None]:
-            rows, slopes = part
-            _, pull = jax.vjp(lambda params: embed(params, rows), state.params)
+        def add(gradient: Any, piece: tuple) -> tuple[Any, None]:
+            rows, slopes = piece
+            _, pull = jax.vjp(lambda params: embed(params, rows), own)
             gradient = jax.tree.map(jnp.add, gradient, *pull(slopes))
             # Else each device could hold the sum whole, whatever its parameters' layout.
             return jax.lax.with_sharding_constraint(gradient, shardings), None

@@ -1,6 +1,6 @@
 """The state of a run, and the modules of a recipe: taken apart into arrays, and put together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from mm.models.keys import Keys
 from mm.objectives.base import Buffer
 from mm.objectives.combine import System
 from mm.objectives.views import Views
-from mm.optim.optimizer import hold
+from mm.optim.trained import join, trained
 from mm.recipe import Recipe
 from mm.sharding.rules import ShardingRules, shard_tree
 
@@ -81,7 +81,7 @@ class Assembly:
         extras = {"buffers": buffers} if buffers else {}
         if self._given:
             extras["teacher"] = pure(nnx.state(self.teacher.make(key)))
-        opt_state = self.optimizer.transform.init(params)
+        opt_state = self.optimizer.transform.init(trained(params, self.optimizer.frozen))
         return self.begin(TrainState(jnp.zeros((), jnp.int32), params, opt_state, extras), params)
 
     def begin(self, state: TrainState, params: Any) -> TrainState:
@@ -93,8 +93,15 @@ class Assembly:
 
     def merge(self, state: TrainState) -> System:
         """The model and its objectives."""
-        params = hold(state.params, self.optimizer.frozen)
-        return nnx.merge(self._graphdef, params, state.extras.get("buffers", {}))
+        return nnx.merge(self._graphdef, state.params, state.extras.get("buffers", {}))
+
+    def part(self, state: TrainState) -> tuple[Any, Callable[[Any], System]]:
+        """The parameters that are trained, and `merge` as a function of them."""
+
+        def merge(params: Any) -> System:
+            return self.merge(state._replace(params=join(params, state.params)))
+
+        return trained(state.params, self.optimizer.frozen), merge
 
     def see(
         self, state: TrainState, system: System, batch: Batch, keys: Keys | None,
@@ -115,17 +122,12 @@ class Assembly:
         """Parameters by the rules, moments like them, everything else on every device."""
         abstract, replicated = self.abstract, NamedSharding(mesh, P())
         params = shard_tree(abstract.params, self.axes, mesh, rules)
-
-        def hollow(moment: Any) -> bool:  # in the place of a frozen parameter's
-            return isinstance(moment, optax.MaskedNode)
-
         moments = optax.tree_utils.tree_map_params(
             self.optimizer.transform,
-            lambda moment, sharding: moment if hollow(moment) else sharding,
+            lambda _, sharding: sharding,
             abstract.opt_state,
-            params,
+            trained(params, self.optimizer.frozen),
             transform_non_params=lambda _: replicated,
-            is_leaf=hollow,
         )
         extras = jax.tree.map(lambda _: replicated, abstract.extras)
         if "teacher" in extras:

@@ -8,7 +8,6 @@ compiled. The time is the compiler's own estimate, which
 knows nothing of waiting for the network: a bound to compare variants by, not a promise.
 """
 
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from mm.config import BadInput
 from mm.optim.paths import flatten
+from mm.optim.trained import trained
 from mm.planning import hlo, sweep
 from mm.planning.flops import count_flops, kernel_costs
 from mm.planning.topology import GIB, Chip, Topology, open_topology
@@ -116,10 +116,9 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
         "total_examples": program.recipe.total_steps * program.recipe.global_batch_size,
     }
     if chip.compiler_hertz is None:
-        found["gradient_bytes_per_chip"] = gradient_bytes(program)
         state = sum(found[f"{part}_bytes_per_chip"] for part in ("parameter", "moment", "gradient"))
         fits = None if state <= chip.bytes_of_memory else False
-        return found | {"fits": fits, "bytes_per_chip": state, "compile_seconds": 0.0}, ""
+        return found | {"fits": fits, "bytes_per_chip": state}, ""
     compiled, found["compile_seconds"], wanted = compile_step(traced)
     if compiled is None:
         return found | {"fits": False, "bytes_per_chip": wanted}, ""
@@ -197,19 +196,21 @@ def read_text(compiled: Any) -> str:
 
 
 def state_bytes(program: Program) -> dict[str, int]:
-    """What parameters and moments take on a chip."""
-    rows = table.rows(program.state.params, program.state.opt_state)
+    """What parameters, moments and gradients take on a chip.
+
+    Gradients are in float32 and laid out as the parameters that are trained; a compiled step has
+    them among its temporaries.
+    """
+    rows = table.rows(program.state.params, program.state.opt_state, program.frozen)
+    own = flatten(trained(program.state.params, program.frozen)).values()
     return {
-        "parameters": sum(math.prod(row.shape) for row in rows),
+        "parameters": table.parameter_count(rows),
+        "trained_parameters": sum(leaf.size for leaf in own),
         "parameter_bytes_per_chip": sum(row.bytes_per_device for row in rows),
+        "frozen_bytes_per_chip": sum(row.bytes_per_device for row in rows if row.frozen),
         "moment_bytes_per_chip": sum(row.moment_bytes_per_device for row in rows),
+        "gradient_bytes_per_chip": sum(map(table.device_bytes, own)),
     }
-
-
-def gradient_bytes(program: Program) -> int:
-    """Of the gradients on a chip: in float32, laid out as the parameters that are trained."""
-    params = flatten(program.state.params)
-    return sum(table.device_bytes(params[name]) for name in params.keys() - program.frozen)
 
 
 def minimal_collective_bytes(program: Program) -> float:
@@ -250,10 +251,12 @@ def significant(number: float) -> str:
 def show(found: Mapping[str, Any]) -> str:
     """The plan as people read it."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
-    parts = [f"{part} {found[f'{key}_bytes_per_chip'] / GIB:.2f}" for part, key in (
-        ("parameters", "parameter"), ("moments", "moment"), ("gradients", "gradient"),
-        ("temporaries", "temporary"),
-    ) if f"{key}_bytes_per_chip" in found]  # fmt: skip
+    shown = {"parameters": "parameter", "moments": "moment"}
+    if for_gpus := "compile_seconds" not in found:
+        shown["gradients"] = "gradient"
+    if "temporary_bytes_per_chip" in found:
+        shown["temporaries"] = "temporary"
+    parts = [f"{part} {found[f'{key}_bytes_per_chip'] / GIB:.2f}" for part, key in shown.items()]
     verdict = {True: "fits", False: "DOES NOT FIT", None: "state and gradients"}[found["fits"]]
     lines = [
         f"{found['topology']}: {found['chips']} chips as {mesh}, "
@@ -264,8 +267,18 @@ def show(found: Mapping[str, Any]) -> str:
         f"FLOPs a chip and step: {found['model_flops_per_chip'] / 1e12:.2f} T of the model, "
         f"{found['hardware_flops_per_chip'] / 1e12:.2f} T with recompute",
     ]
+    if found["frozen_bytes_per_chip"]:
+        frozen, moments, gradients = (
+            f"{found[f'{key}_bytes_per_chip'] / 2**20:,.1f} MiB"
+            for key in ("frozen", "moment", "gradient")
+        )
+        lines.insert(
+            2,
+            f"trained: {found['trained_parameters'] / 1e6:,.2f} M parameters, with {gradients} of "
+            f"gradients and {moments} of moments a chip; frozen: {frozen}, with neither",
+        )
     least = f"at least {found['minimal_collective_bytes_per_chip'] / 2**20:,.0f} MiB"
-    if "gradient_bytes_per_chip" in found:
+    if for_gpus:
         lines += [
             f"over the wire: {least} a chip",
             f"{found['total_examples']:,} examples a run. For GPUs this is all, from shapes alone: "

@@ -51,7 +51,7 @@ class Program:
     batch_spec: dict[str, ShapeDtypeStruct]  # with shardings, or a step would be traced twice
     batch_sharding: NamedSharding
     state: TrainState  # ShapeDtypeStructs with shardings
-    frozen: frozenset[str]  # paths of parameters that no step changes; their gradients are zero
+    frozen: frozenset[str]  # paths of parameters that no step changes; they have no gradient
     init: Callable[[int], TrainState]
     begin: Callable[[TrainState, Any], TrainState]
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, tuple[Metrics, Any]], Any]]
@@ -123,7 +123,9 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
         begin=jax.jit(
             assembly.begin, in_shardings=(shardings, shardings.params), out_shardings=shardings
         ),
-        gradients=jit_step(does.gradients, out_shardings=(replicated, shardings.params)),
+        gradients=jit_step(
+            does.gradients, out_shardings=(replicated, does.trained(shardings.params))
+        ),
         train_step=jit_step(
             does.train_step, out_shardings=(shardings, replicated), donate_argnums=0
         ),

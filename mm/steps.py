@@ -24,6 +24,7 @@ from mm.objectives.combine import (
     weighted,
 )
 from mm.objectives.views import Views
+from mm.optim.trained import join, trained
 from mm.planning.flops import count_flops
 from mm.sharding.rules import ShardingRules, constrain, use_sharding
 
@@ -65,7 +66,11 @@ class Steps:
             loss = partial(total_loss, self.weights, self.turns, key, state.step)
             found, grads = self.differentiate(loss, state, batch, keys)
         # Or XLA may keep whole gradients on every device inside of a step.
-        return found, jax.lax.with_sharding_constraint(grads, self.shardings.params)
+        return found, jax.lax.with_sharding_constraint(grads, self.trained(self.shardings.params))
+
+    def trained(self, params: Any) -> Any:
+        """What of a tree like the parameters is trained."""
+        return trained(params, self.assembly.optimizer.frozen)
 
     def train_step(
         self, state: TrainState, batch: Batch, seed: Array
@@ -73,7 +78,8 @@ class Steps:
         """Gradients, optimizer, averages, and what is logged of them."""
         (loss, (metrics, buffers)), grads = self.gradients(state, batch, seed)
         transform, learning_rate, _ = self.assembly.optimizer
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        own = self.trained(state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, own)
         updates = self.turns.hold_idle(updates, state.step)
         metrics |= {
             "loss": loss,
@@ -83,7 +89,7 @@ class Steps:
             "update_norm": optax.global_norm(updates),
             "batch_hash": hash_ids(batch["id"]),
         }
-        params = optax.apply_updates(state.params, updates)
+        params = join(optax.apply_updates(own, updates), state.params)
         extras = state.extras | ({"buffers": buffers} if buffers else {})
         if self.assembly.averages:
             extras["teacher"] = self.assembly.teacher.update(state.extras["teacher"], params)
@@ -102,7 +108,7 @@ class Steps:
 
     def compare(self, state: TrainState, batch: Batch, seed: Array) -> Metrics:
         """The gradients of each objective by itself."""
-        found, gradients = {}, differentiated(self.assembly.merge, self.assembly.see)
+        found, gradients = {}, differentiated(self.assembly.part, self.assembly.see)
         with use_sharding(self.mesh, self.rules):
             keys, key = self._keys(state, seed)
             for name in self.weights:
@@ -122,7 +128,7 @@ class Steps:
 
     def training_flops(self) -> float:
         """Of the matmuls of a step, nothing computed twice."""
-        gradients = differentiated(self.assembly.merge, self.assembly.see)
+        gradients = differentiated(self.assembly.part, self.assembly.see)
 
         def step(state: TrainState, batch: Batch, keys: Keys, key: Array) -> Any:
             loss = partial(total_loss, self.weights, self.turns, key, state.step)
@@ -142,26 +148,28 @@ def find_gradients(
 
     Raises BadInput for objectives that micro-batches do not suffice.
     """
-    merge, see, steps = assembly.merge, assembly.see, assembly.recipe.accumulation_steps
+    steps = assembly.recipe.accumulation_steps
     if steps == 1:
-        return differentiated(merge, see)
-    wanted = wanted_views(merge, see, assembly.abstract, spec, steps)
-    return accumulate(merge, see, wanted, steps, shardings.params)
+        return differentiated(assembly.part, assembly.see)
+    wanted = wanted_views(assembly.merge, assembly.see, assembly.abstract, spec, steps)
+    shardings = trained(shardings.params, assembly.optimizer.frozen)
+    return accumulate(assembly.part, assembly.see, wanted, steps, shardings)
 
 
-def differentiated(merge: Callable[[TrainState], System], see: Callable[..., Views]) -> Callable:
+def differentiated(part: Callable, see: Callable[..., Views]) -> Callable:
     """A function (loss, state, batch, keys of the rows) -> ((value, aux), gradients).
 
-    Of loss(system, views of a system) over a whole batch at once; what `accumulate` returns is its
-    like.
+    Of loss(system, views of a system) over a whole batch at once, with respect to what is trained;
+    what `accumulate` returns is its like.
     """
 
     def gradients(loss: Callable, state: TrainState, batch: Batch, keys: Keys):
-        def function(params: Any):
-            system = merge(state._replace(params=params))
-            return loss(system, lambda system: see(state, system, batch, keys))
+        params, merge = part(state)
 
-        return jax.value_and_grad(function, has_aux=True)(state.params)
+        def function(params: Any):
+            return loss(merge(params), lambda system: see(state, system, batch, keys))
+
+        return jax.value_and_grad(function, has_aux=True)(params)
 
     return gradients
 

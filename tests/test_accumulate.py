@@ -94,6 +94,9 @@ def in_float64(kind, mesh):
     def merge(state):
         return nnx.merge(graphdef, state.params)
 
+    def part(state):
+        return state.params, lambda params: merge(state._replace(params=params))
+
     def see(state, system, batch, keys, kind=Views, **more):
         return kind(system.model, batch, keys, **more)
 
@@ -101,11 +104,11 @@ def in_float64(kind, mesh):
 
     def run(steps):
         state = TrainState(0, params, None, {})
-        function = differentiated(merge, see)
+        function = differentiated(part, see)
         if steps > 1:
             wanted = wanted_views(merge, see, state, rows, steps)
             shardings = jax.tree.map(lambda _: everywhere, params)
-            function = accumulate(merge, see, wanted, steps, shardings)
+            function = accumulate(part, see, wanted, steps, shardings)
         keys = example_keys(jax.random.key(1), size)
         with use_sharding(mesh, find_rules("dp")):
             loss = partial(total_loss, weights, turns, jax.random.key(2), jnp.int32(0))

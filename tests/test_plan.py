@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from mm.config import BadInput
+from mm.optim.paths import flatten
 from mm.plan import compile_step, plan_variants, read_text, significant
 from mm.plan import plan as planned
 from mm.planning.topology import CHIPS, StandIn, Topology
@@ -113,6 +114,21 @@ def test_a_plan_for_gpus_is_of_shapes_alone(capsys, tmp_path):
     assert found["hardware_flops_per_chip"] >= found["model_flops_per_chip"]
     assert "estimated_step_seconds" not in found and not (tmp_path / "step.hlo.txt").exists()
     assert "For GPUs this is all" in capsys.readouterr().out
+
+
+def test_a_plan_says_what_is_trained_and_what_that_takes(capsys, tmp_path):
+    config = get_config()
+    config.optimizer.trainable = ("model/text/.*", "objectives/.*")
+    assert planned(config, str(tmp_path), "h100:8") == 0
+    found = json.loads((tmp_path / "plan.json").read_text())
+    sizes = {
+        name: 4 * leaf.size for name, leaf in flatten(build_program(config).state.params).items()
+    }
+    own = sum(n for name, n in sizes.items() if name.startswith(("model/text/", "objectives/")))
+    assert found["gradient_bytes_per_chip"] == 4 * found["trained_parameters"] == own
+    assert found["moment_bytes_per_chip"] == 2 * own
+    assert found["frozen_bytes_per_chip"] == sum(sizes.values()) - own
+    assert f"trained: {own / 4e6:.2f} M parameters" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The optimizer: one optax chain, its parts chosen by the config."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,7 +9,8 @@ import optax
 
 from mm import registry
 from mm.config import BadInput
-from mm.optim.paths import flatten, map_paths, match_any, match_factors
+from mm.optim.paths import flatten, map_paths, match_factors
+from mm.optim.trained import find_frozen, trained
 
 # Matrices decay; biases, norms, scales, position and token embeddings do not.
 DECAY = ((r".*/kernel", 1.0),)
@@ -18,7 +19,7 @@ DECAY = ((r".*/kernel", 1.0),)
 class Optimizer(NamedTuple):
     """The gradient transformation, the learning rate by step, and the paths that it leaves alone.
 
-    Whoever differentiates the loss leaves the gradients of `frozen` out: see `hold`.
+    The trees of the transformation are those of what is trained: see `mm.optim.trained`.
     """
 
     transform: optax.GradientTransformation
@@ -34,6 +35,7 @@ def adamw(
     weight_decay: float = 0.0,
     weight_decay_factors: tuple[tuple, ...] = DECAY,
     learning_rate_factors: tuple[tuple, ...] = (),
+    trainable: tuple[str, ...] = (),
     frozen: tuple[str, ...] = (),
     clip_norm: float | None = 1.0,
     b1: float = 0.9,
@@ -41,6 +43,7 @@ def adamw(
     epsilon: float = 1e-8,
     moment_dtype: Literal["float32", "bfloat16"] = "float32",
     params: Any,
+    added: Collection[str] = (),
     total_steps: int,
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019).
@@ -48,44 +51,34 @@ def adamw(
     Gradients are clipped to a global norm of `clip_norm` (None: not at all). A parameter's learning
     rate and decay are multiplied by the factor of the first (regex, factor) that matches its path;
     without a match the rate's factor is 1 and the decay's 0. The decay is multiplied by the
-    learning rate. `moment_dtype` is that of the first moment. Parameters whose path one of the
-    regexes `frozen` matches stay as they are: no moments, no decay, no gradient. `params` may be
-    abstract.
+    learning rate. `moment_dtype` is that of the first moment. `trainable` or `frozen`, regexes of
+    paths, say what is trained (`mm.optim.trained.find_frozen`); the rest stays as it is: no
+    moments, no decay, no gradient. `params` may be abstract; of them config.adapt `added` some.
     """
     if learning_rate <= 0 or weight_decay < 0:
         raise BadInput(
             f"learning_rate={learning_rate} must be > 0, weight_decay={weight_decay} >= 0"
         )
     shape = registry.build("schedule", schedule, "schedule", total_steps=total_steps)
-    held = match_any(params, frozen, "frozen")
-    trained = {name: leaf for name, leaf in flatten(params).items() if name not in held}
-    if not trained:
-        raise BadInput(f"frozen={list(frozen)}: leaves no parameter to train")
-    decay = match_factors(trained, weight_decay_factors, "weight_decay_factors", 0.0)
-    rates = match_factors(trained, learning_rate_factors, "learning_rate_factors", 1.0)
+    held = find_frozen(params, trainable, frozen, added)
+    own = flatten(trained(params, held))
+    # Without decay it does not matter that, say, prompts alone have no kernel.
+    unused = weight_decay == 0 and weight_decay_factors == DECAY
+    factors = () if unused else weight_decay_factors
+    decay = match_factors(own, factors, "weight_decay_factors", 0.0)
+    rates = match_factors(own, learning_rate_factors, "learning_rate_factors", 1.0)
 
     def rate(step):
         return learning_rate * shape(step)
 
-    chain = [
+    transform = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(b1, b2, epsilon, mu_dtype=jnp.dtype(moment_dtype)),
         _add(lambda name, update, param: update + weight_decay * decay[name] * param),
         _add(lambda name, update, param: update * rates[name]),
         optax.scale_by_learning_rate(rate),
-    ]
-    transform = optax.chain(*chain)
-    if held:
-        kind = map_paths(lambda name, _: "frozen" if name in held else "trained", params)
-        transform = optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, kind)
+    )
     return Optimizer(transform, rate, held)
-
-
-def hold(params: Any, frozen: frozenset[str]) -> Any:
-    """`params` without a gradient where the path is in `frozen`: XLA leaves its computation out."""
-    if not frozen:
-        return params
-    return map_paths(lambda name, x: jax.lax.stop_gradient(x) if name in frozen else x, params)
 
 
 def _add(function) -> optax.GradientTransformation:

@@ -5,8 +5,8 @@ import pytest
 
 from mm import registry
 from mm.config import BadInput
-from mm.optim.optimizer import hold
 from mm.optim.paths import flatten, match_factors
+from mm.optim.trained import find_frozen, join, trained
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(3)}}
 
@@ -92,43 +92,67 @@ def test_the_first_moment_can_be_bfloat16():
 
 def test_frozen_parameters_have_no_moments_and_do_not_move():
     transform, _, frozen = build(frozen=("a/.*",), weight_decay=0.5)
-    state = transform.init(PARAMS)
+    own = trained(PARAMS, frozen)
+    state = transform.init(own)
     moments = {name for name in flatten(state) if "/mu/" in name or "/nu/" in name}
     assert {name.split("u/")[1] for name in moments} == {"b/kernel"}
-    change = transform.update(PARAMS, state, PARAMS)[0]
-    assert frozen == {"a/kernel", "a/bias"}
-    np.testing.assert_array_equal(change["a"]["kernel"], 0.0)
+    change = transform.update(own, state, own)[0]
+    assert frozen == {"a/kernel", "a/bias"} and list(flatten(change)) == ["b/kernel"]
     np.testing.assert_array_equal(change["b"]["kernel"], step(1.0, weight_decay=0.5)["b"]["kernel"])
 
 
 def test_the_norm_that_is_clipped_leaves_frozen_gradients_out():
-    transform, *_ = build(frozen=("a/.*",), clip_norm=1.0)
-    gradients = jax.tree.map(lambda p: jnp.full_like(p, 5.0), PARAMS)
-    state = flatten(transform.update(gradients, transform.init(PARAMS), PARAMS)[1])
+    transform, _, frozen = build(frozen=("a/.*",), clip_norm=1.0)
+    own = trained(PARAMS, frozen)
+    gradients = jax.tree.map(lambda p: jnp.full_like(p, 5.0), own)
+    state = flatten(transform.update(gradients, transform.init(own), own)[1])
     (first,) = (moment for name, moment in state.items() if name.endswith("mu/b/kernel"))
     np.testing.assert_allclose(np.linalg.norm(first), 0.1, rtol=1e-5)
 
 
-def test_hold_stops_the_gradients_of_frozen_parameters_alone():
-    def loss(params):
-        return sum(jnp.sum(p) for p in jax.tree.leaves(hold(params, frozenset({"a/kernel"}))))
-
-    gradients = flatten(jax.grad(loss)(PARAMS))
-    assert [name for name, g in gradients.items() if not g.any()] == ["a/kernel"]
+def test_what_is_trained_is_put_back_in_its_place():
+    part = trained(PARAMS, {"a/kernel"})
+    assert list(flatten(part)) == ["a/bias", "b/kernel"]
+    whole = flatten(join(jax.tree.map(lambda p: p + 1, part), PARAMS))
+    assert {name: float(x.max()) for name, x in whole.items()} == {
+        "a/bias": 2,
+        "a/kernel": 1,
+        "b/kernel": 2,
+    }
 
 
 @pytest.mark.parametrize(
-    "frozen, message",
+    "lists, added, frozen",
     [
-        (("c/.*",), r"config.optimizer: frozen: 'c/\.\*' matches no parameter"),
-        (("a/(bias",), "is not a regular expression"),
-        ((".*",), "leaves no parameter to train"),
-        (("b/.*", "a/kernel"), "weight_decay_factors: .* matches no parameter"),
+        (dict(trainable=("b/.*",)), (), {"a/kernel", "a/bias"}),
+        (dict(), ("model/new",), {"model/old"}),
+        (dict(frozen=("a/.*",)), ("model/new",), {"a/kernel", "a/bias"}),
+        (dict(trainable=("model/old",)), ("model/new",), {*flatten(PARAMS), "model/new"}),
     ],
 )
-def test_frozen_that_cannot_be_is_refused(frozen, message):
+def test_what_is_trained_is_listed_or_added_to_the_model(lists, added, frozen):
+    model = {"new": jnp.ones(1), "old": jnp.ones(1)} if added else {}
+    params = PARAMS | ({"model": model} if model else {})
+    assert find_frozen(params, lists.get("trainable"), lists.get("frozen", ()), added) == frozen
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(frozen=("c/.*",)), r"config.optimizer: frozen: 'c/\.\*' matches no parameter"),
+        (dict(frozen=("a/(bias",)), "is not a regular expression"),
+        (dict(frozen=(".*",)), "leaves no parameter to train"),
+        (dict(trainable=("a/.*", "c/.*")), r"trainable: 'c/\.\*' matches no parameter"),
+        (dict(trainable=("a/.*",), frozen=("b/.*",)), "each says what the other leaves; set one"),
+        (
+            dict(trainable=("a/bias",), weight_decay=0.1),
+            "weight_decay_factors: .* matches no parameter",
+        ),
+    ],
+)
+def test_lists_that_cannot_be_are_refused(changes, message):
     with pytest.raises(BadInput, match=message):
-        build(frozen=frozen)
+        build(**changes)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "rsqrt"])
