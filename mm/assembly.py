@@ -1,6 +1,6 @@
 """The state of a run, and the modules of a recipe: taken apart into arrays, and put together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +39,8 @@ class Assembly:
     """Model, objectives, teacher and optimizer of a recipe.
 
     `system` and `abstract`, the first state, are shapes alone; `axes` are the logical axes of each
-    parameter by its path. Raises BadInput for what cannot be built.
+    parameter by its path, `added` the paths of what config.adapt adds. Raises BadInput for what
+    cannot be built.
     """
 
     def __init__(self, recipe: Recipe):
@@ -48,6 +49,9 @@ class Assembly:
         self.system = nnx.eval_shape(self._make, key)
         self._graphdef, variables, _ = nnx.split(self.system, nnx.Param, Buffer)
         self.axes = parameter_axes(variables)
+        self.added = frozenset(
+            name for name, v in parameters(variables) if v.get_metadata("added", False)
+        )
         if self._given:
             self._taught, variables_taught = nnx.split(nnx.eval_shape(self.teacher.make, key))
             self.axes |= parameter_axes(variables_taught)
@@ -59,12 +63,14 @@ class Assembly:
             recipe.optimizer,
             "config.optimizer",
             params=nnx.to_pure_dict(variables),
+            added=self.added,
             total_steps=recipe.total_steps,
         )
         self.abstract = jax.eval_shape(self.init, key)
 
     def _make(self, key: Array) -> System:
-        return System(self.recipe.model, self.recipe.objectives, rngs=nnx.Rngs(params=key))
+        recipe, rngs = self.recipe, nnx.Rngs(params=key)
+        return System(recipe.model, recipe.objectives, recipe.adapt, rngs=rngs)
 
     @property
     def averages(self) -> bool:
@@ -142,4 +148,10 @@ def pure(tree: Any) -> Any:
 
 def parameter_axes(variables: nnx.State) -> dict[str, tuple]:
     """The logical axes of each parameter by its path."""
-    return {"/".join(map(str, p)): v.get_metadata("axes") for p, v in variables.flat_state()}
+    return {name: variable.get_metadata("axes") for name, variable in parameters(variables)}
+
+
+def parameters(variables: nnx.State) -> Iterator[tuple[str, nnx.Param]]:
+    """Each with its path."""
+    for path, variable in variables.flat_state():
+        yield "/".join(map(str, path)), variable

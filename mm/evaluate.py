@@ -113,18 +113,20 @@ def restored(program: Program, directory: str, step: str) -> tuple[TrainState, d
         read_only=True,
     )
     number = find_step(checkpointer, step)
-    check_model(program, checkpointer.manifest(number)["config"]["model"])
+    check_model(program, checkpointer.manifest(number)["config"])
     return checkpointer.restore(program.state, number)
 
 
 def check_model(program: Program, trained: Mapping) -> None:
-    """Raises BadInput if the weights were trained in another model of the same shapes."""
-    changed = differences(plain(program.recipe.model), trained, SAME_FUNCTION)
-    if changed:
-        raise BadInput(
-            f"config.model is not what the checkpoint was trained with: {changed}; use its config, "
-            "which is in the run's workdir"
-        )
+    """Raises BadInput if the weights were `trained`, a config, in another model of the same
+    shapes."""
+    for key, may_change in (("model", SAME_FUNCTION), ("adapt", ())):
+        own = plain(getattr(program.recipe, key))
+        if changed := differences(own, trained.get(key, {}), may_change):
+            raise BadInput(
+                f"config.{key} is not what the checkpoint was trained with: {changed}; use its "
+                "config, which is in the run's workdir"
+            )
 
 
 def show(results: Mapping[str, float]) -> str:

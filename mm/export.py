@@ -33,8 +33,8 @@ _MANIFEST, _CARD = "manifest.json", "README.md"
 _UNFINISHED = "unfinished.json"  # in an object store, while files are being sent there
 # What tells two exports apart.
 _IDENTITY = (
-    *("format", "model", "objectives", "step", "weights", "parameters_sha256", "preprocess"),
-    *("licence", "data_note"),
+    *("format", "model", "objectives", "adapt", "step", "weights"),
+    *("parameters_sha256", "preprocess", "licence", "data_note"),
 )
 
 
@@ -65,6 +65,12 @@ def export(
     if output is None and place.format != "run":
         raise BadInput(f"{model}: is no run; say where to write it, with --output=FOLDER")
     bundle = _read(place, step, weights, preprocess, config)
+    if bundle.adapt and format not in formats.KEEPS_ADAPTATIONS:
+        kinds = ", ".join(sorted({spec["name"] for spec in bundle.adapt.values()}))
+        raise BadInput(
+            f"--format={format}: has no place for what config.adapt added ({kinds}), which cannot "
+            f"be merged into the weights; expected one of {list(formats.KEEPS_ADAPTATIONS)}"
+        )
     if output is None:
         output = files.join(place.path, f"export-{format}-{bundle.manifest['step']}")
     manifest = _manifest(bundle, format, licence, data_note)
@@ -135,7 +141,7 @@ def _manifest(
     ops = bundle.manifest.get("preprocess")
     feeding = ops and facts.open_ops(ops, bundle.tokenizer_json, "preprocess")
     if feeding:
-        check_feeding(bundle.model, feeding)
+        check_feeding(bundle, feeding)
     found = facts.described(bundle, feeding and feeding.tokenizer) | {
         "format": format,
         "format_version": FORMAT_VERSION,

@@ -40,7 +40,7 @@ class Embedder:
             raise BadInput("this model says nothing of its preprocessing; give it, as preprocess=")
         self._feeding = facts.open_ops(ops, bundle.tokenizer_json, "preprocess")
         self.manifest = facts.described(bundle, self._feeding.tokenizer)
-        check_feeding(bundle.model, self._feeding)
+        check_feeding(bundle, self._feeding)
         self._towers = build_towers(bundle)
         self._params = {
             name: jax.device_put(bundle.params[name], where) for name in self._towers.names

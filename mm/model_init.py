@@ -43,6 +43,7 @@ class Origin(NamedTuple):
     objectives: Mapping
     tokenizer: Mapping | None
     foreign: bool
+    adapt: Mapping
 
 
 def spec_of(init: str | Mapping) -> dict[str, Any]:
@@ -64,10 +65,10 @@ def read_parameters(
     path: "hf:FOLDER", "open_clip:FOLDER", "big_vision:FILE.npz", "run:WORKDIR", or as
     `mm.interop.formats` guesses it; step: of a run (None: the latest). Position embeddings of
     another grid are resampled, those of a longer text cut. A parameter that the file does not have,
-    or has in another shape, stays as it is drawn, if one of `allow_missing` matches it; what the
-    file has beside ours must be matched by `allow_unused`, by our path or its name. What an
-    objective owns (the scale) comes along under another name, too, if the other model has one
-    objective alone and ours has one of its kind.
+    or has in another shape, stays as it is drawn, if one of `allow_missing` matches it or
+    config.adapt adds it; what the file has beside ours must be matched by `allow_unused`, by our
+    path or its name. What an objective owns (the scale) comes along under another name, too, if the
+    other model has one objective alone and ours has one of its kind.
 
     Returns (a tree as the program's parameters, None where nothing was taken; what of the manifest
     the data must fit: the tokenizer, if the text's embedding is taken). Raises BadInput when there
@@ -77,13 +78,16 @@ def read_parameters(
     names = match_any(params, parameters, "parameters")
     place = formats.parse_place(path, "path")
     with _opened(place, step) as origin:
+        _check_adapt(origin, program.recipe.adapt)
         origin = _renamed(origin, program.recipe.objectives)
         taken, resized, fresh = _compare(origin, flatten(params), names)
         unused = sorted(origin.shapes.keys() - taken - resized.keys())
         unused = [x for x in unused if _matches(x, parameters) and x not in fresh]
+        new = {name for name in fresh if name in program.added and name not in origin.shapes}
+        fresh = {name: said for name, said in fresh.items() if name not in new}
         _check(origin, fresh, unused, allow_missing, allow_unused)
         found = _read(origin, flatten(params), taken, resized, program.recipe.model)
-        _say(origin, len(flatten(params)), found, resized, fresh, unused, program)
+        _say(origin, len(flatten(params)), found, resized, new, fresh, unused, program)
         tokenizer = {"tokenizer": origin.tokenizer} if TEXT_EMBEDDING in found else {}
     return map_paths(lambda name, _: found.get(name), params), tokenizer
 
@@ -107,7 +111,9 @@ def _opened(place: formats.Place, step: int | None):
     shapes = {name: x.shape for name, x in bundle.params.items()}
     unused = tuple(bundle.manifest.get("unused", ()))
     text = bundle.manifest.get("text")
-    yield Origin(str(place), shapes, read, unused, bundle.model, bundle.objectives, text, True)
+    yield Origin(
+        str(place), shapes, read, unused, bundle.model, bundle.objectives, text, True, bundle.adapt
+    )
 
 
 def placed(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -143,7 +149,8 @@ def _of_run(checkpointer: Checkpointer, workdir: str, step: int | None) -> Origi
     config, says = manifest["config"], f"step {step} in {workdir}"
     objectives = config.get("objectives", {})
     tokenizer = manifest["tokenizer"]
-    return Origin(says, shapes, read, (), config["model"], objectives, tokenizer, False)
+    adapt = config.get("adapt", {})
+    return Origin(says, shapes, read, (), config["model"], objectives, tokenizer, False, adapt)
 
 
 def _renamed(origin: Origin, objectives: Mapping) -> Origin:
@@ -190,6 +197,15 @@ def _compare(
         else:
             fresh[name] = f"{name} (is {list(old)}, expected {list(new)})"
     return taken, resized, fresh
+
+
+def _check_adapt(origin: Origin, adapt: Mapping) -> None:
+    """Raises BadInput for weights that are not all of the function that they were trained for."""
+    if origin.adapt and (changed := differences(plain(adapt), plain(origin.adapt))):
+        raise BadInput(
+            f"{origin.says} was trained with another config.adapt: {changed}; use the same, or its "
+            "export (--mode=export --format=npz), in which what can be is merged"
+        )
 
 
 def _check(
@@ -259,6 +275,7 @@ def _say(
     count: int,
     found: Mapping[str, Any],
     resized: Mapping[str, str],
+    new: set[str],
     fresh: Mapping[str, str],
     unused: list[str],
     program: Program,
@@ -269,6 +286,7 @@ def _say(
         lines[0] += f"; note that its config.model was another: {changed}"
     for what, items in (
         ("of another size", list(resized.values())),
+        ("new, as config.adapt says", sorted(new)),
         ("fresh, as allow_missing says", list(fresh.values())),
         ("left out, as allow_unused says", left),
     ):

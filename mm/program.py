@@ -52,6 +52,7 @@ class Program:
     batch_sharding: NamedSharding
     state: TrainState  # ShapeDtypeStructs with shardings
     frozen: frozenset[str]  # paths of parameters that no step changes; they have no gradient
+    added: frozenset[str]  # paths of parameters that config.adapt adds to the model
     init: Callable[[int], TrainState]
     begin: Callable[[TrainState, Any], TrainState]
     gradients: Callable[[TrainState, Batch], tuple[tuple[Array, tuple[Metrics, Any]], Any]]
@@ -119,6 +120,7 @@ def build_program(config: Mapping, devices: Sequence[jax.Device] | None = None) 
             shardings,
         ),
         frozen=assembly.optimizer.frozen,
+        added=assembly.added,
         init=lambda seed: jit_init(jax.random.key(seed)),
         begin=jax.jit(
             assembly.begin, in_shardings=(shardings, shardings.params), out_shardings=shardings

@@ -22,8 +22,9 @@ class Recipe:
 
     pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it.
     model_init: parameters to start from, of a run or of another library's model, "hf:PATH" or the
-    keys of `mm.model_init.read_parameters`. accumulation_steps: in how many micro-batches a step
-    computes its gradients, which are those of the whole batch. teacher: see `mm.objectives.
+    keys of `mm.model_init.read_parameters`. adapt: what is added to the model to fine-tune it, see
+    `mm.adapt`. accumulation_steps: in how many micro-batches a step computes its gradients, which
+    are those of the whole batch. teacher: see `mm.objectives.
     teacher`. alternate: names of objectives, those of each step in turn.
     """
 
@@ -41,6 +42,7 @@ class Recipe:
     log: Mapping
     pod: str | None = None
     model_init: str | Mapping | None = None
+    adapt: Mapping = dataclasses.field(default_factory=dict)
     teacher: Mapping | None = None
     alternate: tuple[tuple[str, ...], ...] = ()
 

@@ -70,8 +70,13 @@ def read_teacher(
                 f"batch as config.model.{part}, whose {key} is {own[key]}"
             )
     with open_run(workdir) as checkpointer:
-        trained = checkpointer.manifest(step)["config"]["model"]
-        if changed := differences(plain(model), trained, SAME_FUNCTION):
+        trained = checkpointer.manifest(step)["config"]
+        if trained.get("adapt"):
+            raise BadInput(
+                f"config.teacher.workdir={workdir}: was trained with config.adapt, which a teacher "
+                "cannot have; give the run that it began with"
+            )
+        if changed := differences(plain(model), trained["model"], SAME_FUNCTION):
             raise BadInput(
                 f"config.teacher.model is not the model that {workdir} trained: {changed}; take "
                 "config.model of its config.json"

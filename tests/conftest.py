@@ -26,7 +26,7 @@ import hypothesis  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-jaxtyping.install_import_hook(["mm.models", "mm.objectives"], "beartype.beartype")
+jaxtyping.install_import_hook(["mm.models", "mm.objectives", "mm.adapt"], "beartype.beartype")
 
 hypothesis.settings.register_profile("shared", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("shared")

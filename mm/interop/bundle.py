@@ -11,7 +11,8 @@ class Bundle(NamedTuple):
     model: config.model, plain. params: by the paths of our checkpoints, "model/image/...",
     "model/text/...", "objectives/NAME/..."; a reader leaves out what its format has not.
     tokenizer_json: as `data.tokenizers.Tokenizer.json`, settings and all. objectives:
-    config.objectives, plain; the scale and bias of logits and the matching head live there.
+    config.objectives, plain; the scale and bias of logits and the matching head live there. adapt:
+    what of config.adapt is not merged into the model's own parameters, plain.
     manifest: what else has to travel, {} where nothing is known. Keys that all formats share:
 
       preprocess: the ops of evaluation, nothing random, in which the tokenizer is called
@@ -28,3 +29,4 @@ class Bundle(NamedTuple):
     manifest: dict
     tokenizer_json: str | None
     objectives: dict
+    adapt: dict = {}

@@ -168,6 +168,7 @@ def described(bundle: Bundle, tokenizer: Tokenizer | None) -> dict[str, Any]:
     found = {
         "model": bundle.model,
         "objectives": bundle.objectives,
+        **({"adapt": bundle.adapt} if bundle.adapt else {}),
         "parameters": sum(x.size for x in bundle.params.values()),
         "logits": logits(bundle) or bundle.manifest.get("logits"),
     }

@@ -33,6 +33,8 @@ _LOCAL = {
     "open_clip": (".json", ".safetensors", "spiece.model", "merges.txt", "vocab.txt"),
 }
 
+# Those that have a place for what config.adapt adds; the others are of fixed models.
+KEEPS_ADAPTATIONS = ("npz", "stablehlo", "saved_model", "onnx")
 # Of manifest.json: what a format of others has no place for.
 _ORIGIN = (
     "step weights examples_seen metrics trained source licence data_note preprocess text"

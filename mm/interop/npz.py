@@ -28,6 +28,7 @@ def write(bundle: Bundle, folder: str) -> None:
     """All of the bundle but its manifest."""
     write_npz(os.path.join(folder, WEIGHTS), bundle.params)
     config = {"model": bundle.model, "objectives": bundle.objectives}
+    config |= {"adapt": bundle.adapt} if bundle.adapt else {}
     write_json(files.join(folder, CONFIG), config)
     write_tokenizer(bundle, folder)
 
@@ -63,6 +64,7 @@ def read(path: str) -> Bundle:
         manifest,
         read_text(tokenizer) if files.exists(tokenizer) else None,
         config.get("objectives", {}),
+        config.get("adapt", {}),
     )
 
 

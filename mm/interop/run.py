@@ -14,6 +14,7 @@ from etils import epath
 from data import files
 from data.tokenizers import DATA_DIR, same_ids
 from mm import registry
+from mm.adapt import fold
 from mm.config import BadInput
 from mm.interop import facts
 from mm.interop.bundle import Bundle
@@ -33,7 +34,8 @@ def read(
     step: a number, "latest", or "best" by config.checkpoint.keep_best. weights: "trained", or
     "average" of a run with config.teacher.name="average". preprocess: ops, by default those of the
     first retrieval in config.evals. The manifest has `step`, `metrics` of that step and `trained`:
-    when and with what. Raises BadInput where there is no such checkpoint, or it has no average.
+    when and with what. What config.adapt added is merged into the weights, where that can be.
+    Raises BadInput where there is no such checkpoint, or it has no average.
     """
     if weights not in ("trained", "average"):
         raise BadInput(f"weights={weights!r}: expected 'trained' or 'average'")
@@ -53,8 +55,9 @@ def read(
         "trained": _environment(directory) | {"version": saved.get("version")},
         "source": _described(config["input"]["source"]),
     }
+    params, left = fold(params, config.get("adapt", {}))
     bundle = Bundle(
-        config["model"], params, manifest, saved["tokenizer_json"], config["objectives"]
+        config["model"], params, manifest, saved["tokenizer_json"], config["objectives"], left
     )
     ops = preprocess or facts.evaluation_ops(config)
     if ops is None:

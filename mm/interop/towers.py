@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mm import registry
+from mm.adapt import adapt
 from mm.config import BadInput
 from mm.interop.bundle import Bundle
 from mm.interop.facts import Feeding
@@ -41,7 +42,7 @@ class Towers(NamedTuple):
 
 def build_towers(bundle: Bundle) -> Towers:
     """Raises BadInput where parameters are missing, or are not of the shapes of the model."""
-    model = _abstract(bundle.model)
+    model = _abstract(bundle)
     graphdef, variables = nnx.split(model)
     wanted = nnx.to_pure_dict(variables)
     shapes = {f"model/{name}": leaf.shape for name, leaf in flatten(wanted).items()}
@@ -73,9 +74,9 @@ def build_towers(bundle: Bundle) -> Towers:
     )
 
 
-def check_feeding(model: Mapping, feeding: Feeding) -> None:
+def check_feeding(bundle: Bundle, feeding: Feeding) -> None:
     """Raises BadInput if the ops make pictures or texts of other sizes than config.model reads."""
-    built, sizes = _abstract(model), feeding.sizes()
+    built, sizes = _abstract(bundle), feeding.sizes()
     wanted = {
         "pictures": None if built.image is None else tuple(built.image.image_shape),
         "texts": None if built.text is None else (built.text.length,),
@@ -88,10 +89,17 @@ def check_feeding(model: Mapping, feeding: Feeding) -> None:
             )
 
 
-def _abstract(model: Mapping) -> Multimodal:
+def _abstract(bundle: Bundle) -> Multimodal:
     """Its towers, without memory."""
-    spec = {key: value for key, value in model.items() if key in _KEYS}
-    return nnx.eval_shape(lambda: registry.call(Multimodal, spec, "config.model", rngs=nnx.Rngs(0)))
+    spec = {key: value for key, value in bundle.model.items() if key in _KEYS}
+
+    def make() -> Multimodal:
+        rngs = nnx.Rngs(0)
+        model = registry.call(Multimodal, spec, "config.model", rngs=rngs)
+        adapt(model, bundle.adapt, rngs, whole=False)
+        return model
+
+    return nnx.eval_shape(make)
 
 
 def from_pixels(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -164,6 +165,7 @@ class Branch(nnx.Module):
         start, shape = spec.layer_scale, (spec.width,)
         self.scale = None if start is None else param(rngs, start, shape, ("embed",))
         self.pre, self.dropout_rate = spec.norm_placement == "pre", spec.dropout
+        self.dtype, self.adapter = jnp.dtype(spec.dtype), None  # what `mm.adapt.adapter` adds
 
     def __call__(
         self, x: Float[Array, "bn d"], layer: Callable[[Array], Array], draw: Draw
@@ -178,6 +180,8 @@ class Branch(nnx.Module):
         self, x: Float[Array, "bn d"], y: Float[Array, "bn d"], draw: Draw
     ) -> Float[Array, "bn d"]:
         """x and what the layer made of it."""
+        if self.adapter is not None:
+            y = self.adapter(y)
         if self.scale is not None:
             y = y * self.scale[...].astype(y.dtype)
         shaped = y.reshape(draw.batch, -1, y.shape[1])  # by examples, which have the keys

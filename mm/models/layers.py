@@ -86,13 +86,16 @@ class Linear(nnx.Module):
         self.kernel = param(rngs, init, inputs + outputs, axes)
         self.bias = param(rngs, 0.0, outputs, axes[len(inputs) :]) if bias else None
         self.inputs, self.outputs, self.axes = math.prod(inputs), math.prod(outputs), axes
-        self.dtype = jnp.dtype(dtype)
+        self.input_dims, self.dtype = len(inputs), jnp.dtype(dtype)
+        self.lora = None  # what `mm.adapt.lora` adds
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         bias = None if self.bias is None else self.bias[...].reshape(self.outputs)
         # Two matrices: XLA's CPU backend is a third slower on other ranks.
         x2 = x.astype(self.dtype).reshape(-1, self.inputs)
         y = affine(self.axes, x2, self.kernel[...], bias)
+        if self.lora is not None:
+            y = y + self.lora(x2)
         return y.reshape(*x.shape[:-1], self.outputs)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from mm import registry
+from mm.adapt import adapt
 from mm.config import BadInput, suggest
 from mm.models.layers import param
 from mm.models.multimodal import Multimodal
@@ -31,8 +32,11 @@ HEADS = {  # methods of objectives that evaluators read, and what to say where n
 class System(nnx.Module):
     """The model and its objectives under one root, so that one tree holds every parameter."""
 
-    def __init__(self, model: Mapping, objectives: Mapping, *, rngs: nnx.Rngs):
+    def __init__(
+        self, model: Mapping, objectives: Mapping, changes: Mapping = {}, *, rngs: nnx.Rngs
+    ):
         self.model = registry.call(Multimodal, model, "config.model", rngs=rngs)
+        adapt(self.model, changes, rngs)
         self.objectives = nnx.Dict()
         for name, spec in objectives.items():
             own = {key: value for key, value in spec.items() if key not in OF_COMBINATION}

@@ -1,0 +1,6 @@
+"""config.adapt: what is added to a trained model to carry it to a task, one file a kind."""
+
+from mm.adapt import adapter, lora
+from mm.adapt.base import adapt, fold
+
+__all__ = ["adapt", "adapter", "fold", "lora"]
