@@ -118,10 +118,13 @@ class Encoder(Stack):
         rotary: Rotary | None = None,
         guide: Float[Array, "b n"] | None = None,
         causal: bool = True,
+        prompts: Float[Array, "layers p d"] | None = None,
+        prompts_from: int = 0,
     ) -> list[Float[Array, "b n d"]]:
         """Tokens at so many evenly spaced depths, of which the last has passed the final norm.
 
-        What is read beside x: see `Reads`.
+        What is read beside x: see `Reads`. Of `prompts` each block puts its own in the place of the
+        tokens from number `prompts_from` on.
         """
         batch, length, width = x.shape
         if self.depth and guide is None and (mask is None or mask.ndim == 2):
@@ -134,12 +137,17 @@ class Encoder(Stack):
             tokens, memory_mask = align(self.kernel, memory.tokens, memory.mask)
             reads = reads._replace(memory=flat(tokens), memory_mask=memory_mask)
 
-        def run(block: Block, x: Array, draw: Draw) -> Array:
+        def run(block: Block, x: Array, draw: Draw, prompts: Array | None = None) -> Array:
+            if prompts is not None:
+                places = slice(prompts_from, prompts_from + len(prompts))
+                tokens = x.reshape(batch, -1, width)
+                x = flat(tokens.at[:, places].set(prompts.astype(x.dtype)))
             return block(x, reads, draw)
 
         # One matrix, the tokens of all examples one below the other: on a TPU an example would be
         # padded to whole registers, and each layout of that is a copy.
-        found = self.scan(run, flat(x), Draw(batch, keys), levels=levels)
+        inputs = () if prompts is None else (prompts,)
+        found = self.scan(run, flat(x), Draw(batch, keys), levels=levels, inputs=inputs)
         found = [x.reshape(batch, -1, width)[:, :length] for x in found]
         last = found[-1] if self.final_norm is None else self.final_norm(found[-1])
         return [*found[:-1], last]

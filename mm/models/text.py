@@ -63,6 +63,7 @@ class TextTransformer(nnx.Module):
         self.position_embedding = table(length, axis="tokens", deviation=0.01) if learned else None
         self.segment_embedding = table(segments) if segments else None
         self.mask_token = table(1, deviation=embedding_std) if mask_token else None
+        self.context = None  # what `mm.adapt.text_context` adds
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, causal=causal, rngs=rngs)
         if pool == "map":
@@ -83,7 +84,9 @@ class TextTransformer(nnx.Module):
 
         embedded: return what the first block reads, too.
         """
-        keys = split(rng)
+        keys, words = split(rng), None
+        if self.context is not None:
+            words, (text, mask, segments) = self.context.add(text, mask, segments)
         if self.reads_padding:
             mask = jnp.ones_like(mask)
         x = self.embed(text, segments)
@@ -95,7 +98,8 @@ class TextTransformer(nnx.Module):
         if self.pooler is not None:
             pooled = self.pooler(pooled)
         found = tuple(found) if levels > 1 else ()
-        return Encoded(tokens, pooled, mask, levels=found, embedded=x if embedded else None)
+        encoded = Encoded(tokens, pooled, mask, levels=found, embedded=x if embedded else None)
+        return encoded if words is None else self.context.remove(encoded, words)
 
     def embed(
         self,
@@ -105,6 +109,8 @@ class TextTransformer(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """What the first block reads. `place` is that of the first token, 0 by default."""
         x = lookup(("vocab", "embed"), self.dtype, self.embedding[...], text)
+        if self.context is not None:
+            x = self.context.fill(x, text)
         if self.mask_token is not None:
             masked = (text == self.vocab_size)[..., None]
             x = jnp.where(masked, self.mask_token[...].astype(x.dtype), x)

@@ -106,6 +106,7 @@ class ViT(nnx.Module):
         if pool == "cls":
             self.cls = param(rngs, 0.0, (1, spec.width), (None, "embed"))
         self.registers = vectors(rngs, registers, spec.width) if registers else None
+        self.prompts = None  # what `mm.adapt.image_prompt` adds
         self.mask_token = vectors(rngs, 1, spec.width) if mask_token else None
         self.pre_norm = spec.make_norm(rngs) if pre_norm else None
         self.encoder = Encoder(spec, rngs=rngs)
@@ -156,6 +157,9 @@ class ViT(nnx.Module):
             x = jnp.take_along_axis(x, kept[..., None], axis=1)
         extra = [] if self.pool != "cls" else [self.cls]
         extra += [] if self.registers is None else [self.registers]
+        prompts = None if self.prompts is None else self.prompts()
+        deep = prompts is not None and self.prompts.deep
+        extra += [] if prompts is None else [prompts[0] if deep else prompts]
         tokens = [jnp.broadcast_to(e[...], (len(x), *e.shape)).astype(x.dtype) for e in extra]
         others = sum(e.shape[0] for e in extra)
         x = jnp.concatenate([*tokens, x], axis=1) if extra else x
@@ -163,8 +167,9 @@ class ViT(nnx.Module):
             x = self.pre_norm(x)
         x = constrain(dropout(x, self.dropout_rate, keys[0]), "batch", "tokens", "width")
         near, angles = self._near(grid, others, kept), self._angles(grid, others, kept)
-        found = self.encoder.at_levels(levels, x, near, keys[1], rotary=angles)
-        if self.registers is not None:
+        own = dict(prompts=prompts, prompts_from=others - self.prompts.count) if deep else {}
+        found = self.encoder.at_levels(levels, x, near, keys[1], rotary=angles, **own)
+        if others > self.prefix:
             found = [jnp.concatenate([x[:, : self.prefix], x[:, others:]], axis=1) for x in found]
         tokens = found[-1]
         if self.pool == "cls":
