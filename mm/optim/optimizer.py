@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from mm import registry
-from mm.config import BadInput
+from mm.config import BadInput, Keep
+from mm.optim.layers import layer_factors
 from mm.optim.paths import flatten, map_paths, match_factors
 from mm.optim.trained import find_frozen, trained
 
@@ -35,6 +36,7 @@ def adamw(
     weight_decay: float = 0.0,
     weight_decay_factors: tuple[tuple, ...] = DECAY,
     learning_rate_factors: tuple[tuple, ...] = (),
+    layer_decay: Keep = 1.0,
     trainable: tuple[str, ...] = (),
     frozen: tuple[str, ...] = (),
     clip_norm: float | None = 1.0,
@@ -51,9 +53,11 @@ def adamw(
     Gradients are clipped to a global norm of `clip_norm` (None: not at all). A parameter's learning
     rate and decay are multiplied by the factor of the first (regex, factor) that matches its path;
     without a match the rate's factor is 1 and the decay's 0. The decay is multiplied by the
-    learning rate. `moment_dtype` is that of the first moment. `trainable` or `frozen`, regexes of
-    paths, say what is trained (`mm.optim.trained.find_frozen`); the rest stays as it is: no
-    moments, no decay, no gradient. `params` may be abstract; of them config.adapt `added` some.
+    learning rate. `layer_decay` < 1 lowers the rate from a tower's last layer to its first
+    (`mm.optim.layers.layer_factors`). `moment_dtype` is that of the first moment. `trainable` or
+    `frozen`, regexes of paths, say what is trained (`mm.optim.trained.find_frozen`); the rest stays
+    as it is: no moments, no decay, no gradient. `params` may be abstract; of them config.adapt
+    `added` some.
     """
     if learning_rate <= 0 or weight_decay < 0:
         raise BadInput(
@@ -67,6 +71,8 @@ def adamw(
     factors = () if unused else weight_decay_factors
     decay = match_factors(own, factors, "weight_decay_factors", 0.0)
     rates = match_factors(own, learning_rate_factors, "learning_rate_factors", 1.0)
+    layers = layer_factors(params, layer_decay)
+    rates = {name: factor * layers.get(name, 1.0) for name, factor in rates.items()}
 
     def rate(step):
         return learning_rate * shape(step)
