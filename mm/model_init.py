@@ -53,7 +53,9 @@ def spec_of(init: str | Mapping) -> dict[str, Any]:
 
 def read_parameters(
     *,
-    path: str,
+    path: str | None = None,
+    soup: tuple[str, ...] = (),
+    weights: tuple[float, ...] = (),
     parameters: tuple[str, ...] = (".*",),
     allow_missing: tuple[str, ...] = (),
     allow_unused: tuple[str, ...] = (),
@@ -70,26 +72,69 @@ def read_parameters(
     path or its name. What an objective owns (the scale) comes along under another name, too, if the
     other model has one objective alone and ours has one of its kind.
 
+    soup: several paths instead of one, whose parameters are averaged, by `weights` that sum to 1
+    (default: all alike): a model soup of runs that began alike (Wortsman et al. 2022a), or, of the
+    zero-shot model and what was fine-tuned from it, WiSE-FT (2022b, eq. 1).
+
     Returns (a tree as the program's parameters, None where nothing was taken; what of the manifest
     the data must fit: the tokenizer, if the text's embedding is taken). Raises BadInput when there
     is no such model, or something differs that no pattern allows.
     """
-    params = program.state.params
+    params, found, saved = program.state.params, {}, {}
     names = match_any(params, parameters, "parameters")
-    place = formats.parse_place(path, "path")
-    with _opened(place, step) as origin:
-        _check_adapt(origin, program.recipe.adapt)
-        origin = _renamed(origin, program.recipe.objectives)
-        taken, resized, fresh = _compare(origin, flatten(params), names)
-        unused = sorted(origin.shapes.keys() - taken - resized.keys())
-        unused = [x for x in unused if _matches(x, parameters) and x not in fresh]
-        new = {name for name in fresh if name in program.added and name not in origin.shapes}
-        fresh = {name: said for name, said in fresh.items() if name not in new}
-        _check(origin, fresh, unused, allow_missing, allow_unused)
-        found = _read(origin, flatten(params), taken, resized, program.recipe.model)
-        _say(origin, len(flatten(params)), found, resized, new, fresh, unused, program)
-        tokenizer = {"tokenizer": origin.tokenizer} if TEXT_EMBEDDING in found else {}
-    return map_paths(lambda name, _: found.get(name), params), tokenizer
+    for number, (text, weight) in enumerate(_shares(path, soup, weights, step)):
+        with _opened(formats.parse_place(text, "path"), step) as origin:
+            _check_adapt(origin, program.recipe.adapt, bool(soup))
+            taken = _take(origin, program, names, parameters, allow_missing, allow_unused)
+        tokenizer = {"tokenizer": origin.tokenizer} if TEXT_EMBEDDING in taken else {}
+        if soup:
+            taken = {name: weight * x for name, x in taken.items()}
+        if number:
+            if taken.keys() != found.keys() or tokenizer != saved:
+                raise BadInput(f"soup: {text} has other parameters, or another tokenizer")
+            taken = {name: found[name] + x for name, x in taken.items()}
+        found, saved = taken, tokenizer
+    return map_paths(lambda name, _: found.get(name), params), saved
+
+
+def _shares(
+    path: str | None, soup: tuple[str, ...], weights: tuple[float, ...], step: int | None
+) -> list[tuple[str, float]]:
+    """Each path and its weight. Raises BadInput for weights that are no average."""
+    if (path is None) == (not soup):
+        raise BadInput(f"path={path!r}, soup={list(soup)}: expected one of them")
+    if path is not None and not weights:
+        return [(path, 1.0)]
+    if path is not None or step is not None:
+        raise BadInput(f"weights={list(weights)}, step={step}: weights are of soup, step of path")
+    weights = weights or (1 / len(soup),) * len(soup)
+    if len(weights) != len(soup) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+        raise BadInput(
+            f"weights={list(weights)}: expected {len(soup)}, one for each of soup, that sum to 1"
+        )
+    return list(zip(soup, weights, strict=True))
+
+
+def _take(
+    origin: Origin,
+    program: Program,
+    names: frozenset[str],
+    parameters: tuple[str, ...],
+    allow_missing: tuple[str, ...],
+    allow_unused: tuple[str, ...],
+) -> dict[str, jax.Array]:
+    """The arrays of one model by our paths; says what was taken and what was not."""
+    params = flatten(program.state.params)
+    origin = _renamed(origin, program.recipe.objectives)
+    taken, resized, fresh = _compare(origin, params, names)
+    unused = sorted(origin.shapes.keys() - taken - resized.keys())
+    unused = [x for x in unused if _matches(x, parameters) and x not in fresh]
+    new = {name for name in fresh if name in program.added and name not in origin.shapes}
+    fresh = {name: said for name, said in fresh.items() if name not in new}
+    _check(origin, fresh, unused, allow_missing, allow_unused)
+    found = _read(origin, params, taken, resized, program.recipe.model)
+    _say(origin, len(params), found, resized, new, fresh, unused, program)
+    return found
 
 
 @contextlib.contextmanager
@@ -199,8 +244,13 @@ def _compare(
     return taken, resized, fresh
 
 
-def _check_adapt(origin: Origin, adapt: Mapping) -> None:
+def _check_adapt(origin: Origin, adapt: Mapping, soup: bool) -> None:
     """Raises BadInput for weights that are not all of the function that they were trained for."""
+    if origin.adapt and soup:
+        raise BadInput(
+            f"soup: {origin.says} was trained with config.adapt, and products are not averaged by "
+            "their factors; take its export (--mode=export --format=npz), in which they are merged"
+        )
     if origin.adapt and (changed := differences(plain(adapt), plain(origin.adapt))):
         raise BadInput(
             f"{origin.says} was trained with another config.adapt: {changed}; use the same, or its "
@@ -282,11 +332,11 @@ def _say(
 ) -> None:
     left = [*unused, *origin.unused]
     lines = [f"{len(found)} of {count} parameters are those of {origin.says}"]
+    lines[0] += f", {len(new)} are new, as config.adapt says" if new else ""
     if changed := _changed(origin, program, found):
         lines[0] += f"; note that its config.model was another: {changed}"
     for what, items in (
         ("of another size", list(resized.values())),
-        ("new, as config.adapt says", sorted(new)),
         ("fresh, as allow_missing says", list(fresh.values())),
         ("left out, as allow_unused says", left),
     ):

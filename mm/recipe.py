@@ -20,6 +20,7 @@ SAME_FUNCTION = ("dtype",) + tuple(
 class Recipe:
     """What a config says. Each group is checked by what it builds.
 
+    total_steps: 0 evaluates and saves what the run begins with.
     pod: the topology that the recipe is meant for, such as "v5e:16x16"; planning takes it.
     model_init: parameters to start from, of a run or of another library's model, "hf:PATH" or the
     keys of `mm.model_init.read_parameters`. adapt: what is added to the model to fine-tune it, see
@@ -47,6 +48,6 @@ class Recipe:
     alternate: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self):
-        for key in ("total_steps", "accumulation_steps"):
-            if (value := getattr(self, key)) < 1:
-                raise BadInput(f"config.{key}={value}: must be at least 1")
+        for key, least in (("total_steps", 0), ("accumulation_steps", 1)):
+            if (value := getattr(self, key)) < least:
+                raise BadInput(f"config.{key}={value}: must be at least {least}")

@@ -146,6 +146,8 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
             return preemption.PREEMPTED
         # A run that was complete at its start is evaluated again: its evals may have changed.
         results = results or run_evaluations(program, state, evaluations, path, run.drawings)
+        if recipe.total_steps == start_step == 0:
+            checkpointer.save(0, state, manifest, results)  # what it began with, a soup perhaps
         if first:
             workdir.write_json(path / "results.json", results)
         checkpointer.wait()

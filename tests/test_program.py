@@ -218,7 +218,7 @@ def test_init_does_not_depend_on_the_mesh(alone):
         ("objectives.contrastive.kind", "sigmoyd", "did you mean 'sigmoid'"),
         ("objectives.contrastive.name", "contrastiv", "did you mean 'contrastive'"),
         ("optimizer.schedule.warmup_steps", 100, r"config\.optimizer\.schedule: warmup_steps=100"),
-        ("total_steps", 0, "total_steps=0"),
+        ("total_steps", -1, "total_steps=-1: must be at least 0"),
     ],
 )
 def test_values_that_cannot_work_are_refused(key, value, message):

@@ -224,3 +224,38 @@ def test_a_parameter_that_the_other_run_does_not_have_is_refused(saved, tmp_path
         BadInput, match=r"does not have model/extra/kernel \(missing\); allow_missing="
     ):
         begin(other, tmp_path)
+
+
+def soup(*places, **keys):
+    return dict(soup=[f"run:{place}" for place in places], parameters=("model/image/.*",), **keys)
+
+
+def test_a_soup_is_the_weighted_mean_of_runs_bit_for_bit(saved, tmp_path):
+    other = save(program(), tmp_path / "other", step=4)
+    init = soup(saved[0], tmp_path / "other", weights=(0.3, 0.7))
+    found = flatten(begin(program(4, init=init), tmp_path / "mine")[0].params)
+    one, two = (flatten(jax.device_get(state.params)) for state in (saved[1], other))
+    for name in one:
+        if name.startswith("model/image/"):
+            want = np.float32(0.3) * one[name] + np.float32(0.7) * two[name]
+            np.testing.assert_array_equal(found[name], want, err_msg=name)
+
+
+def test_a_soup_without_weights_has_each_alike(saved, tmp_path):
+    found = begin(program(init=soup(saved[0], saved[0])), tmp_path)[0]
+    path = "model/image/stem/embedding/kernel"
+    np.testing.assert_array_equal(flatten(found.params)[path], flatten(saved[1].params)[path])
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (dict(weights=(0.5, 0.6)), r"weights=\[0.5, 0.6\]: expected 2, one for each of soup, that"),
+        (dict(weights=(1.0,)), r"weights=\[1.0\]: expected 2, one for each of soup"),
+        (dict(path="run:/nowhere"), "path='run:/nowhere', soup=.*: expected one of them"),
+        (dict(step=3), "step=3: weights are of soup, step of path"),
+    ],
+)
+def test_a_soup_that_is_no_mean_is_refused(keys, message, saved, tmp_path):
+    with pytest.raises(BadInput, match=f"config.model_init: {message}"):
+        begin(program(init=soup(saved[0], saved[0]) | keys), tmp_path)

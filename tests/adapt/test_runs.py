@@ -21,7 +21,7 @@ ADAPTER = dict(name="adapter", at=("model/image/.*",), size=4)
 def recipe(tokenizer, init, **adapt):
     config = load(f"tests/tiny.py:tokenizer={tokenizer}")
     with config.unlocked():
-        config.adapt, config.model_init = adapt, str(init)
+        config.adapt, config.model_init = adapt, init if isinstance(init, dict) else str(init)
         config.total_steps, config.checkpoint.every_steps = 2, 2
         config.optimizer.weight_decay = 0.0
     return config
@@ -104,6 +104,23 @@ def test_weights_of_another_adaptation_are_refused(lora, tokenizer, fresh_run):
             BadInput, match="was trained with another config.adapt: .*lora.* export"
         ):
             read_parameters(path=str(lora), program=program)
+
+
+def test_a_run_of_no_steps_evaluates_and_saves_what_it_begins_with(tokenizer, fresh_run, tmp_path):
+    soup = dict(soup=[str(fresh_run)] * 2, weights=(0.25, 0.75))
+    config = recipe(tokenizer, soup)
+    config.total_steps = config.optimizer.schedule.warmup_steps = 0
+    assert train(config, str(tmp_path)) == 0
+    before, after = runs.parameters(fresh_run), runs.parameters(tmp_path)
+    for name, x in before.items():
+        np.testing.assert_allclose(after[name], x, rtol=1e-6, err_msg=name)
+    assert "held_out/text_to_image/recall@1" in (tmp_path / "results.json").read_text()
+
+
+def test_products_are_not_averaged_by_their_factors(lora, tokenizer, fresh_run):
+    program = build_program(recipe(tokenizer, lora, lora=LORA), jax.devices()[:1])
+    with pytest.raises(BadInput, match="soup: .* take its export"):
+        read_parameters(soup=(str(lora), str(lora)), program=program)
 
 
 def test_a_step_with_lora_takes_no_memory_for_gradients_of_the_rest(tokenizer, fresh_run):
