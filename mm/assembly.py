@@ -56,8 +56,11 @@ class Assembly:
             self._taught, variables_taught = nnx.split(nnx.eval_shape(self.teacher.make, key))
             self.axes |= parameter_axes(variables_taught)
         asked = any(objective.needs_teacher for objective in self.system.objectives.values())
-        if self.teacher and not asked:
-            raise BadInput("config.teacher: no objective asks for it; leave it out")
+        if self.teacher and not (asked or self.teacher.evaluate):
+            raise BadInput(
+                "config.teacher: no objective asks for it; leave it out, or of an average set "
+                "evaluate=True"
+            )
         self.optimizer = registry.build(
             "optimizer",
             recipe.optimizer,
@@ -70,7 +73,7 @@ class Assembly:
 
     def _make(self, key: Array) -> System:
         recipe, rngs = self.recipe, nnx.Rngs(params=key)
-        return System(recipe.model, recipe.objectives, recipe.adapt, rngs=rngs)
+        return System(recipe.model, recipe.objectives, recipe.adapt or {}, rngs=rngs)
 
     @property
     def averages(self) -> bool:
@@ -100,6 +103,12 @@ class Assembly:
     def merge(self, state: TrainState) -> System:
         """The model and its objectives."""
         return nnx.merge(self._graphdef, state.params, state.extras.get("buffers", {}))
+
+    def evaluated(self, state: TrainState) -> TrainState:
+        """The state whose parameters are those to evaluate: the average, where it is asked for."""
+        if self.teacher and self.teacher.evaluate:
+            return state._replace(params=state.extras["teacher"])
+        return state
 
     def part(self, state: TrainState) -> tuple[Any, Callable[[Any], System]]:
         """The parameters that are trained, and `merge` as a function of them."""

@@ -121,8 +121,8 @@ def check_model(program: Program, trained: Mapping) -> None:
     """Raises BadInput if the weights were `trained`, a config, in another model of the same
     shapes."""
     for key, may_change in (("model", SAME_FUNCTION), ("adapt", ())):
-        own = plain(getattr(program.recipe, key))
-        if changed := differences(own, trained.get(key, {}), may_change):
+        own = plain(getattr(program.recipe, key) or {})
+        if changed := differences(own, trained.get(key) or {}, may_change):
             raise BadInput(
                 f"config.{key} is not what the checkpoint was trained with: {changed}; use its "
                 "config, which is in the run's workdir"

@@ -84,7 +84,7 @@ def read_parameters(
     names = match_any(params, parameters, "parameters")
     for number, (text, weight) in enumerate(_shares(path, soup, weights, step)):
         with _opened(formats.parse_place(text, "path"), step) as origin:
-            _check_adapt(origin, program.recipe.adapt, bool(soup))
+            _check_adapt(origin, program.recipe.adapt or {}, bool(soup))
             taken = _take(origin, program, names, parameters, allow_missing, allow_unused)
         tokenizer = {"tokenizer": origin.tokenizer} if TEXT_EMBEDDING in taken else {}
         if soup:
@@ -194,7 +194,7 @@ def _of_run(checkpointer: Checkpointer, workdir: str, step: int | None) -> Origi
     config, says = manifest["config"], f"step {step} in {workdir}"
     objectives = config.get("objectives", {})
     tokenizer = manifest["tokenizer"]
-    adapt = config.get("adapt", {})
+    adapt = config.get("adapt") or {}
     return Origin(says, shapes, read, (), config["model"], objectives, tokenizer, False, adapt)
 
 

@@ -43,7 +43,7 @@ class Recipe:
     log: Mapping
     pod: str | None = None
     model_init: str | Mapping | None = None
-    adapt: Mapping = dataclasses.field(default_factory=dict)
+    adapt: Mapping | None = None
     teacher: Mapping | None = None
     alternate: tuple[tuple[str, ...], ...] = ()
 

@@ -99,6 +99,7 @@ class Steps:
         """Each objective by itself, without dropout."""
         with use_sharding(self.mesh, self.rules):
             keys = self._fixed_keys(seed, len(batch["id"]))
+            state = self.assembly.evaluated(state)
             system, found = self.assembly.merge(state), {}
             for name, weight in self.weights.items():
                 views = self.assembly.see(state, system, batch, keys, training=False)
@@ -123,7 +124,7 @@ class Steps:
         """function(system, views) of a batch of any size."""
         with use_sharding(self.mesh, self.rules):
             keys = self._fixed_keys(seed, len(jax.tree.leaves(batch)[0]))
-            system = self.assembly.merge(state)
+            system = self.assembly.merge(self.assembly.evaluated(state))
             return function(system, Views(system.model, batch, keys, training=False))
 
     def training_flops(self) -> float:

@@ -204,6 +204,17 @@ def test_embeddings_are_normalized_and_need_no_key(alone):
         assert (z == again).all()
 
 
+def test_evaluations_are_of_the_average_where_that_is_asked_for(alone):
+    teacher = dict(name="average", decay=0.75, evaluate=True)
+    averaging, data = program(devices=jax.devices()[:1], teacher=teacher), batch(alone)
+    before = jax.device_get(averaging.init(0).params)
+    state, _ = averaging.train_step(averaging.init(0), data)
+    mean = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before, jax.device_get(state.params))
+    want = alone.embed(alone.init(0)._replace(params=mean), data)
+    for found, z in zip(averaging.embed(state, data), want, strict=True):
+        np.testing.assert_allclose(found, z, atol=1e-6)
+
+
 def test_init_does_not_depend_on_the_mesh(alone):
     split = program("fsdp_tp", dict(fsdp=-1, tensor=2))
     jax.tree.map(np.testing.assert_array_equal, alone.init(0).params, split.init(0).params)

@@ -253,7 +253,7 @@ def test_a_soup_without_weights_has_each_alike(saved, tmp_path):
         (dict(weights=(0.5, 0.6)), r"weights=\[0.5, 0.6\]: expected 2, one for each of soup, that"),
         (dict(weights=(1.0,)), r"weights=\[1.0\]: expected 2, one for each of soup"),
         (dict(path="run:/nowhere"), "path='run:/nowhere', soup=.*: expected one of them"),
-        (dict(step=3), "step=3: weights are of soup, step of path"),
+        (dict(step=3), r"weights=\[\], step=3: weights are of soup, step of path"),
     ],
 )
 def test_a_soup_that_is_no_mean_is_refused(keys, message, saved, tmp_path):

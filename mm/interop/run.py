@@ -55,7 +55,7 @@ def read(
         "trained": _environment(directory) | {"version": saved.get("version")},
         "source": _described(config["input"]["source"]),
     }
-    params, left = fold(params, config.get("adapt", {}))
+    params, left = fold(params, config.get("adapt") or {})
     bundle = Bundle(
         config["model"], params, manifest, saved["tokenizer_json"], config["objectives"], left
     )

@@ -17,13 +17,14 @@ class Average:
     """The exponential moving average of all parameters, of the model and of the objectives.
 
     After each step it is decay * average + (1 - decay) * parameters, in float32 (MoCo: He et al.
-    2020, eq. 2; mean teacher: Tarvainen and Valpola 2017).
+    2020, eq. 2; mean teacher: Tarvainen and Valpola 2017). evaluate: evaluations and embeddings are
+    the average's (Polyak and Juditsky 1992), and no objective needs to ask for it.
     """
 
     follows = True
 
-    def __init__(self, *, decay: Rate):
-        self.decay = decay
+    def __init__(self, *, decay: Rate, evaluate: bool = False):
+        self.decay, self.evaluate = decay, evaluate
 
     def update(self, average: Any, params: Any) -> Any:
         """The average after a step that ended with `params`."""
@@ -37,7 +38,7 @@ class Frozen:
     It is read when the run begins, and then part of the run's own checkpoints.
     """
 
-    follows = False
+    follows = evaluate = False
 
     def __init__(self, *, workdir: str, model: Mapping, step: int | None = None):
         self.workdir, self.model, self.step = workdir, model, step
