@@ -24,7 +24,9 @@ from tests import pods
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden/configs"
+METHODS = ("full", "lit", "image", "probe", "adapter", "vpt", "coop", "prompts", "none")
 MORE = {
+    "finetune": [f"method={method}" for method in METHODS],
     "flip": ["keep=0.25", "phase=tune"],
     "pairs": ["size=tiny"],
     "probe": ["parts=all,languages=de"],

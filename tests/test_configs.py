@@ -32,6 +32,7 @@ TRAINED = {
     "distill-T-16": None, "eval_emoji": None, "icons-tiny": None, "menu": None,
     "video-size-tiny": None, "probe-parts-all-languages-de": None,
     "classify-group": "quickstart", "instruct-tiny": "quickstart",
+    "finetune": "quickstart", "finetune-method-prompts": "quickstart",
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
     "vilbert",

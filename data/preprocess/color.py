@@ -47,13 +47,14 @@ def color_jitter(
 
 @registry.register("op", "grayscale")
 def grayscale(*, p: float = 0.1) -> Op:
-    """Removes the colour with probability p."""
+    """Removes the colour with probability p; at p=1 nothing is drawn."""
     check_probability(p)
 
     def apply(columns: Columns, draws: Draws) -> Columns:
         image = expect(columns, Planned, PLANNED)
-        keep = (draws.uniform(1)[0] >= p).astype(np.float32)[:, None, None]
-        return columns | {"image": _recolor(image, _saturate(keep))}
+        keep = np.zeros(len(image.pictures)) if p == 1 else draws.uniform(1)[0] >= p
+        matrix = _saturate(keep.astype(np.float32)[:, None, None])
+        return columns | {"image": _recolor(image, matrix)}
 
     return Op(apply)
 
