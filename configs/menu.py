@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.classify import GROUPS
 from configs.pairs import ARGUMENTS, SQUASH, add_pairs
 from configs.quickstart import EMOJI
 from configs.siglip import find_variant
@@ -72,11 +73,16 @@ OBJECTIVES: dict[str, dict] = {
     "tied": dict(
         name="tied", one="image/encoder/blocks", other="text/encoder/blocks", weight=0.01
     ),
+    "classes": dict(name="classification", num_classes=len(GROUPS)),
+    "classes_fused": dict(name="classification", of="fused", num_classes=len(GROUPS)),
+    "prompts": dict(name="prompt_contrastive"),
 }  # fmt: skip
 TEACHES = ("momentum", "self_distillation", "response", "feature")
+CLASSES = {"classes", "classes_fused"}
 WORDS = ("masked_text", "masked_text_fused")
 TAGS = 'caption("label", "tags", max_tags=2, separator=" ")'
 LABEL = 'caption("label")'
+TEMPLATES = ("{}", "a drawing of {}", "the sign for {}", "{} in a message")
 CROP = "random_resized_crop(48, scale=(0.44, 0.92), ratio=(0.82, 1.22))|flip|color_jitter(0.3)"
 
 
@@ -125,8 +131,9 @@ def get_config(arg: str = "") -> ConfigDict:
         schedule=dict(name="cosine", warmup_steps=20),
     )
     config.sharding = dict(mesh=dict(replica=1, fsdp=-1, tensor=1), rules="dp")
+    only = dict(only={"group": GROUPS}) if CLASSES & set(names) else {}
     config.input = dict(
-        source=dict(split="train", **EMOJI), preprocess=preprocess(names, CROP, TAGS)
+        source=dict(split="train", **only, **EMOJI), preprocess=preprocess(names, CROP, TAGS)
     )
     add_evals(config, preprocess(names, "resize(48)", LABEL))
     config.checkpoint = dict(every_steps=300, keep_last=1)
@@ -143,6 +150,12 @@ def preprocess(names: list[str], image: str, caption: str) -> str:
     if "next_text" in names:
         for name, text in (("first", LABEL), ("second", 'caption("label", "tags", p_label=0.0)')):
             ops += [text, f'tokenize("emoji", {LENGTH // 2})', f'keep_text("{name}")']
+    if "prompts" in names:
+        for name in ("one", "two"):
+            prompt = f"{LABEL}|template({TEMPLATES})"
+            ops += [prompt, f'tokenize("emoji", {LENGTH})', f'keep_text("{name}")']
+    if CLASSES & set(names):
+        ops += [f'label("group", classes={GROUPS})']
     words = ", words=True" if set(WORDS) & set(names) else ""
     return "|".join([*ops, caption, f'tokenize("emoji", {LENGTH}{words})', 'group("concept")'])
 
