@@ -82,11 +82,9 @@ def read(path: str) -> Bundle:
     unused = [name for name in unused if not name.endswith("attn_mask")]
     tokenizer = tokenizer_files.read_tokenizer(path, spec.text)
     manifest: dict[str, Any] = {"format": "open_clip", "unused": unused, "custom_text": text}
-    manifest |= processors.read_facts(path, spec, tokenizer)
-    if image := _read_image(config.get("preprocess_cfg"), spec.model["image"]["image_size"]):
-        manifest["image"] = image
-        ops = processors.image_ops(image)
-        manifest["preprocess"] = "|".join(filter(None, [*ops, manifest.get("preprocess")]))
+    # Hubs often have transformers' files beside these; open_clip's own say what open_clip does.
+    image = _read_image(config.get("preprocess_cfg"), spec.model["image"]["image_size"])
+    manifest |= processors.read_facts(path, spec, tokenizer, image)
     return Bundle(spec.model, weights, manifest, tokenizer, spec.objectives)
 
 

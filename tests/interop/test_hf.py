@@ -172,6 +172,19 @@ def test_a_tokenizer_and_how_pictures_are_read_travel(tokenizer, tmp_path):
     assert again.manifest["text"]["sha256"] == back.manifest["text"]["sha256"]
 
 
+def test_pictures_are_read_as_a_processor_of_transformers_5_says(tmp_path):
+    image = dict(
+        size=[12, 12], crop=None, mean=[0.5] * 3, std=[0.5] * 3,
+        resize=dict(mode="squash", size=[12, 12], method="bilinear", antialias=True),
+    )  # fmt: skip
+    hf.write(folders.bundle(*DUAL_ENCODERS["quickstart"], image=image), str(tmp_path))
+    alone = tmp_path / "preprocessor_config.json"
+    nested = {"image_processor": json.loads(alone.read_text()), "processor_class": "X"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    alone.unlink()
+    assert hf.read(str(tmp_path)).manifest["image"] == image
+
+
 # Of each file what is in it, a text, and its ids by hand.
 _PIECES = [*"acr", "r</w>", "ca", "car</w>", "!", "<|startoftext|>", "<|endoftext|>"]
 OLD = {

@@ -76,6 +76,9 @@ def test_how_pictures_are_read_travels(tmp_path):
         'decode|resize(12, mode="shortest", method="bicubic")|center_crop((12, 12))'
         "|normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))"
     )
+    # The Hub's folders have transformers' file as well, which says the same or less.
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 24, "do_center_crop": false}')
+    assert open_clip.read(str(tmp_path)).manifest["preprocess"] == back["preprocess"]
     padded = given._replace(manifest=given.manifest | {"image": image | {"pad": {"share": 0.1}}})
     with pytest.raises(BadInput, match="its transforms do not do .*pad="):
         open_clip.write(padded, str(tmp_path))

@@ -28,11 +28,16 @@ _IMAGE_PROCESSORS = {
 _PROCESSORS = {"clip": "CLIPProcessor", "blip": "BlipProcessor"}
 
 
-def read_facts(path: str, spec: Spec, tokenizer: str | None) -> dict[str, Any]:
-    """The keys "text", "image" and "preprocess" of a manifest, as far as files tell."""
+def read_facts(
+    path: str, spec: Spec, tokenizer: str | None, image: dict | None = None
+) -> dict[str, Any]:
+    """The keys "text", "image" and "preprocess" of a manifest, as far as files tell.
+
+    image: its facts, where another file has them.
+    """
     found: dict[str, Any] = {}
     ops = []
-    image = read_image(path)
+    image = image or read_image(path)
     if image:
         found["image"] = image
         ops += image_ops(image)
@@ -48,11 +53,18 @@ def read_facts(path: str, spec: Spec, tokenizer: str | None) -> dict[str, Any]:
 
 
 def read_image(path: str) -> dict | None:
-    """What preprocessor_config.json says, in the fields of a manifest; None without a file."""
+    """What preprocessor_config.json says, in the fields of a manifest; None without a file.
+
+    Where transformers 5 saved a processor, processor_config.json has it as "image_processor".
+    """
     file = Path(path) / "preprocessor_config.json"
-    if not file.is_file():
-        return None
-    config = read_json(file)
+    if file.is_file():
+        config = read_json(file)
+    else:
+        file = file.with_name("processor_config.json")
+        config = read_json(file).get("image_processor") if file.is_file() else None
+        if config is None:
+            return None
     methods = {number: name for name, number in _RESAMPLE.items()}
     resize = crop = None
     size = config.get("size")
