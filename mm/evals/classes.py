@@ -20,7 +20,7 @@ def of_one(matrix: Int[np.ndarray, "c c"]) -> dict[str, float]:
     """Accuracy and `averages` of a `confusion`."""
     right = np.diagonal(matrix)
     return {"accuracy": share(right.sum(), matrix.sum())} | averages(
-        right, matrix.sum(0), matrix.sum(1)
+        right, matrix.sum(0), matrix.sum(1), (matrix.sum(0) > 0) | (matrix.sum(1) > 0)
     )
 
 
@@ -38,19 +38,24 @@ def of_several(
     return {
         "accuracy": float((found == labels).all(1).mean()),
         "mean_average_precision": float(np.mean(precisions)) if precisions else 0.0,
-        **averages((found & labels).sum(0), found.sum(0), labels.sum(0)),
+        **averages(
+            (found & labels).sum(0), found.sum(0), labels.sum(0), np.ones(labels.shape[1], bool)
+        ),
     }
 
 
 def averages(
-    right: Int[np.ndarray, " c"], found: Int[np.ndarray, " c"], true: Int[np.ndarray, " c"]
+    right: Int[np.ndarray, " c"],
+    found: Int[np.ndarray, " c"],
+    true: Int[np.ndarray, " c"],
+    counted: Bool[np.ndarray, " c"],
 ) -> dict[str, float]:
     """Precision, recall and F1, of how often a class is rightly found, found, and there.
 
-    macro: the mean over the classes that are there or found; weighted: by how often they are
-    there; micro: of the sums over classes.
+    macro: the mean over the classes that are counted, as by scikit-learn those that are there or
+    found where an example has one class, and all where it has several; weighted: by how often they
+    are there; micro: of the sums over classes.
     """
-    seen = (found > 0) | (true > 0)
     measures: Mapping[str, tuple[np.ndarray, np.ndarray]] = {
         "precision": (right, found),
         "recall": (right, true),
@@ -60,7 +65,7 @@ def averages(
     for name, (part, whole) in measures.items():
         of_class = part / np.maximum(whole, 1)
         results |= {
-            f"{name}/macro": float(of_class[seen].mean()) if seen.any() else 0.0,
+            f"{name}/macro": float(of_class[counted].mean()) if counted.any() else 0.0,
             f"{name}/micro": share(part.sum(), whole.sum()),
             f"{name}/weighted": share((of_class * true).sum(), true.sum()),
         }
@@ -82,7 +87,8 @@ def average_precision(labels: Bool[np.ndarray, " n"], scores: Float[np.ndarray, 
 def area_under_roc(own: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> float:
     """How often one of `own` scores higher than one of `other`; a tie is half (Mann and Whitney
     1947)."""
-    other = np.sort(other)
+    own = np.where(np.isnan(own), -np.inf, own)  # what is no number never wins
+    other = np.sort(np.where(np.isnan(other), np.inf, other))
     below = np.searchsorted(other, own, "left") + np.searchsorted(other, own, "right")
     return float(below.mean() / (2 * len(other)))
 

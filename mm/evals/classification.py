@@ -14,6 +14,7 @@ from mm.config import BadInput, Positive, Share
 from mm.evals.base import Model, leave_outcomes
 from mm.evals.calibration import calibration
 from mm.evals.classes import confusion, of_one, of_several
+from mm.evals.labelled import ranks_of
 from mm.evals.pool import pool_rows, read_labels
 from mm.objectives.combine import System
 from mm.objectives.views import Views
@@ -72,11 +73,12 @@ class Classification:
         with contextlib.closing(batches):
             pool = pool_rows(model.apply(classify), batches, model.sharding.mesh)
         logits, labels, ids = pool["logits"].astype(np.float64), pool["labels"], pool["id"]
+        logits[np.isnan(logits).any(1)] = 0.0  # says nothing: all classes alike
         if labels.ndim == 2:
             right = ((logits > 0) == (labels > 0.5)).all(1)
             results = of_several(labels > 0.5, logits)
         else:
-            right = logits.argmax(1) == labels
+            right = ranks_of(logits, labels) < 1  # a tie is wrong
             matrix = confusion(labels, logits.argmax(1), len(self.names))
             results = of_one(matrix) | calibration(logits, labels)
             if picture is not None and jax.process_index() == 0:

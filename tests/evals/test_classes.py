@@ -38,6 +38,17 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
     np.testing.assert_allclose(classes.area_under_roc(own, other), GOLDEN["area"], rtol=1e-12)
 
 
+def test_the_area_under_the_curve_counts_what_is_no_number_as_wrong():
+    assert classes.area_under_roc(np.array([np.nan, 2.0]), np.array([0.0, 1.0])) == 0.5
+    assert classes.area_under_roc(np.array([1.0, 2.0]), np.array([0.0, np.nan])) == 0.5
+
+
+def test_the_mean_over_several_classes_an_example_is_of_all_classes():
+    # f1_score(labels, labels, average="macro", zero_division=0) is 2/3, by its definition
+    labels = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0]], bool)
+    assert classes.of_several(labels, labels - 0.5)["f1/macro"] == pytest.approx(2 / 3)
+
+
 def test_the_calibration_error_is_that_of_its_definition():
     rng = np.random.default_rng(0)
     confidence = np.append(rng.uniform(0, 1, 200), [1 / 15, 2 / 15, 1.0])  # the ends of bins

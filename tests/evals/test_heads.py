@@ -46,6 +46,15 @@ def test_classes_are_measured_over_all_examples_once(monkeypatch, devices, batch
     assert found == pytest.approx(want, abs=1e-9)
 
 
+@pytest.mark.parametrize("said", [0.0, np.nan])
+def test_a_model_that_says_the_same_of_all_classes_is_right_about_nothing(monkeypatch, said):
+    feed(monkeypatch, image=np.full_like(LOGITS, said), label=LABELS.astype(np.int32))
+    found = Classification(source=source(), preprocess=ONE, batch_size=8).run(
+        model(1, head("label"))
+    )
+    assert found["accuracy"] == 0 and np.isfinite(list(found.values())).all()
+
+
 @DEVICES
 def test_several_classes_an_example_are_measured_over_all(monkeypatch, devices, batch_size):
     feed(monkeypatch, image=LOGITS, labels=MANY)
