@@ -7,11 +7,11 @@ import numpy as np
 from etils import epath
 
 from mm import registry
-from mm.config import BadInput, Positive, Share, suggest
+from mm.config import BadInput, Positive, Share
 from mm.evals import vqa
 from mm.evals.base import Model, leave_outcomes
 from mm.evals.pool import pool_rows
-from mm.evals.writing import find_tokenizer, leave_texts, writer
+from mm.evals.writing import find_tokenizer, leave_texts, read_references, writer
 from mm.report.outcomes import Outcome
 
 
@@ -42,9 +42,8 @@ class Answers:
             raise BadInput("answers: the source is empty")
         if not preprocess.only("tokenize_answer").ops:
             raise BadInput("answers: the ops make no answers; end them with tokenize_answer")
-        if references is not None and references not in source.features:
-            near = suggest(references, source.features)
-            raise BadInput(f"references={references!r}: the source has no such field{near}")
+        if references is not None:  # of all, so that what is missing shows before training
+            read_references(source, references, np.arange(len(source)))
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.references, self.max_bad_share = references, max_bad_share
         self.tokenizer = find_tokenizer(preprocess, "answers")
@@ -86,8 +85,7 @@ class Answers:
                 found[f"exact_match/{kind}"] = Outcome(ids[of_kind], right[of_kind])
         texts = [[answer] for answer in answers]
         if self.references is not None:
-            records = self.source.read(ids, (self.references,))
-            texts = [list(record[self.references]) for record in records]
+            texts = read_references(self.source, self.references, ids)
             pairs = zip(written, texts, strict=True)
             accuracies = np.array([vqa.accuracy(*pair) for pair in pairs])
             found["vqa_accuracy"] = Outcome(ids, accuracies)

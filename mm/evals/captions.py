@@ -10,11 +10,11 @@ from etils import epath
 from jax import Array
 
 from mm import registry
-from mm.config import BadInput, Positive, Share, suggest
+from mm.config import BadInput, Positive, Share
 from mm.evals.base import Model, leave_outcomes
 from mm.evals.caption_scores import caption_scores, words
 from mm.evals.pool import pool_rows
-from mm.evals.writing import Writer, find_tokenizer, leave_texts, writer
+from mm.evals.writing import Writer, find_tokenizer, leave_texts, read_references, writer
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report.outcomes import Outcome
@@ -48,9 +48,7 @@ class Captions:
         if len(source) < 1:
             raise BadInput("captions: the source is empty")
         field = references or preprocess.field_of("caption") or preprocess.field_of("choose")
-        if field not in source.features:
-            near = suggest(str(field), source.features)
-            raise BadInput(f"references={field!r}: the source has no such field{near}")
+        read_references(source, str(field), np.arange(len(source)))
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.references, self.max_bad_share = field, max_bad_share
         self.tokenizer = find_tokenizer(preprocess, "captions")
@@ -77,11 +75,7 @@ class Captions:
         with contextlib.closing(batches):
             pool = pool_rows(model.apply(self.writer), batches, model.sharding.mesh)
         ids, written = pool["id"].astype(np.int64), self.tokenizer.decode(pool["ids"])
-        records = self.source.read(ids, (self.references,))
-        texts = [
-            [found] if isinstance(found, str) else list(found)
-            for found in (record[self.references] for record in records)
-        ]
+        texts = read_references(self.source, self.references, ids)
         candidates = [words(text) for text in written]
         scores = caption_scores(candidates, [[words(text) for text in row] for row in texts])
         bleu = scores.pop("bleu4")

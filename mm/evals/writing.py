@@ -10,17 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax import Array
+from jaxtyping import Int
 
+from data.sources import BadExample, Source, read_each
 from data.tokenizers import Tokenizer
-from mm.config import BadInput
+from mm.config import BadInput, suggest
 from mm.evals import examples
 from mm.generation import Beam, Generated, Greedy, Method, Prompt, generate
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.runtime.workdir import write_json
 
+_AT_ONCE = 1024  # records read
 _SHOWN = 24  # on the page
 _SIDE = 96  # pixels of a picture there
+
+
+def read_references(source: Source, field: str, ids: Int[np.ndarray, " n"]) -> list[list[str]]:
+    """What people wrote of each example, one text or several.
+
+    Raises BadInput where the source has no such field, or an example no text.
+    """
+    if field not in source.features:
+        near = suggest(field, source.features)
+        raise BadInput(f"references={field!r}: the source has no such field{near}")
+    found = []
+    for start in range(0, len(ids), _AT_ONCE):
+        part = ids[start : start + _AT_ONCE]
+        for number, record in zip(part.tolist(), read_each(source, part, (field,)), strict=True):
+            if isinstance(record, BadExample):  # told of where examples are counted
+                found.append([])
+                continue
+            texts = [record[field]] if isinstance(record[field], str) else list(record[field] or ())
+            if not texts:
+                raise BadInput(f"references={field!r}: example {number} has no text; leave it out")
+            found.append(texts)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

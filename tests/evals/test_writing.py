@@ -17,7 +17,7 @@ from mm.evals import vqa
 from mm.evals.answers import Answers
 from mm.evals.caption_scores import caption_scores, words
 from mm.evals.captions import Captions, Similar
-from mm.evals.writing import Writer
+from mm.evals.writing import Writer, read_references
 from mm.generation import Prompt, generate
 from mm.objectives import Views
 from mm.objectives.combine import System
@@ -200,3 +200,10 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "bpe.json").write_text(train.train(TEXTS * 2, 64))
     with pytest.raises(BadInput, match="captions: the tokenizer does not say where a word ends"):
         captioning(str(tmp_path / "bpe.json"))
+
+
+def test_references_are_one_text_or_several_and_an_example_without_is_named():
+    source = Source(3, own=["a cup", ["a cup", "cups"], ["a dog"]], bad=["a", [], None])
+    assert read_references(source, "own", np.arange(3)) == [["a cup"], ["a cup", "cups"], ["a dog"]]
+    with pytest.raises(BadInput, match="references='bad': example 1 has no text"):
+        read_references(source, "bad", np.arange(3))
