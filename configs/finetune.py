@@ -18,7 +18,7 @@ quick start, in grey. What is trained:
   prompts  the same, and templates of one name are drawn together, those of others apart
   none     nothing: no step is made, and `init` is evaluated
 
-and the scale of the loss, always. docs/finetuning.md compares them.
+and the scale of the loss, always. Nothing was tuned. docs/finetuning.md says more.
 """
 
 from ml_collections import ConfigDict

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if others:
         shown = ", ".join(others[:_SHOWN]) + (" ..." if len(others) > _SHOWN else "")
-        print(f"no means over examples, so not compared: {shown}")
+        print(f"without outcomes of examples, so not compared: {shown}")
     return 0
 
 
