@@ -3,7 +3,8 @@
   make quickstart
   python -m launch.sweep configs/ablations/finetuning.py --parallel=2
 
-All arms begin with workdirs/quickstart and see 7,680 pairs; docs/finetuning.md says what each method is. Nothing was tuned.
+All arms begin with workdirs/quickstart and see 7,680 pairs. docs/finetuning.md says what each
+method is; nothing was tuned.
 """
 
 METHODS = ("full", "lit", "image", "probe", "lora", "adapter", "vpt", "coop", "prompts")
