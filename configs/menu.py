@@ -154,10 +154,11 @@ def preprocess(names: list[str], image: str, caption: str) -> str:
         for name in ("one", "two"):
             prompt = f"{LABEL}|template({TEMPLATES})"
             ops += [prompt, f'tokenize("emoji", {LENGTH})', f'keep_text("{name}")']
-    if CLASSES & set(names):
-        ops += [f'label("group", classes={GROUPS})']
+    # What is made has the names of what is read: captions read `label`, classes `group`.
+    classes = [f'label("group", classes={GROUPS})'] if CLASSES & set(names) else []
     words = ", words=True" if set(WORDS) & set(names) else ""
-    return "|".join([*ops, caption, f'tokenize("emoji", {LENGTH}{words})', 'group("concept")'])
+    ops += [caption, f'tokenize("emoji", {LENGTH}{words})', *classes, 'group("concept")']
+    return "|".join(ops)
 
 
 def rerank(config: ConfigDict, first: int, name: str) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs.menu import FUSIONS, OBJECTIVES, get_config, resize
+from configs.menu import FUSIONS, LABEL, OBJECTIVES, get_config, preprocess, resize
 from mm import registry
 from mm.config import BadInput
 from mm.program import build_program
@@ -54,6 +54,11 @@ def test_every_objective_that_emoji_can_teach_is_on_the_menu():
     numbers = {"regression"}  # its data set has none
     found = {spec["name"] for spec in OBJECTIVES.values()}
     assert found == set(registry.names("objective")) - numbers
+
+
+def test_classes_are_numbered_between_the_ops_whose_fields_have_the_same_names():
+    names = [op.partition("(")[0] for op in preprocess(["classes"], "flip", LABEL).split("|")]
+    assert names == ["decode", "flip", "caption", "tokenize", "label", "group"]
 
 
 @pytest.mark.parametrize("fusion", sorted(ANY))
