@@ -126,8 +126,8 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
         input_log = InputLog(batches, start_step, progress.message, counting_tokenizers(opened))
-        first = jax.process_index() == 0
-        goodput = Goodput(path / "goodput.json" if first else None, start_step)
+        file = path / "goodput.json" if jax.process_index() == 0 else None
+        goodput = Goodput(file, start_step)
         stack.callback(goodput.write)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
@@ -144,19 +144,28 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
             say(f"stopped; saved in {directory}: the same command continues")
             leave_page(path)
             return preemption.PREEMPTED
-        # A run that was complete at its start is evaluated again: its evals may have changed.
-        results = results or run_evaluations(program, state, evaluations, path, run.drawings)
-        if recipe.total_steps == start_step == 0:
-            checkpointer.save(0, state, manifest, results)  # what it began with, a soup perhaps
-        if first:
-            workdir.write_json(path / "results.json", results)
-        checkpointer.wait()
-        with goodput.spend("evaluate"):
-            for draw in run.drawings:
-                draw()
-        goodput.end("finished")
-        tell_results(path, results)
+        finish(run, state, results)
         return 0
+
+
+def finish(run: Run, state: TrainState, results: dict[str, float]) -> None:
+    """Evaluates, if the last step did not; leaves results, then pictures, then the page."""
+    total_steps = run.program.recipe.total_steps
+    # A run that was complete at its start is evaluated again: its evals may have changed.
+    results = results or run_evaluations(
+        run.program, state, run.evaluations, run.directory, run.drawings
+    )
+    if total_steps == run.start_step == 0:
+        # What it began with, a soup perhaps.
+        run.checkpointer.save(0, state, run.manifest, results)
+    if jax.process_index() == 0:
+        workdir.write_json(run.directory / "results.json", results)
+    run.checkpointer.wait()
+    with run.goodput.spend("evaluate"):
+        for draw in run.drawings:
+            draw()
+    run.goodput.end("finished")
+    tell_results(run.directory, results)
 
 
 def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], bool]:
