@@ -17,14 +17,17 @@ from mm.train import train
 SIZES = dict(width=64, mlp_dim=128, hidden=128, global_batch_size=64)
 # fusion: steps, objectives. A text helps to tell hidden codes late.
 RUNS = {
-    "cross": (150, ("contrastive", "matching", "masked_text_fused", "captioning", "cycle")),
+    "cross": (
+        150,
+        ("contrastive", "matching", "masked_text_fused", "captioning", "cycle", "classes_fused"),
+    ),
     "early": (150, ("momentum", "mae_fused", "parallel")),
     "multiway": (500, ("beit_fused",)),
     "none": (150, ("sigmoid", "masked_text", "next_text", "mae", "beit", "beit_learned", "prefix")),
     "none of others": (
         150,
         ("contrastive", "simclr", "text_views", "self_distillation", "feature", "adversarial",
-         "tied"),
+         "tied", "classes", "prompts"),
     ),
 }  # fmt: skip
 # As users compile: of so many steps that takes less time than what conftest.py says.
