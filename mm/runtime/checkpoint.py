@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.tree_util import keystr
@@ -28,6 +29,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from mm.config import BadInput
 
 FORMAT_VERSION = 1
+_SLICE = 1 << 20  # bytes of a piece, at least, where replicas share the writing of an array
 _TRASH = "deleted"  # a checkpoint on its way out is renamed first, so none is ever seen in part
 
 
@@ -64,7 +66,9 @@ class Checkpointer:
             self.directory.absolute(),
             item_handlers={
                 # zstd shrinks float32 weights by a tenth and takes ten times the CPU
-                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "state": ocp.PyTreeCheckpointHandler(
+                    use_compression=False, type_handler_registry=_handlers()
+                ),
                 "manifest": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -276,6 +280,19 @@ def _hush_late_callbacks() -> Iterator[None]:
     sys.unraisablehook = without_late_callbacks
     yield
     sys.unraisablehook = hook
+
+
+def _handlers() -> ocp.type_handlers.TypeHandlerRegistry:
+    """How arrays are written and read: small ones by one replica, whole.
+
+    By default orbax cuts each replicated array in as many pieces as it has replicas, and compiles
+    a program for every shape and piece: in the first save of a small model that takes a tenth of
+    the time of its whole start.
+    """
+    return ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICE)),
+    )
 
 
 class _Best(PreservationPolicy):
