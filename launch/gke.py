@@ -9,6 +9,8 @@ ConfigMap. The cluster restarts what is preempted; nothing here needs to go on r
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +20,7 @@ from launch.accelerators import GPUS, Slice, find_slice, topology
 from launch.request import Parser, Run, check_plan, entry, positive, telling
 from launch.revision import ARCHIVE, Code, snapshot
 from launch.shell import (
+    EXISTS,
     FAILED,
     NO_MACHINES,
     REFUSED,
@@ -95,28 +98,46 @@ def submit(cluster: "Cluster", run: Run) -> int:
             "fit a ConfigMap: is there data that .gitignore should name?",
             REFUSED,
         )
-    check_plan(shell, flags, run, plan_topology(flags, slice_))
-    if cluster.state():
-        raise Failure(f"{flags.name} exists already; see status, end it with stop", REFUSED)
+    ended = find_ended(cluster)
+    check_plan(shell, flags, run, code, plan_topology(flags, slice_))
+    if ended:
+        shell.say(f"{flags.name} is there from before, and {ended}: it is replaced")
+        with uninterrupted():
+            if not cluster.delete():
+                raise Failure(f"{flags.name} could NOT be deleted", NO_MACHINES)
     try:
         cluster.apply(flags, run, code, slice_)
     except Interrupted:
         with uninterrupted():
-            cluster.delete()
-        shell.say(f"{flags.name} is deleted")
+            if cluster.delete():
+                shell.say(f"{flags.name} is deleted")
+            else:
+                cluster.tell_left()
         raise
-    shell.say(f"{flags.name} is submitted; it goes on without me. To see its log, to end it:")
     place = f"--name={flags.name} --namespace={flags.namespace}"
     place += f" --context={flags.context}" if flags.context else ""
-    for verb in ("logs", "stop"):
-        print(f"  python -m launch.{NAME} {verb} {place}", flush=True)
+    verbs = [f"python -m launch.{NAME} {verb} {place}" for verb in ("logs", "stop")]
+    shell.say(f"{flags.name} is submitted; it goes on without me. To see its log, to end it:")
+    for command in verbs:
+        shell.show(f"  {command}")
     if not flags.wait:
         return 0
     try:
         return wait(cluster)
     except Interrupted as error:
-        shell.say(f"{error}; {flags.name} goes on without me (logs and stop: see above)")
+        shell.say(f"{error}")
+        shell.left(f"{flags.name} goes on without me. To see its log, to end it:", *verbs)
         return error.code
+
+
+def find_ended(cluster: "Cluster") -> str | None:
+    """What became of a JobSet of that name; raises Failure for one that has not ended."""
+    if not (state := cluster.state()):
+        return None
+    name, (word, _) = cluster.flags.name, describe(state)
+    if not word.startswith(("Completed", "Failed")):
+        raise Failure(f"{name} exists already and is {word}; see status, end it with stop", EXISTS)
+    return word
 
 
 def plan_topology(flags: argparse.Namespace, slice_: Slice | None) -> str:
@@ -151,9 +172,10 @@ class Cluster:
         done = self._kubectl("apply", "--server-side", "--filename=-", given=given)
         if done.code:
             with uninterrupted():
-                left = "" if self.delete() else "; and what was created could NOT be deleted"
+                if not self.delete():
+                    self.tell_left()
             cause = "quota" if "quota" in done.error.lower() else "not submitted"
-            raise Failure(f"{cause}: {done.reason}{left}", NO_MACHINES)
+            raise Failure(f"{cause}: {done.reason}", NO_MACHINES)
         self._own_code()
 
     def _own_code(self) -> None:
@@ -196,9 +218,19 @@ class Cluster:
 
     def delete(self) -> bool:
         """Deletes all, which lets main.py save; whether it is gone."""
+        return not self.shell.run(self._delete_command()).code
+
+    def tell_left(self) -> None:
+        """Of what could not be deleted."""
+        self.shell.left(
+            f"{self.flags.name} could NOT be deleted and may cost money; run",
+            shlex.join(self._delete_command()),
+            file=sys.stderr,
+        )
+
+    def _delete_command(self) -> list[str]:
         names = f"jobset/{self.flags.name}", f"configmap/{jobset.code_name(self.flags.name)}"
-        done = self._kubectl("delete", *names, "--ignore-not-found", "--cascade=foreground")
-        return not done.code
+        return self._command("delete", *names, "--ignore-not-found", "--cascade=foreground")
 
     def _selector(self) -> str:
         return f"--selector=jobset.sigs.k8s.io/jobset-name={self.flags.name}"
@@ -258,10 +290,12 @@ def wait(cluster: Cluster) -> int:
             deadline = None  # it has had its machines
         if deadline is not None and time.monotonic() > deadline:
             with uninterrupted():
-                gone = "deleted" if cluster.delete() else "could NOT be deleted"
+                if cluster.delete():
+                    shell.say(f"{flags.name} is deleted")
+                else:
+                    cluster.tell_left()
             raise Failure(
-                f"no machines: still {word} after {flags.wait_minutes} minutes; {gone}",
-                NO_MACHINES,
+                f"no machines: still {word} after {flags.wait_minutes} minutes", NO_MACHINES
             )
         time.sleep(flags.poll_seconds)
 
@@ -276,10 +310,14 @@ def status(cluster: Cluster) -> int:
 
 def stop(cluster: Cluster) -> int:
     """SIGTERM to all pods, which save; then they are gone, and so is all else."""
-    cluster.shell.say(f"deleting {cluster.flags.name}; main.py saves first")
-    if not cluster.delete():
-        raise Failure(f"{cluster.flags.name} could NOT be deleted", FAILED)
-    cluster.shell.say(f"{cluster.flags.name} is deleted")
+    name, there = cluster.flags.name, cluster.shell.dry_run or cluster.state()
+    if there:
+        cluster.shell.say(f"deleting {name}; main.py saves first")
+    if not cluster.delete():  # where there is no JobSet, its code may be
+        raise Failure(f"{name} could NOT be deleted", FAILED)
+    if not there:
+        raise Failure(f"there is no {name} in namespace {cluster.flags.namespace}", NO_MACHINES)
+    cluster.shell.say(f"{name} is deleted")
     return 0
 
 

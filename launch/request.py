@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from command_line import make_parser, split_overrides
-from launch.revision import ROOT
+from launch.revision import ROOT, Code
 from launch.shell import FAILED, REFUSED, Failure, Interrupted, Shell, interruptible
 
 
@@ -132,17 +132,27 @@ def default_name(run: Run) -> str:
 
 
 def folder_of(flags: argparse.Namespace) -> Path:
-    """What a launch writes here: its plan, and the code that it sent."""
-    return flags.code / "launches" / flags.name
+    """What a launch writes here: its plan, and the code that it sent. In each zone another."""
+    zone = getattr(flags, "zone", None)
+    return flags.code / "launches" / (f"{flags.name}.{zone}" if zone else flags.name)
 
 
-def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str | None) -> None:
+def check_plan(
+    shell: Shell,
+    flags: argparse.Namespace,
+    run: Run,
+    code: Code,
+    topology: str | None,
+    *,
+    shared: bool = False,
+) -> None:
     """Shows the plan of the config on `topology`; raises Failure if it does not fit.
 
     With --force what does not fit, or cannot be planned, is submitted all the same. A config that
-    is not there is a Failure also in a dry run, and without a plan.
+    is not in `code`, which is sent, is a Failure also in a dry run, and without a plan. shared:
+    absolute paths are the same where it runs.
     """
-    _check_config(flags.code, run.config)
+    _check_config(flags.code, run.config, code, shared)
     if topology is None or run.mode != "train":
         shell.say(f"no plan: {'CPUs' if topology is None else f'--mode={run.mode}'}")
         return
@@ -152,25 +162,33 @@ def check_plan(shell: Shell, flags: argparse.Namespace, run: Run, topology: str 
         *(f"--topology={topology}", f"--workdir={folder_of(flags)}"),
     ]
     shell.say(f"the plan for {topology}, compiled here (minutes)")
-    code, _ = shell.stream(command, folder=flags.code)
-    if code == 0:
+    ended, _ = shell.stream(command, folder=flags.code)
+    if ended == 0:
         return
     wrong = (
         f"the config does not fit {topology}"
-        if code == FAILED
-        else f"the plan ended with exit code {code} (see above)"
+        if ended == FAILED
+        else f"the plan ended with exit code {ended} (see above)"
     )
     if not flags.force:
         raise Failure(f"{wrong}; not submitted (--force submits it all the same)", REFUSED)
     shell.say(f"{wrong}; submitted all the same: --force")
 
 
-def _check_config(code: Path, config: str) -> None:
-    path = code / config.partition(":")[0]
+def _check_config(folder: Path, config: str, code: Code, shared: bool) -> None:
+    name = os.path.normpath(config.partition(":")[0])
+    path = folder / name
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.py")])
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise Failure(f"--config={config}: no such file in {code}{hint}", REFUSED)
+        raise Failure(f"--config={config}: no such file in {folder}{hint}", REFUSED)
+    if name not in code.names() and not (shared and os.path.isabs(name)):
+        raise Failure(
+            f"--config={config}: is not in the code that is sent (it is not below {folder}, or "
+            f".gitignore names it, or its folder is left out); copy it to configs, say, and give "
+            f"--config=configs/{path.name}",
+            REFUSED,
+        )
 
 
 @contextlib.contextmanager

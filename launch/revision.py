@@ -5,9 +5,11 @@ New files count, ignored ones do not. Nothing is written to the checkout, its in
 """
 
 import hashlib
+import io
 import json
 import os
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,11 @@ class Code(NamedTuple):
     def record(self) -> dict[str, object]:
         """What REVISION says, and the run's environment.json with it."""
         return {"revision": self.revision, "dirty": bool(self.diff), "diff_sha256": self.digest}
+
+    def names(self) -> set[str]:
+        """Of the files in the archive, from its root."""
+        with tarfile.open(fileobj=io.BytesIO(self.archive)) as archive:
+            return {one.name for one in archive if one.isfile()}
 
     @property
     def digest(self) -> str:

@@ -6,6 +6,7 @@ file and takes for the answer what the launcher says it assumes.
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,14 +14,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
-# Exit codes of the launchers; those of main.py (0, 1, 2, 75) are passed on. docs/launch.md.
+# The exit codes of all launchers; those of main.py (0, 1, 2, 75) are passed on. docs/launch.md.
 FAILED = 1  # also of main.py
-REFUSED = 2  # wrong input, or a plan that does not fit: nothing was submitted
+REFUSED = 2  # wrong input, of main.py too, or a plan that does not fit: nothing was submitted
 NO_MACHINES = os.EX_UNAVAILABLE  # 69: quota, stock-out, waited too long
 NOT_PREPARED = os.EX_OSERR  # 71: the machines came, but code or packages did not get onto them
+EXISTS = os.EX_CANTCREAT  # 73: a run of that name is there, and was left alone
 PREEMPTED = os.EX_TEMPFAIL  # 75: saved and stopped; mm/runtime/preemption.py
+NOT_FINISHED = (NO_MACHINES, EXISTS, PREEMPTED)  # no fault of the run: the same command, later
+
+_LEFT = "LEFT: "
 
 
 class Failure(Exception):
@@ -74,6 +79,16 @@ class Shell:
         """A line for the reader to copy; as `say`."""
         with contextlib.suppress(OSError):
             print(text, flush=True)
+
+    def left(self, what: str, *commands: str, file: TextIO | None = None) -> None:
+        """Says what goes on or costs money when this program has ended, and what to do about it.
+
+        `what_is_left` finds it in a log.
+        """
+        with contextlib.suppress(OSError):
+            start = "# " if self.dry_run else f"launch.{self.name}: "
+            lines = [f"{start}{_LEFT}{what}", *(f"  {command}" for command in commands)]
+            print(*lines, sep="\n", file=file, flush=True)
 
     def run(self, command: Sequence[str], *, assume: str = "", given: str | None = None) -> Done:
         """Runs to the end. assume: what it would write, for a dry run. given: its input."""
@@ -145,6 +160,16 @@ class Shell:
 
 def _indent(text: str) -> str:
     return "".join(f"  | {line}".rstrip() + "\n" for line in text.splitlines()).rstrip("\n")
+
+
+def what_is_left(output: str) -> list[str]:
+    """The lines of `Shell.left` in what a launcher wrote."""
+    found, inside = [], False
+    for line in output.splitlines():
+        inside = line.startswith("  ") if inside else False
+        inside = inside or re.match(rf"launch\.\w+: {_LEFT}", line) is not None
+        found += [line] if inside else []
+    return found
 
 
 @contextlib.contextmanager

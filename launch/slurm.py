@@ -20,8 +20,8 @@ from pathlib import Path
 
 from launch.accelerators import GPUS
 from launch.request import Parser, Run, check_plan, count, entry, folder_of, positive, telling
-from launch.revision import Code, snapshot
-from launch.shell import FAILED, NO_MACHINES, REFUSED, Failure, Interrupted, Shell, uninterrupted
+from launch.revision import ROOT, Code, snapshot
+from launch.shell import EXISTS, FAILED, NO_MACHINES, Failure, Interrupted, Shell, uninterrupted
 
 NAME = "slurm"
 _FIRST_PORT, _PORTS = 20_000, 10_000  # of the coordinator: below those that Linux hands out
@@ -35,7 +35,7 @@ def work(arguments: Sequence[str] | None = None) -> int:
     with telling(flags):
         if flags.verb == "run":
             return submit(shell, flags, run, folder)
-        job = read_job(folder)
+        job = read_job(shell, folder)
         if flags.verb == "status":
             return status(shell, folder, job)
         if flags.verb == "logs":
@@ -83,12 +83,14 @@ def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run
 
 def submit(shell: Shell, flags: argparse.Namespace, run: Run, folder: Path) -> int:
     """Plan, code, script, sbatch; with --wait the log until the end."""
-    if (folder / "job_id").exists() and (state := job_state(shell, job := read_job(folder))):
-        raise Failure(f"{flags.name} is job {job} already, and {state}; stop it first", REFUSED)
+    known = (folder / "job_id").exists()
+    if known and (state := job_state(shell, job := read_job(shell, folder))):
+        raise Failure(f"{flags.name} is job {job} already, and {state}; stop it first", EXISTS)
     code = snapshot(flags.code)
     shell.say(code.describe())
     gpus = flags.nodes * flags.gpus_per_node
-    check_plan(shell, flags, run, f"{flags.accelerator}:{gpus}" if flags.accelerator else None)
+    topology = f"{flags.accelerator}:{gpus}" if flags.accelerator else None
+    check_plan(shell, flags, run, code, topology, shared=True)
     unpack(shell, code, folder)
     script = folder / "job.sh"
     shell.write(script, make_script(flags, run, folder), mode=0o755)
@@ -104,8 +106,11 @@ def submit(shell: Shell, flags: argparse.Namespace, run: Run, folder: Path) -> i
     try:
         return follow(shell, flags, folder, job)
     except Interrupted as error:
-        shell.say(f"{error}; job {job} goes on. To end it:")
-        print(f"  python -m launch.{NAME} stop --name={flags.name}", flush=True)
+        shell.say(f"{error}")
+        command = f"python -m launch.{NAME} stop --name={flags.name}"
+        if flags.code != ROOT:
+            command += f" --code={shlex.quote(str(flags.code))}"
+        shell.left(f"job {job} goes on without me. To end it:", command)
         return error.code
 
 
@@ -200,12 +205,16 @@ exit "$code"
 """
 
 
-def read_job(folder: Path) -> str:
+def read_job(shell: Shell, folder: Path) -> str:
     """The job of that folder; raises Failure if none was submitted."""
+    path = folder / "job_id"
+    if shell.dry_run and not path.exists():
+        return "JOB"
     try:
-        return (folder / "job_id").read_text().strip()
+        return path.read_text().strip()
     except FileNotFoundError:
-        raise Failure(f"no job was submitted from {folder}", REFUSED) from None
+        wrong = f"there is no {folder.name}: no job was submitted from {folder}"
+        raise Failure(wrong, NO_MACHINES) from None
 
 
 def job_state(shell: Shell, job: str) -> str:
@@ -224,6 +233,8 @@ def exit_code(folder: Path) -> int | None:
 def status(shell: Shell, folder: Path, job: str) -> int:
     """The job's state and how main.py ended."""
     state, code = job_state(shell, job), exit_code(folder)
+    if shell.dry_run:
+        return 0
     ended = "" if code is None else f", main.py ended with exit code {code}"
     print(f"{folder.name}: job {job}, {state or 'not in the queue'}{ended}")
     return 0
@@ -232,6 +243,10 @@ def status(shell: Shell, folder: Path, job: str) -> int:
 def follow(shell: Shell, flags: argparse.Namespace, folder: Path, job: str) -> int:
     """Shows the log until the job has left the queue; returns main.py's exit code."""
     log, shown = folder / "log.txt", 0
+    if shell.dry_run:
+        shell.say(f"show {log} as it grows, until the job has left the queue:")
+        job_state(shell, job)
+        return 0
     while True:
         state = job_state(shell, job)
         if log.exists():
@@ -244,8 +259,6 @@ def follow(shell: Shell, flags: argparse.Namespace, folder: Path, job: str) -> i
         if not state:
             break
         time.sleep(flags.poll_seconds)
-    if shell.dry_run:
-        return 0
     if (code := exit_code(folder)) is None:
         raise Failure(f"job {job} was cancelled or killed before main.py had ended", FAILED)
     return code
@@ -254,15 +267,19 @@ def follow(shell: Shell, flags: argparse.Namespace, folder: Path, job: str) -> i
 def stop(shell: Shell, flags: argparse.Namespace, folder: Path, job: str) -> int:
     """Lets main.py save, and cancels the job."""
     shell.write(folder / "stop", "")  # the script does not requeue then
-    if job_state(shell, job) == "RUNNING" or shell.dry_run:
-        shell.run(["scancel", "--signal=TERM", job])
+    save, cancel = ["scancel", "--signal=TERM", job], ["scancel", job]
+    if shell.dry_run:
+        shell.run(save)
+        shell.say(f"wait until it has left the queue, {flags.grace_seconds} s at most; then")
+        shell.run(cancel)
+        return 0
+    if job_state(shell, job) == "RUNNING":
+        shell.run(save)
         deadline = time.monotonic() + flags.grace_seconds
         while job_state(shell, job) and time.monotonic() < deadline:
             time.sleep(flags.poll_seconds)
-    if job_state(shell, job) or shell.dry_run:
-        done = shell.run(["scancel", job])
-        if done.code:
-            raise Failure(f"job {job} could not be cancelled: {done.reason}", FAILED)
+    if job_state(shell, job) and (done := shell.run(cancel)).code:
+        raise Failure(f"job {job} could not be cancelled: {done.reason}", FAILED)
     code = exit_code(folder)
     shell.say(f"job {job} has ended{'' if code is None else f', main.py with exit code {code}'}")
     return 0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from launch.accelerators import Slice
 from launch.request import folder_of
 from launch.revision import ARCHIVE
-from launch.shell import NO_MACHINES, NOT_PREPARED, REFUSED, Done, Failure, Shell
+from launch.shell import EXISTS, NO_MACHINES, NOT_PREPARED, PREEMPTED, Done, Failure, Shell
 
 ACTIVE, UNKNOWN, NOT_FOUND = "ACTIVE", "UNKNOWN", "NOT_FOUND"
 DELETED = ("DELETING", NOT_FOUND)  # by somebody: a preempted one stays, SUSPENDED
@@ -23,7 +23,9 @@ _SILENT_SECONDS = 3600.0  # in which nothing is heard of a run; it may do well a
 _DELETE_TRIES = 15  # while it is SUSPENDING it cannot be deleted
 # ssh gives up on a host that has gone, after two minutes
 _SSH_FLAGS = ("--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oServerAliveCountMax=4")
-_WORKER = "bash mm/code/launch/worker.sh"
+_SCRIPT = "mm/code/launch/worker.sh"
+_WORKER = f"bash {_SCRIPT}"
+_ANSWER = f"if [ -e {_SCRIPT} ]; then {_WORKER} answer; else echo prepared - 0; fi"
 
 
 class Gone(Exception):
@@ -39,7 +41,9 @@ class Silent(Exception):
 
 
 class Answer(NamedTuple):
-    """What a host says of main.py. state: prepared, running, ended, stopped (by `stop`)."""
+    """What a host says of main.py. state: prepared (or not even that: no attempt was made),
+    running, ended, stopped (by `stop`); code: None for the first two.
+    """
 
     state: str
     code: int | None
@@ -75,7 +79,7 @@ class Machine:
         if not done.code:
             return
         if "ALREADY_EXISTS" in done.error:
-            raise Failure(f"{name} exists already, and is left alone: {done.reason}", REFUSED)
+            raise Failure(f"{name} exists already, and is left alone: {done.reason}", EXISTS)
         cause = "quota" if "quota" in done.error.lower() else "not created"
         raise Failure(f"{cause}: {done.reason}", NO_MACHINES)
 
@@ -162,7 +166,7 @@ class Machine:
 
     def ask(self) -> Answer | None:
         """What worker 0 says of main.py; None if it does not answer."""
-        done = self._ssh(f"{_WORKER} answer", assume="ended 0 1")
+        done = self._ssh(_ANSWER, assume="ended 0 1")
         found = re.search(r"^(\w+) (-|\d+) (\d+)$", done.output, re.MULTILINE)
         if done.code or not found:
             return None
@@ -176,6 +180,17 @@ class Machine:
                 return answer
             time.sleep(self.flags.poll_seconds)
         return None
+
+    def was_stopped(self) -> bool:
+        """Whether main.py of any host was, or ended with its host: those of others fail by that."""
+        for _ in range(_TRIES):
+            done = self._ssh(_ANSWER, all_hosts=True)
+            if re.search(rf"^ended {PREEMPTED} ", done.output, re.MULTILINE):
+                return True
+            if not done.code:
+                break  # all have answered
+            time.sleep(self.flags.poll_seconds)
+        return False
 
     def stop(self) -> Done:
         """SIGTERM to main.py on all hosts."""

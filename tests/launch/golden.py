@@ -26,6 +26,10 @@ CASES = {
     "tpu_vm-reserved": (
         *("tpu_vm", "--accelerator=v5p-1024", "--zone=us-east5-a", "--reserved", *REMOTE),
     ),
+    "tpu_vm-attach": (
+        *("tpu_vm", "attach", "--accelerator=v5litepod-256", "--zone=us-west4-a", "--name=run"),
+        *REMOTE,
+    ),
     "tpu_vm-status": ("tpu_vm", "status", "--zone=us-west4-a", "--name=run"),
     "tpu_vm-logs": ("tpu_vm", "logs", "--zone=us-west4-a", "--name=run"),
     "tpu_vm-stop": ("tpu_vm", "stop", "--zone=us-west4-a", "--name=run"),
@@ -37,6 +41,8 @@ CASES = {
         *("gke", "--accelerator=h100", "--nodes=8", "--image=IMAGE", "--restarts=3"),
         *("--namespace=vision", "--context=cluster", "--wait", *REMOTE),
     ),
+    "gke-status": ("gke", "status", "--name=run"),
+    "gke-logs": ("gke", "logs", "--name=run"),
     "gke-stop": ("gke", "stop", "--name=run"),
     "slurm-per-gpu": (
         *("slurm", "--accelerator=h100", "--nodes=8", "--partition=gpu", "--account=vision"),
@@ -46,6 +52,9 @@ CASES = {
         *("slurm", "--accelerator=a100", "--nodes=2", "--gpus_per_node=4", "--per=node"),
         *("--cpus_per_task=32", "--restarts=2", "--python=python3", *SHARED),
     ),
+    "slurm-status": ("slurm", "status", "--name=run"),
+    "slurm-logs": ("slurm", "logs", "--name=run"),
+    "slurm-stop": ("slurm", "stop", "--name=run"),
     "local": (
         *("local", "--processes=2", "--devices_per_process=4", "--log_dir=logs"),
         *("--dry_run", "--", "python", "main.py", *MAIN[1:], "--workdir=workdirs/run"),

@@ -17,7 +17,7 @@ import pytest
 from launch import gke, jobset
 from launch.accelerators import GPUS, SLICES, find_slice
 from launch.revision import Code
-from launch.shell import NO_MACHINES, REFUSED
+from launch.shell import EXISTS, NO_MACHINES, REFUSED
 from tests.launch.cloud import HERE, Cloud, finish
 
 MAIN = ("--", "--config=c.py", "--workdir=gs://bucket/run")
@@ -211,7 +211,7 @@ def test_a_config_that_does_not_fit_is_not_submitted(cloud):
     cloud.variables["FAKE_PLAN"] = "1"
     done = launch(cloud)
     assert done.returncode == REFUSED and "does not fit v6e:4x4" in done.stderr
-    assert cloud.calls() == []
+    assert [call[1] for call in cloud.calls()] == ["get"]
 
 
 @pytest.mark.parametrize("kind, said", [("quota", "quota: Error"), ("denied", "not submitted: E")])
@@ -226,8 +226,17 @@ def test_what_exists_is_left_alone(cloud):
     cloud = cloud()
     assert launch(cloud).returncode == 0
     done = launch(cloud)
-    assert done.returncode == REFUSED and "run exists already" in done.stderr
+    assert done.returncode == EXISTS and "run exists already and is Pending" in done.stderr
     assert cloud.resources() == ["configmap-run-code", "jobset-run"]
+
+
+def test_what_has_ended_is_replaced(cloud):
+    cloud = cloud(states=[{}, FAILED, {}])
+    assert launch(cloud).returncode == 0
+    done = launch(cloud)
+    assert done.returncode == 0 and "from before, and Failed: it is replaced" in done.stdout
+    verbs = [call[1] for call in cloud.calls()]
+    assert verbs == ["get", "apply", "get", "patch", "get", "delete", "apply", "get", "patch"]
 
 
 @pytest.mark.parametrize("states, code", [([{}, RUNNING, COMPLETED], 0), ([RUNNING, FAILED], 7)])
@@ -250,7 +259,7 @@ def test_machines_that_do_not_come_end_it_and_nothing_is_left(cloud, monkeypatch
     monkeypatch.setattr(gke.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 30))
     for key, value in cloud.environment().items():
         monkeypatch.setenv(key, value)
-    said = "no machines: still Pending after 2 minutes; deleted"
+    said = "no machines: still Pending after 2 minutes"
     with pytest.raises(gke.Failure, match=said) as error:
         gke.work([*arguments(cloud, "--wait", "--wait_minutes=2")])
     assert error.value.code == NO_MACHINES and cloud.resources() == []
@@ -278,6 +287,8 @@ def test_status_logs_and_stop(cloud):
     assert verb(cloud, "stop").returncode == 0 and cloud.resources() == []
     gone = verb(cloud, "status")
     assert gone.returncode == NO_MACHINES and gone.stdout == "run: gone\n"
+    gone = verb(cloud, "stop")
+    assert gone.returncode == NO_MACHINES and "there is no run in namespace default" in gone.stderr
 
 
 def test_stop_says_when_it_could_not(cloud):

@@ -71,6 +71,29 @@ def test_a_config_that_is_not_there_is_refused_in_a_dry_run_too(tmp_path):
     assert "no such file in" in done.stderr and "did you mean 'siglip.py'" in done.stderr
 
 
+@pytest.mark.parametrize("place", ["ignored", "outside"])
+def test_a_config_that_would_not_be_sent_is_refused_with_what_to_do(tmp_path, place):
+    cloud = Cloud(tmp_path)
+    inside, outside = cloud.code / "launches" / "a" / "config.json", tmp_path / "config.json"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("{}")
+    outside.write_text("{}")
+    config = "launches/a/config.json" if place == "ignored" else str(outside)
+    flags = ("--accelerator=v6e-16", "--image=I", f"--code={cloud.code}", "--dry_run")
+    done = cloud.run("gke", *flags, "--", f"--config={config}", "--workdir=gs://b")
+    assert done.returncode == REFUSED and done.stderr.count("\n") == 1
+    assert f"--config={config}: is not in the code that is sent" in done.stderr
+    assert "give --config=configs/config.json" in done.stderr
+
+
+def test_slurm_takes_a_config_of_a_shared_folder(tmp_path):
+    cloud = Cloud(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    flags = ("--accelerator=h100", f"--code={cloud.code}", "--dry_run", "--")
+    done = cloud.run("slurm", *flags, f"--config={tmp_path / 'config.json'}", "--workdir=/shared")
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_not_training_has_no_plan(tmp_path):
     cloud = Cloud(tmp_path)
     cloud.variables["FAKE_PLAN"] = "1"  # would be refused

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from launch.shell import FAILED, NO_MACHINES, PREEMPTED, REFUSED
+from launch.shell import EXISTS, FAILED, NO_MACHINES, PREEMPTED, REFUSED
 from tests import runs
 from tests.launch import slurm_cluster
 from tests.launch.cloud import ROOT, Cloud, checkout_of_this, finish
@@ -111,7 +111,8 @@ def test_a_refused_job_is_one_line(cloud):
     done = launch(cloud)
     assert done.returncode == NO_MACHINES and done.stderr.count("\n") == 1
     assert "not submitted: sbatch: error: Batch job submission failed" in done.stderr
-    assert verb(cloud, "status").returncode == REFUSED
+    shown = verb(cloud, "status")
+    assert shown.returncode == NO_MACHINES and "there is no run: no job was" in shown.stderr
 
 
 def test_stop_lets_it_save_and_keeps_it_from_being_requeued(cloud):
@@ -139,7 +140,7 @@ def test_what_is_in_the_queue_is_not_submitted_twice(cloud):
     cloud = cloud(pending=True)
     assert launch(cloud).returncode == 0
     done = launch(cloud)
-    assert done.returncode == REFUSED and "run is job 1 already, and PENDING" in done.stderr
+    assert done.returncode == EXISTS and "run is job 1 already, and PENDING" in done.stderr
 
 
 def test_interrupted_while_it_waits_the_job_goes_on(cloud):

@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from launch import tpu_machine, tpu_vm
-from launch.shell import NO_MACHINES, NOT_PREPARED, PREEMPTED, REFUSED
+from launch.shell import EXISTS, NO_MACHINES, NOT_PREPARED, PREEMPTED, REFUSED
 from tests.launch.cloud import Cloud, finish
 
 WORKDIR = "gs://bucket/run"
@@ -72,7 +72,7 @@ def test_hosts_get_the_code_as_it_is_with_its_revision_and_diff(cloud):
     assert "+print('edited')" in diff and "+NEW = 1" in diff
     assert "of main.py, new.py" in done.stdout
     assert json.dumps(record) in done.stdout  # in the run's own log too
-    kept = json.loads((cloud.code / "launches" / "run" / "launch.json").read_text())
+    kept = json.loads((cloud.code / "launches" / "run.z" / "launch.json").read_text())
     assert kept["diff_sha256"] == record["diff_sha256"] == sha256(diff.encode()).hexdigest()[:12]
     assert f"sha256 {kept['diff_sha256']}" in done.stdout
 
@@ -82,7 +82,7 @@ def test_a_config_that_does_not_fit_is_not_submitted(cloud):
     cloud.variables["FAKE_PLAN"] = "1"
     done = launch(cloud)
     assert done.returncode == REFUSED and "does not fit v5e:2x4; not submitted" in line(done)
-    assert cloud.calls() == []
+    assert cloud.verbs() == ["describe"]
 
 
 def test_force_submits_what_does_not_fit(cloud):
@@ -97,7 +97,7 @@ def test_a_plan_that_cannot_be_made_is_not_submitted_either(cloud):
     cloud.variables["FAKE_PLAN"] = "2"
     done = launch(cloud)
     assert done.returncode == REFUSED and "the plan ended with exit code 2" in line(done)
-    assert cloud.calls() == []
+    assert cloud.verbs() == ["describe"]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_what_is_somebody_elses_is_neither_used_nor_deleted(cloud):
     (cloud.folder / "resources").mkdir()
     (cloud.folder / "resources" / "run.json").write_text('{"states": ["ACTIVE"]}')
     done = launch(cloud)
-    assert done.returncode == REFUSED and "run exists already and is ACTIVE" in line(done)
+    assert done.returncode == EXISTS and "run exists already and is ACTIVE" in line(done)
     assert cloud.resources() == ["run"] and "delete" not in cloud.verbs()
 
 
 def test_one_that_came_up_between_is_not_deleted(cloud):
     cloud = cloud(create=["exists"])
     done = launch(cloud)
-    assert done.returncode == REFUSED and "is left alone" in line(done)
+    assert done.returncode == EXISTS and "is left alone" in line(done)
     assert "delete" not in cloud.verbs()
 
 
@@ -212,17 +212,21 @@ def test_one_that_saved_after_sigterm_is_started_again(cloud):
     assert done.returncode == 0 and "main.py was stopped, by SIGTERM or" in done.stdout
 
 
-def test_a_resource_that_cannot_be_deleted_is_said_loudly(cloud):
-    cloud = cloud(delete_fails=999)
-    done = launch(cloud)
-    assert done.returncode == 1 and cloud.resources() == ["run"]
-    assert "run could NOT be deleted and may cost money" in done.stderr
-    assert "gcloud compute tpus queued-resources delete run --zone=z --force" in done.stderr
+def test_a_resource_that_cannot_be_deleted_is_said_loudly(cloud, monkeypatch, capsys):
+    cloud = cloud(delete_fails=999, workers=1)
+    monkeypatch.setattr(tpu_machine, "_DELETE_TRIES", 2)
+    for key, value in cloud.environment().items():
+        monkeypatch.setenv(key, value)
+    more = (f"--code={cloud.code}", "--", "--config=c.py", f"--workdir={WORKDIR}")
+    assert tpu_vm.work([*FLAGS, *more]) == 1 and cloud.resources() == ["run"]
+    said = capsys.readouterr().err
+    assert "launch.tpu_vm: LEFT: run could NOT be deleted and may cost money; run\n" in said
+    assert "  gcloud compute tpus queued-resources delete run --zone=z --force\n" in said
 
 
 def test_deleting_is_tried_again(cloud):
-    cloud = cloud(delete_fails=2)
-    assert launch(cloud).returncode == 0 and cloud.resources() == []
+    cloud = cloud(delete_fails=2, create=["quota"])
+    assert launch(cloud).returncode == NO_MACHINES and cloud.resources() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -255,7 +259,7 @@ def test_interrupted_while_running_it_leaves_the_run_and_says_so(cloud):
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.returncode == 130 and cloud.resources() == ["run"]
-    assert "run is LEFT and costs money" in done.stdout
+    assert "LEFT: run costs money" in done.stdout
     for each in ("logs", "attach", "stop"):
         command = f"python -m launch.tpu_vm {each} --name=run --zone=z --code={cloud.code}"
         assert f"  {command}\n" in done.stdout
@@ -291,16 +295,19 @@ def reads(path, text):
     return path.exists() and path.read_text() == text
 
 
-def test_attach_goes_on_where_an_interrupted_launcher_left(cloud):
+def test_the_same_command_goes_on_where_a_killed_launcher_left(cloud):
     cloud = cloud()
     process = start(cloud, program=["--config.wait=2", "--config.steps=4"])
     checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
     cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    again = start(cloud, "attach", program=["--config.steps=4"])
-    first = again.stdout.readline()  # the log from its beginning
-    assert "launch: " in first
+    alone = launch(cloud, program=["--config.wait=2", "--config.steps=4"])
+    assert alone.returncode == EXISTS and "another launcher is at work on run" in line(alone)
+    process.kill()
+    process.wait(timeout=120)  # what it started, ssh say, may still have its output open
+    again = start(cloud, program=["--config.wait=2", "--config.steps=4"])
+    assert "code: " in again.stdout.readline()
+    assert "run exists already and is ACTIVE; going on with it" in again.stdout.readline()
+    assert "launch: " in again.stdout.readline()  # the log from its beginning
     (pid,) = (cloud.folder / "hosts" / "run").glob("0/mm/pid")
     os.kill(int(pid.read_text()), signal.SIGTERM)  # as a maintenance does: 75, and started again
     (pid,) = (cloud.folder / "hosts" / "run").glob("1/mm/pid")
@@ -334,11 +341,109 @@ def test_attach_knows_how_it_was_launched_and_after_a_preemption_sends_the_same_
     assert steps(done)[-1] == "step 5" and cloud.resources() == []
 
 
+@pytest.mark.parametrize(
+    "states, creations, said",
+    [
+        (["WAITING_FOR_RESOURCES", "ACTIVE"], 0, "run is ACTIVE, and costs money from now on"),
+        (["ACTIVE"], 0, "main.py is started, attempt 1"),  # and nothing is on it
+        (["SUSPENDED"], 1, "the machines are SUSPENDED: preemption 1; the run continues"),
+    ],
+)
+def test_attach_takes_up_machines_in_any_state(cloud, states, creations, said):
+    cloud = cloud(workers=1)
+    (cloud.folder / "resources").mkdir()
+    resource = json.dumps({"states": states, "preempt": None})
+    (cloud.folder / "resources" / "run.json").write_text(resource)
+    (cloud.folder / "hosts" / "run" / "0").mkdir(parents=True)
+    done = launch(cloud, "attach", program=["--config.steps=1"])
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout and steps(done) == ["from step 0", "step 1"]
+    assert cloud.verbs().count("create") == creations and cloud.resources() == []
+
+
+@pytest.mark.parametrize("name", ["attach", "stop"])
+def test_what_is_not_there_is_neither_attached_to_nor_stopped(cloud, name):
+    cloud = cloud()
+    done = launch(cloud, name)
+    assert done.returncode == NO_MACHINES and "there is no run " in line(done)
+    assert cloud.verbs() == ["describe"]
+
+
+def kept_by_a_launch(cloud, *flags):
+    """As a launch leaves it; (the flags of `attach`, given `more`)."""
+    path = cloud.code / "launches" / "run.z" / "launch.json"
+    path.parent.mkdir(parents=True)
+    parsed, _ = tpu_vm.read_flags([*FLAGS, *flags, "--", "--config=c.py", f"--workdir={WORKDIR}"])
+    kept = {key: value for key, value in vars(parsed).items() if key not in ("verb", "code")}
+    record = {"flags": kept, "run": ["--config=c.py", f"--workdir={WORKDIR}"]}
+    path.write_text(json.dumps(record))
+
+    def attach(*more):
+        given = ["attach", "--name=run", "--zone=z", f"--code={cloud.code}", *more]
+        return tpu_vm.read_flags(given)[0]
+
+    return attach
+
+
+def test_attach_takes_back_flags_of_the_launch(cloud):
+    attach = kept_by_a_launch(cloud(), "--spot", "--keep", "--create_flag=--a", "--project=p")
+    assert attach().spot and attach().keep and attach().create_flag == ["--a"]
+    found = attach("--no-spot", "--reserved", "--no-keep", "--create_flag=--b", "--project=")
+    assert (found.spot, found.reserved, found.keep) == (False, True, False)
+    assert found.create_flag == ["--b"] and not found.project
+
+
+def test_a_launch_in_another_zone_is_another(cloud, capsys):
+    attach = kept_by_a_launch(cloud(), "--spot")
+    with pytest.raises(SystemExit):
+        attach("--zone=y")
+    assert "--accelerator=NAME is missing" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_since_another_host_rebooted_is_started_again(cloud):
+    cloud = cloud()
+    failures = cloud.folder / "bucket" / "gs" / "bucket" / "run" / "failures-1"
+    failures.parent.mkdir(parents=True)
+    failures.write_text("1")  # host 1 does not fail of itself
+    assert launch(cloud, "--keep", program=["--config.fail=2:7:1"]).returncode == 7
+    host = cloud.folder / "hosts" / "run" / "1" / "mm"
+    cloud.wait_for(lambda: (host / "exit_code").exists(), "host 1 has ended")
+    (host / "exit_code").unlink()
+    (host / "boot").write_text("another")
+    done = launch(cloud, "attach", program=["--config.fail=2:7:1"])
+    assert done.returncode == 0, done.stderr
+    assert "with its host: preemption 1; the run continues" in done.stdout
+    assert "main.py is started, attempt 2" in done.stdout and "restart" not in done.stdout
+
+
+def test_a_host_that_lost_everything_is_prepared_again(monkeypatch):
+    """Google puts another in its place."""
+    flags, _ = tpu_vm.read_flags([*FLAGS, "--", "--config=c.py", f"--workdir={WORKDIR}"])
+    machine = tpu_machine.Machine(tpu_vm.Shell("tpu_vm", False), flags, None)
+    answers = [tpu_machine.Answer("prepared", None, 0), tpu_machine.Answer("ended", 0, 2)]
+    done = []
+    monkeypatch.setattr(machine, "follow", lambda: answers.pop(0))
+    for verb in ("wait", "prepare", "start", "check_present"):
+        monkeypatch.setattr(machine, verb, lambda *given, verb=verb: done.append(verb))
+    supervision = tpu_vm.Supervision(machine, tpu_vm.Run((), None, None, "train", ()))
+    supervision.created = supervision.started = True
+    assert supervision._live() == 0 and done == ["wait", "prepare", "start"]
+
+
+def test_logs_of_what_was_never_started_are_no_success(monkeypatch):
+    flags, _ = tpu_vm.read_flags(["logs", "--zone=z", "--name=run"])
+    machine = tpu_machine.Machine(tpu_vm.Shell("tpu_vm", False), flags, None)
+    monkeypatch.setattr(machine, "follow", lambda: tpu_machine.Answer("prepared", None, 0))
+    with pytest.raises(tpu_vm.Failure, match="main.py was not started yet") as error:
+        tpu_vm.logs(machine)
+    assert error.value.code == NO_MACHINES
+
+
 def test_attach_from_elsewhere_says_which_code_it_has(cloud):
     cloud = cloud()
     assert launch(cloud, "--keep").returncode == 0
-    (cloud.code / "launches" / "run" / "launch.json").unlink()
-    (cloud.code / "launches" / "run" / "code.tar.gz").unlink()
+    (cloud.code / "launches" / "run.z" / "launch.json").unlink()
+    (cloud.code / "launches" / "run.z" / "code.tar.gz").unlink()
     done = launch(cloud, "attach")
     assert done.returncode == 0 and cloud.resources() == []
     assert "launched elsewhere; after a preemption it gets code: " in done.stdout
@@ -389,7 +494,6 @@ def test_stop_leaves_a_host_that_does_not_answer_unless_forced(cloud, monkeypatc
     (cloud.folder / "resources").mkdir()
     resource = '{"states": ["ACTIVE"], "preempt": null}'
     (cloud.folder / "resources" / "run.json").write_text(resource)
-    (cloud.folder / "hosts" / "run" / "0").mkdir(parents=True)  # where there is no worker.sh
     error = stopped_here(cloud, monkeypatch)
     assert "nothing was deleted (--force" in str(error) and cloud.resources() == ["run"]
     assert stopped_here(cloud, monkeypatch, "--force") is None and cloud.resources() == []
@@ -410,7 +514,9 @@ def test_a_host_that_is_silent_for_an_hour_is_left_and_the_launcher_ends(cloud, 
     assert 3600 < now[0] < 7200
     supervision = tpu_vm.Supervision(machine, None)
     supervision.created = supervision.started = True
-    assert supervision._guarded() == NO_MACHINES and "delete" not in cloud.verbs()
+    with pytest.raises(tpu_vm.Failure, match="it may go on without me") as error:
+        supervision._guarded()
+    assert error.value.code == NO_MACHINES and "delete" not in cloud.verbs()
 
 
 def test_interrupted_stop_says_that_all_may_be_there(cloud):
