@@ -8,7 +8,7 @@ A run that fails is shown in the table; the others go on, and the exit code is 1
 runs are not finished, by a launcher that does not wait for instance. --launcher is a command to
 which the flags of main.py are appended, instead of running here:
 
-  --launcher="python -m launch.local --processes=2 -- python main.py"
+  --launcher="python -m launch.slurm --nodes=2 --accelerator=h100 --wait --" --runs=/shared/sweep
 
 docs/ablations.md says more. Nothing of JAX, TensorFlow or numpy is loaded.
 """
@@ -37,14 +37,15 @@ from launch.budget import (
     step_seconds,
 )
 from launch.pool import Failure, Job, Pool, cores, describe, shown
+from launch.revision import ROOT
+from launch.shell import FAILED, NOT_FINISHED, PREEMPTED, REFUSED
 from mm.config import BadInput
 from mm.runtime.workdir import is_remote, lock, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 COST = (sys.executable, "-m", "mm.planning.cost")
 TABLE = (sys.executable, "-m", "mm.report.sweep")
 LOCK_SECONDS = 60.0  # for what a killed owner started to be gone
-STOPPED = os.EX_TEMPFAIL  # of main.py, too: the same command continues
+GRACE_SECONDS = 120.0  # for a run to save when told to stop; a launcher has as long as it takes
 
 
 class Place(NamedTuple):
@@ -86,12 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 far = place.runs if flags.launcher and is_remote(place.runs) else None
                 environment = {**os.environ, **missing_environment(far)}
                 pool = Pool(
-                    flags.parallel, pin=not flags.launcher, environment=environment, lock=held
+                    flags.parallel,
+                    pin=not flags.launcher,
+                    environment=environment,
+                    lock=held,
+                    grace_seconds=None if flags.launcher else GRACE_SECONDS,
                 )
-            return run(sweep, flags.sweep, place, pool)
+            try:
+                return run(sweep, flags.sweep, place, pool)
+            finally:
+                if pool is not None and pool.left:
+                    names = ", ".join(pool.left)
+                    print(f"launch.sweep: LEFT by {names}: see above, or run.log", flush=True)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
 
 
 def missing_environment(far: str | None) -> dict[str, str]:
@@ -166,10 +176,10 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
         return stopped()
     if subprocess.run([*TABLE, str(place.workdir)]).returncode:
         print("error: the table could not be made; see above", file=sys.stderr)
-        return 1
+        return FAILED
     left = [one for one in missing(wanted, place) if one.name not in failed]
     code = unfinished(left, len(wanted)) if left else 0
-    return 1 if failed else code
+    return FAILED if failed else code
 
 
 def missing(runs: Iterable[Run], place: Place) -> list[Run]:
@@ -197,13 +207,14 @@ def recorder(
     by_name = {one.name: one for one in runs}
 
     def ended(job: Job, failure: Failure | None) -> str:
-        if failure is not None and failure.exit_code != STOPPED:
+        if failure is not None and failure.exit_code not in NOT_FINISHED:
             failed[job.name] = failure
             then()
             return f"FAILED with {describe(failure)}"
         # A launcher may say that all is well when it has only submitted.
         if not is_finished(by_name[job.name], place.runs):
-            return f"NOT FINISHED: exit code {STOPPED if failure else 0}, and no results"
+            why = describe(failure) if failure else "exit code 0"
+            return f"NOT FINISHED, there are no results: {why}"
         if metric is not None:
             check_results(by_name[job.name], place.runs, metric)
         return "finished"
@@ -219,13 +230,13 @@ def unfinished(left: Sequence[Run], number: int) -> int:
         "continues",
         flush=True,
     )
-    return STOPPED
+    return PREEMPTED
 
 
 def stopped() -> int:
     """Says how to go on."""
     print("launch.sweep: stopped; the same command continues", flush=True)
-    return STOPPED
+    return PREEMPTED
 
 
 def sweep_record(
@@ -260,7 +271,7 @@ def ask_costs(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         for arm in arms
     ]
     done = subprocess.run(COST, input=json.dumps(asked), capture_output=True, text=True)
-    if done.returncode == 2:
+    if done.returncode == REFUSED:
         raise BadInput(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     if done.returncode:
         raise RuntimeError(f"{shlex.join(COST)} failed:\n{done.stderr}")

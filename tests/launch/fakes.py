@@ -53,6 +53,13 @@ def cost() -> int:
     return 0
 
 
+def flags_of(workdir: Path) -> list[str]:
+    """Those of a run of "wide" for 800 examples, as the sweep gives them."""
+    schedule = "--config.optimizer.schedule.warmup_steps=10"
+    first = ["--config=c.py", f"--workdir={workdir}", "--config.width=8"]
+    return [*first, "--config.total_steps=100", schedule, "--config.seed=0"]
+
+
 def run() -> int:
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[2:])
     folder = Path(flags["workdir"])

@@ -250,8 +250,9 @@ def test_one_that_saved_and_one_only_submitted_are_not_finished_but_not_failed(
     shutil.rmtree(workdir / "huge/seed-1")
     done = run(file, workdir, FAKE_LATER="wide/seed-1=75,huge/seed-1=0")
     assert done.returncode == 75
-    assert "wide/seed-1: NOT FINISHED: exit code 75, and no results" in done.stdout
-    assert "huge/seed-1: NOT FINISHED: exit code 0, and no results" in done.stdout
+    said = "NOT FINISHED, there are no results"
+    assert f"wide/seed-1: {said}: exit code 75: wide/seed-1 begins\n" in done.stdout
+    assert f"huge/seed-1: {said}: exit code 0\n" in done.stdout
     assert "2 of 9 runs are not finished (wide/seed-1, huge/seed-1); the same" in done.stdout
     table = (workdir / "table.md").read_text()
     assert "wide/seed-1: is not finished" in table and "exit code" not in table
