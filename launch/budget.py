@@ -129,14 +129,16 @@ def check_results(run: Run, runs: str, metric: str) -> None:
 def step_seconds(run: Run, runs: str) -> float:
     """The median time of a step of a finished probe."""
     path = epath.Path(runs) / run.name / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # The rate at step t is that of steps 2 to t: the first, which compiles, does not count.
     examples = run.config["global_batch_size"]
-    ends = [
-        examples * (line["step"] - 1) / line["examples_per_second"]
-        for line in lines
-        if "examples_per_second" in line
-    ]
-    if len(ends) < 2:
+    times, first, end = [], 0, 0.0
+    for line in map(json.loads, path.read_text().splitlines()):
+        # The first step of a start, which compiles, has no rate. That at a later step is of those
+        # from the first on, so a probe that was killed and continued has two clocks.
+        if "examples_per_second" not in line:
+            first, end = line["step"], 0.0
+            continue
+        before, end = end, examples * (line["step"] - first) / line["examples_per_second"]
+        times.append(end - before)
+    if not times:
         raise BadInput(f"{path}: has no rates of steps; delete its folder for another probe")
-    return statistics.median(later - ends[i] for i, later in enumerate(ends[1:]))
+    return statistics.median(times)

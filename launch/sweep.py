@@ -123,6 +123,7 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     for arm in arms:
         check_evaluations(sweep.metric, arm, costs[arm.name]["config"])
     failed: dict[str, Failure] = {}
+    waiting: list[str] = []  # runs whose probe is not finished, so that there is no plan for them
     steps: Mapping[str, float | None] = {arm.name: None for arm in arms}
     if "seconds" in sweep.budget:
         probes = {arm.name: probe(arm, costs[arm.name]["config"], place.runs) for arm in arms}
@@ -133,15 +134,15 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
             return 0
         if todo and pool.run([place.job(one) for one in todo], recorder(todo, place, failed)):
             return stopped()
-        if left := [one for one in missing(todo, place) if one.name not in failed]:
-            return unfinished(left, len(probes))
-        steps = {
-            name: step_seconds(one, place.runs)
-            for name, one in probes.items()
-            if one.name not in failed
-        }
-        for name in probes.keys() - steps.keys():
-            failed |= {f"{name}/seed-{seed}": failed[probes[name].name] for seed in seeds}
+        todo, steps = missing(todo, place), {}
+        for name, one in probes.items():
+            runs = [f"{name}/seed-{seed}" for seed in seeds]
+            if one.name in failed:
+                failed |= dict.fromkeys(runs, failed[one.name])
+            elif one in todo:
+                waiting += runs
+            else:
+                steps[name] = step_seconds(one, place.runs)
     plans = {
         arm.name: make_plan(sweep, arm, costs[arm.name], steps[arm.name])
         for arm in arms
@@ -177,8 +178,8 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     if subprocess.run([*TABLE, str(place.workdir)]).returncode:
         print("error: the table could not be made; see above", file=sys.stderr)
         return FAILED
-    left = [one for one in missing(wanted, place) if one.name not in failed]
-    code = unfinished(left, len(wanted)) if left else 0
+    left = [one.name for one in missing(wanted, place) if one.name not in failed] + waiting
+    code = unfinished(left, len(arms) * len(seeds)) if left else 0
     return FAILED if failed else code
 
 
@@ -222,9 +223,9 @@ def recorder(
     return ended
 
 
-def unfinished(left: Sequence[Run], number: int) -> int:
+def unfinished(left: Sequence[str], number: int) -> int:
     """Says which, of so many, and how to go on."""
-    names = ", ".join(one.name for one in left[:3]) + ", ..." * (len(left) > 3)
+    names = ", ".join(left[:3]) + ", ..." * (len(left) > 3)
     print(
         f"launch.sweep: {len(left)} of {number} runs are not finished ({names}); the same command "
         "continues",

@@ -94,7 +94,7 @@ def run() -> int:
     ]
     if name.endswith("/probe"):  # a step takes 0.5 s; the third stumbles
         times = [0.5 * (step - 1) + 3 * (step > 3) for step in range(2, 31)]
-        lines = [
+        lines = [{"step": 1}] + [
             {"step": step, "examples_per_second": 8 * (step - 1) / used}
             for step, used in enumerate(times, 2)
         ]

@@ -258,11 +258,25 @@ def test_one_that_saved_and_one_only_submitted_are_not_finished_but_not_failed(
     assert "wide/seed-1: is not finished" in table and "exit code" not in table
 
 
-def test_a_probe_that_is_not_finished_ends_it_for_now(file, tmp_path):
+def test_arms_whose_probe_is_not_there_are_in_the_table_without_runs(file, tmp_path):
     file.write_text(FILE.replace("examples=800", "seconds=100"))
-    done = run(file, tmp_path / "runs", FAKE_LATER="wide/probe=75")
+    workdir = tmp_path / "runs"
+    done = run(file, workdir, FAKE_LATER="wide/probe=75", FAKE_FAIL="huge/probe")
+    assert done.returncode == 1 and not done.stderr
+    probes, runs = ["narrow/probe", "wide/probe", "huge/probe"], RUNS[::3]
+    assert starts(workdir) == [*probes, *runs], "the arm whose probe is there goes on"
+    assert "3 of 9 runs are not finished (wide/seed-0, wide/seed-1, wide/seed-2);" in done.stdout
+    table = (workdir / "table.md").read_text()
+    assert "| narrow | 3/3 |" in table and "wide/seed-0: is not finished" in table
+    assert "FAILED huge/seed-0: exit code 1: error: the loss of step 7 is nan" in table
+
+
+def test_without_any_probe_there_is_an_empty_table_and_75(file, tmp_path):
+    file.write_text(FILE.replace("examples=800", "seconds=100"))
+    later = "narrow/probe=75,wide/probe=69,huge/probe=0"
+    done = run(file, tmp_path / "runs", FAKE_LATER=later)
     assert done.returncode == 75 and len(starts(tmp_path / "runs")) == 3
-    assert "1 of 3 runs are not finished (wide/probe)" in done.stdout and not done.stderr
+    assert (tmp_path / "runs/table.md").read_text().count("is not finished") == 9
 
 
 def test_seconds_are_turned_into_steps_by_a_probe(file, tmp_path):
@@ -272,6 +286,25 @@ def test_seconds_are_turned_into_steps_by_a_probe(file, tmp_path):
     arms = json.loads((workdir / "sweep.json").read_text())["arms"]
     assert {arm["set"]["total_steps"] for arm in arms.values()} == {200}, "0.5 s is the median"
     assert starts(workdir)[:3] == ["narrow/probe", "wide/probe", "huge/probe"]
+
+
+def test_a_probe_that_was_killed_and_continued_counts_no_step_that_compiled(tmp_path):
+    """Rates of a start are of its steps after the first; (step, seconds since then)."""
+    one = budget.Run("x/probe", [], {"global_batch_size": 8})
+    first = [(1, None), *((1 + n, 0.5 * n) for n in range(1, 9))]
+    second = [(10, None), *((10 + n, 3 + 0.5 * n) for n in range(1, 21))]  # it stumbles once
+    lines = [
+        {"step": step} | ({} if not time else {"examples_per_second": 8 * (step - begin) / time})
+        for begin, start in ((1, first), (10, second))
+        for step, time in start
+    ]
+    (tmp_path / "x/probe").mkdir(parents=True)
+    path = tmp_path / "x/probe/metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert budget.step_seconds(one, str(tmp_path)) == pytest.approx(0.5)
+    path.write_text('{"step": 30}\n')
+    with pytest.raises(BadInput, match="has no rates of steps; delete its folder"):
+        budget.step_seconds(one, str(tmp_path))
 
 
 def test_runs_elsewhere_share_compiled_programs_there(monkeypatch):
