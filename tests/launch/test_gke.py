@@ -57,7 +57,14 @@ def pod(found):
 
 
 def schema(name):
+    """Written by hand: which values may be where."""
     return jsonschema.Draft202012Validator(json.loads((HERE / "schemas" / name).read_text()))
+
+
+def published(kind):
+    """Of the projects themselves (schemas/make.py): which fields there are, of which types."""
+    found = json.loads((HERE / "schemas" / "published.json").read_text())
+    return jsonschema.Draft202012Validator({"$defs": found["$defs"], **found["kinds"][kind]})
 
 
 KINDS = [
@@ -73,6 +80,36 @@ def test_manifests_are_valid(kind):
     config_map, made = manifest(*kind.split())["items"]
     schema("configmap.json").validate(config_map)
     schema("jobset.json").validate(made)
+    published("ConfigMap").validate(config_map)
+    published("JobSet").validate(made)
+
+
+POD = ("spec", "replicatedJobs", 0, "template", "spec", "template", "spec")
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (("spec", "failurePolicy", "maxRestart"), 1),
+        (("spec", "failurePolicy", "rules", 0, "onJobFailureMessage"), ["a"]),
+        ((*POD, "gracePeriodSeconds"), 1),
+        ((*POD, "terminationGracePeriodSeconds"), "600"),
+        ((*POD, "containers", 0, "resource"), {}),
+        ((*POD, "volumes", 0, "configMap"), "code"),
+    ],
+)
+def test_the_published_schema_knows_no_other_field_and_no_other_type(path, value):
+    made = with_value(manifest("--accelerator=v6e-16")["items"][1], path, value)
+    with pytest.raises(jsonschema.ValidationError):
+        published("JobSet").validate(made)
+
+
+def with_value(made, path, value):
+    inner = made
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return made
 
 
 @pytest.mark.parametrize(
@@ -87,11 +124,7 @@ def test_manifests_are_valid(kind):
     ],
 )
 def test_the_schema_notices_what_is_wrong(path, value):
-    made = manifest("--accelerator=v6e-16")["items"][1]
-    inner = made
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
+    made = with_value(manifest("--accelerator=v6e-16")["items"][1], path, value)
     with pytest.raises(jsonschema.ValidationError):
         schema("jobset.json").validate(made)
 
