@@ -1,6 +1,7 @@
 """Stands in for what a sweep starts, so that a test of it takes seconds.
 
-  python tests/launch/fakes.py sweep FILE --workdir=...   launch.sweep, with the fakes below
+  python tests/launch/fakes.py sweep FILE --workdir=...   launch.sweep, with the fakes below, or
+                                                          with the --launcher that is given
   python tests/launch/fakes.py cost < arms.json           mm.planning.cost
   python tests/launch/fakes.py run --config=... ...       main.py
 
@@ -24,7 +25,7 @@ def sweep() -> int:
     from launch import sweep
 
     sweep.COST = COST
-    return sweep.main([*sys.argv[2:], f"--launcher={RUN}"])
+    return sweep.main([f"--launcher={RUN}", *sys.argv[2:]])
 
 
 def cost() -> int:

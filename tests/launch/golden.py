@@ -55,6 +55,10 @@ CASES = {
     "slurm-status": ("slurm", "status", "--name=run"),
     "slurm-logs": ("slurm", "logs", "--name=run"),
     "slurm-stop": ("slurm", "stop", "--name=run"),
+    "sweep": (
+        *("sweep", str(ROOT / "configs/ablations/fusion.py"), "--dry_run", "--runs=/shared/sweep"),
+        "--launcher=python -m launch.slurm --accelerator=h100 --partition=gpu --wait --",
+    ),
     "local": (
         *("local", "--processes=2", "--devices_per_process=4", "--log_dir=logs"),
         *("--dry_run", "--", "python", "main.py", *MAIN[1:], "--workdir=workdirs/run"),
@@ -65,7 +69,7 @@ CASES = {
 def dry_run(cloud: Cloud, case: str) -> str:
     """What it prints, without what is of this machine; fails unless its exit code is 0."""
     launcher, *rest = CASES[case]
-    if launcher != "local":
+    if launcher not in ("local", "sweep"):
         verbs = 1 if not rest[0].startswith("-") else 0
         rest[verbs:verbs] = ["--dry_run", f"--code={cloud.code}"]
     done = cloud.run(launcher, *rest)
