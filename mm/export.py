@@ -74,10 +74,12 @@ def export(
     if output is None:
         output = files.join(place.path, f"export-{format}-{bundle.manifest['step']}")
     manifest = _manifest(bundle, format, licence, data_note)
+    remote = files.is_remote(output)
     if _is_there(output, manifest):
+        if remote:
+            _remove_mark(output)  # of one that was killed at its very end
         print(f"{output}: is there already, and whole")
         return 0
-    remote = files.is_remote(output)
     work = _work_folder(output)
     try:
         snippet = write(bundle._replace(manifest=manifest), str(work)) or _snippet(format)
@@ -181,8 +183,7 @@ def _is_there(output: str, manifest: Mapping) -> bool:
     path = files.join(output, _MANIFEST)
     if files.exists(path):
         found = json.loads(files.read(path))
-        own, theirs = ({key: m.get(key) for key in _IDENTITY} for m in (manifest, found))
-        if changed := differences(own, theirs):
+        if changed := differences(_identity(manifest), _identity(found)):
             raise BadInput(f"{output}: has another export: {changed}; give another --output")
         for name, entry in found.get("files", {}).items():
             file = files.join(output, name)
@@ -195,9 +196,19 @@ def _is_there(output: str, manifest: Mapping) -> bool:
         names = files.walk(output) if files.exists(output) else []
         if names and _UNFINISHED not in names:
             raise BadInput(f"{output}: has {names[0]!r}, which is no export; give another --output")
+        found = json.loads(files.read(files.join(output, _UNFINISHED))) if names else {}
+        if names and (changed := differences(_identity(manifest), found)):
+            raise BadInput(
+                f"{output}: has files of another export, which was not finished: {changed}; delete "
+                "them, or give another --output"
+            )
     elif os.path.lexists(output) and (not os.path.isdir(output) or os.listdir(output)):
         raise BadInput(f"{output}: is there, and is no export; give another --output")
     return False
+
+
+def _identity(manifest: Mapping) -> dict[str, Any]:
+    return {key: manifest.get(key) for key in _IDENTITY}
 
 
 def _work_folder(output: str) -> Path:
@@ -233,8 +244,14 @@ def _rename(work: Path, output: Path) -> None:
 def _send(work: Path, output: str, manifest: Mapping) -> None:
     """File by file, the manifest last: without it nothing is an export."""
     filesystem, inner = fsspec.core.url_to_fs(output)
-    marker = files.join(output, _UNFINISHED)
-    files.write(marker, json.dumps({key: manifest.get(key) for key in _IDENTITY}).encode())
+    files.write(files.join(output, _UNFINISHED), json.dumps(_identity(manifest)).encode())
     for name in [*manifest["files"], _MANIFEST]:
         filesystem.put_file(str(work / name), f"{inner.rstrip('/')}/{name}")
-    filesystem.rm_file(fsspec.core.url_to_fs(marker)[1])
+    _remove_mark(output)
+
+
+def _remove_mark(output: str) -> None:
+    mark = files.join(output, _UNFINISHED)
+    if files.exists(mark):
+        filesystem, inner = fsspec.core.url_to_fs(mark)
+        filesystem.rm_file(inner)

@@ -355,9 +355,15 @@ def test_in_an_object_store_the_manifest_is_written_last(fresh_run, monkeypatch)
     assert not store.exists("memory://exports/a/manifest.json")
     with pytest.raises(BadInput, match="is no model that is known"):
         module.formats.parse_place("memory://exports/a", "x")
+    with pytest.raises(BadInput, match="another export, which was not finished: licence"):
+        export(str(fresh_run), output="memory://exports/a", licence="MIT")
     export(str(fresh_run), output="memory://exports/a")
     assert sent[-1] == "manifest.json"
-    assert not store.exists("memory://exports/a/unfinished.json")
+    mark = "memory://exports/a/unfinished.json"
+    assert not store.exists(mark)
+    store.pipe_file(mark, b"{}")  # as one that was killed after its manifest leaves it
+    export(str(fresh_run), output="memory://exports/a")
+    assert not store.exists(mark) and sent.count("manifest.json") == 1
     assert npz.read("memory://exports/a").params.keys() == run.read(str(fresh_run)).params.keys()
 
 
