@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep = read_sweep(flags.sweep)
         workdir = flags.workdir or Path("workdirs/sweeps") / sweep.name
         command = shlex.split(flags.launcher or "") or [sys.executable, "main.py"]
+        if "--" not in command and any(word.startswith("launch.") for word in command):
+            raise BadInput(f"--launcher={flags.launcher!r}: ends without --, as '... --wait --'")
         place = Place(workdir, flags.runs or str(workdir), command)
         with contextlib.nullcontext() if flags.dry_run else lock(workdir, LOCK_SECONDS) as held:
             pool = None

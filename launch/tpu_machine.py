@@ -182,13 +182,17 @@ class Machine:
         return None
 
     def was_stopped(self) -> bool:
-        """Whether main.py of any host was, or ended with its host: those of others fail by that."""
+        """Whether main.py of any host was, or ended with its host: those of others fail by that.
+
+        Raises Gone when the machines were taken away, one host before the other.
+        """
         for _ in range(_TRIES):
             done = self._ssh(_ANSWER, all_hosts=True)
             if re.search(rf"^ended {PREEMPTED} ", done.output, re.MULTILINE):
                 return True
             if not done.code:
                 break  # all have answered
+            self.check_present()
             time.sleep(self.flags.poll_seconds)
         return False
 

@@ -201,6 +201,12 @@ def test_a_dry_run_prints_the_commands_and_starts_nothing(file, tmp_path):
     )
 
 
+def test_a_launcher_of_ours_without_the_two_dashes_is_refused(file, tmp_path, capsys):
+    flags = [f"--workdir={tmp_path / 'runs'}", "--launcher=python -m launch.gke --wait"]
+    assert sweep.main([str(file), *flags]) == 2
+    assert "ends without --" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 @pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: [])(0)) < 2, reason="one core")
 def test_runs_side_by_side_have_cores_of_their_own(file, tmp_path, whole):
     workdir = tmp_path / "runs"

@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from launch import tpu_machine, tpu_vm
-from launch.shell import EXISTS, NO_MACHINES, NOT_PREPARED, PREEMPTED, REFUSED
+from launch.shell import EXISTS, NO_MACHINES, NOT_PREPARED, PREEMPTED, REFUSED, Done
 from tests.launch.cloud import Cloud, finish
 
 WORKDIR = "gs://bucket/run"
@@ -414,6 +414,16 @@ def test_a_run_that_failed_since_another_host_rebooted_is_started_again(cloud):
     assert done.returncode == 0, done.stderr
     assert "with its host: preemption 1; the run continues" in done.stdout
     assert "main.py is started, attempt 2" in done.stdout and "restart" not in done.stdout
+
+
+def test_a_run_that_failed_while_its_machines_were_taken_away_was_preempted(monkeypatch):
+    """Host by host: worker 0 may see its peers die, and say so, before it goes too."""
+    flags, _ = tpu_vm.read_flags([*FLAGS, "--", "--config=c.py", f"--workdir={WORKDIR}"])
+    machine = tpu_machine.Machine(tpu_vm.Shell("tpu_vm", False), flags, None)
+    monkeypatch.setattr(machine, "_ssh", lambda *given, **more: Done(255, "ended 134 1\n"))
+    monkeypatch.setattr(machine, "state", lambda: ("SUSPENDED", ""))
+    with pytest.raises(tpu_machine.Gone, match="SUSPENDED"):
+        machine.was_stopped()
 
 
 def test_a_host_that_lost_everything_is_prepared_again(monkeypatch):
