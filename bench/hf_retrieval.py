@@ -4,8 +4,9 @@
   python -m bench.hf_retrieval --workdir=RUN --output=POOL      # here: the pictures and captions
   that/python bench/hf_retrieval_torch.py FOLDER POOL           # with requirements-torch.txt
 
-The first writes the pools of the run's retrieval evaluations, and the run's results; the second,
-which knows torch, transformers and numpy alone, embeds them and prints both recalls.
+The second writes the pools of the run's retrieval evaluations, our embeddings of them, and our
+results; the third, which knows torch, transformers and numpy alone, embeds them again and prints
+both recalls, and how far the embeddings are apart.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 
 from data.preprocess.parse import parse
 from data.sources import open_source
+from mm import load
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = json.loads(Path(flags.workdir, "config.json").read_text())
     results = json.loads(Path(flags.workdir, "results.json").read_text())
-    output = Path(flags.output)
+    model, output = load(flags.workdir), Path(flags.output)
     for name, spec in config["evals"].items():
         if spec["name"] != "retrieval":
             continue
@@ -35,12 +37,15 @@ def main() -> None:
         picture, caption = ops.field_of("decode"), ops.field_of("caption")
         folder = output / name
         folder.mkdir(parents=True)
-        captions = []
+        captions, pictures = [], []
         records = source.read(np.arange(len(source)), (picture, caption))
         for i, record in enumerate(records):
             (folder / f"{i:06d}.png").write_bytes(record[picture])
             captions.append(record[caption])
+            pictures.append(record[picture])
         (folder / "captions.json").write_text(json.dumps(captions))
+        ours = {"image": model.embed_image(pictures), "text": model.embed_text(captions)}
+        np.savez(folder / "ours.npz", **ours)
         print(f"{folder}: {len(captions)} pairs")
     (output / "results.json").write_text(json.dumps(results, indent=2))
 
