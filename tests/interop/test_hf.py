@@ -172,6 +172,16 @@ def test_a_tokenizer_and_how_pictures_are_read_travel(tokenizer, tmp_path):
     assert again.manifest["text"]["sha256"] == back.manifest["text"]["sha256"]
 
 
+@pytest.mark.parametrize(
+    "name, inputs", [("clip", ["input_ids", "attention_mask"]), ("siglip", ["input_ids"])]
+)
+def test_a_mask_is_given_to_classes_that_do_not_read_padding(name, inputs, tokenizer, tmp_path):
+    given = folders.bundle(*EXPRESSED[name][:2])
+    hf.write(given._replace(tokenizer_json=tokenizer.read_text()), str(tmp_path))
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written["model_input_names"] == inputs
+
+
 def test_pictures_are_read_as_a_processor_of_transformers_5_says(tmp_path):
     image = dict(
         size=[12, 12], crop=None, mean=[0.5] * 3, std=[0.5] * 3,

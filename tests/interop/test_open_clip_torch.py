@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the open_clip extra is not installed")
 open_clip = pytest.importorskip("open_clip", reason="the open_clip extra is not installed")
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip_text", "end_mark"])
+NAMES = ["clip", "siglip_text", "end_mark"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_the_same(name):
     folder = FOLDER / f"open_clip_{name}"
     expected = np.load(folder / "expected.npz", allow_pickle=False)
@@ -36,3 +40,15 @@ def test_outputs_are_the_same(name):
         want = expected[f"output/{key}"]
         error = np.abs(got.numpy() - want).max()
         assert error <= 1e-5 * np.abs(want).max(), (key, error)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_transforms_and_tokenizer_give_what_ours_give(name):
+    folder = f"local-dir:{FOLDER}/open_clip_{name}"
+    expected = np.load(FOLDER / f"open_clip_{name}" / "expected.npz", allow_pickle=False)
+    _, _, transform = open_clip.create_model_and_transforms(folder)
+    found = [transform(Image.fromarray(expected[f"picture/{i}"])) for i in range(3)]
+    want = expected["made_input/image"]
+    np.testing.assert_allclose(np.stack(found), want, atol=1e-6)
+    ids = open_clip.get_tokenizer(folder)(expected["texts"].tolist())
+    np.testing.assert_array_equal(ids, expected["made_input/text"])

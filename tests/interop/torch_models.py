@@ -4,36 +4,88 @@ python -m tests.interop.torch_models FOLDER
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mm.interop import hf, open_clip
+from data.tokenizers import vocabularies
+from mm.interop import facts, hf, open_clip
+from mm.interop.bundle import Bundle
 from mm.objectives.views import Views
 from tests.interop import folders
 from tests.interop.folders import DUAL_ENCODERS, EXPRESSED, OPEN_CLIP
 from tests.interop.test_hf import system
 
 BATCH = 3
+TEXTS = ["red apples", "A Pear, an apple and a green house on a red one", "zebra"]
+_PIECES = (
+    "[PAD] [CLS] [UNK] [MASK] a an and apple green house of on one pear red the ##s , . ! - 1 2"
+)
+# How each reads its pictures, where that is not resize(12) to -1 .. 1.
+_CLIP = 'resize({}, mode="shortest", method="bicubic")|center_crop(12)|normalize("clip")'
+OPS = {
+    "clip": _CLIP.format(14),
+    "open_clip_clip": _CLIP.format(12),
+    "siglip": 'resize(12, method="bicubic")',
+    "blip": 'resize(12, method="bicubic")|normalize("clip")',
+    "mae": 'resize(13, mode="shortest")|center_crop(12)|normalize("imagenet")',
+    "dual_encoder_siglip": "resize((12, 8))",
+    "open_clip_siglip_text": 'resize((12, 8), method="bicubic")',
+}
 
 
 def main(folder: str) -> None:
-    """`<folder>/<name>/` has the model, and expected.npz: inputs, and what ours gives."""
+    """`<folder>/<name>/` has the model, and expected.npz: inputs, and what ours gives.
+
+    Of pictures and texts that are not yet made into numbers, too.
+    """
     cases = {name: case[:2] for name, case in EXPRESSED.items()}
     cases |= {f"dual_encoder_{name}": case for name, case in DUAL_ENCODERS.items()}
     cases |= {f"open_clip_{name}": case for name, case in OPEN_CLIP.items()}
     for name, (model, objectives) in cases.items():
-        bundle = folders.bundle(model, objectives, seed=len(name))
+        bundle = fed(folders.bundle(model, objectives, seed=len(name)), OPS.get(name, "resize(12)"))
         kind = open_clip if name.startswith("open_clip") else hf
         kind.write(bundle, f"{folder}/{name}")
-        inputs = draw(model)
-        with jax.default_matmul_precision("highest"):
-            outputs = run(system(bundle), inputs)
-        found = {f"input/{key}": x for key, x in inputs.items()}
-        found |= {f"output/{key}": np.asarray(x) for key, x in outputs.items()}
-        np.savez(Path(folder, name, "expected.npz"), **found)
+        built, found = system(bundle), {f"picture/{i}": x for i, x in enumerate(pictures())}
+        for start, inputs in (("", draw(model)), ("made_", made(bundle))):
+            with jax.default_matmul_precision("highest"):
+                outputs = run(built, inputs)
+            found |= {f"{start}input/{key}": x for key, x in inputs.items()}
+            found |= {f"{start}output/{key}": np.asarray(x) for key, x in outputs.items()}
+        np.savez(Path(folder, name, "expected.npz"), texts=np.array(TEXTS), **found)
+
+
+def fed(bundle: Bundle, ops: str) -> Bundle:
+    """With a tokenizer of 24 tokens, and the facts of how pictures and texts are read."""
+    steps = [f"decode|{ops}"] if "image" in bundle.model else []
+    if "text" in bundle.model:
+        bundle = bundle._replace(
+            tokenizer_json=vocabularies.bert([*_PIECES.split(), "[SEP]"]).to_str()
+        )
+        steps.append('caption("caption")|tokenize("tokenizer.json", 6)')
+    return facts.with_ops(bundle, "|".join(steps), "ops")
+
+
+def pictures() -> Iterator[np.ndarray]:
+    """Noise: what tells two ways to resize apart best."""
+    rng = np.random.default_rng(1)
+    for height, width in ((17, 23), (40, 31), (12, 12)):
+        yield rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def made(bundle: Bundle) -> dict[str, np.ndarray]:
+    """What our ops make of pictures and texts, in the shapes of `draw`."""
+    feeding = facts.open_ops(bundle.manifest["preprocess"], bundle.tokenizer_json, "ops")
+    inputs = {}
+    if feeding.image is not None:
+        image = feeding.images(list(pictures())).transpose(0, 3, 1, 2)
+        inputs["image"] = image / np.float32(127.5) - 1 if image.dtype == np.uint8 else image
+    if feeding.text is not None:
+        inputs["text"], inputs["text_mask"] = feeding.texts(TEXTS)
+    return inputs
 
 
 def draw(model: dict) -> dict[str, np.ndarray]:

@@ -128,10 +128,13 @@ def write_tokenizer(folder: Path, bundle: Bundle, processor: str | None) -> list
     if "marks too" in facts["truncation"]:
         notes.append("of a text that is too long ours cut the end mark off, too; here it stays")
     write_json(folder / "tokenizer.json", spec)
+    inputs = ["input_ids", "attention_mask"]
+    if bundle.model["text"].get("padding") == "read":  # SigLIP's classes would mask it
+        inputs.remove("attention_mask")
     config = dict(
         tokenizer_class="PreTrainedTokenizerFast", model_max_length=length, padding_side="right",
         truncation_side="right", clean_up_tokenization_spaces=False, split_special_tokens=True,
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=inputs,
     )  # fmt: skip
     config |= roles | (dict(processor_class=processor) if processor else {})
     write_json(folder / "tokenizer_config.json", config)
