@@ -156,7 +156,11 @@ def test_the_manifest_says_the_same_wherever_a_model_is_from(fresh_run, model, t
         ("{run}", {"step": 7}, "no checkpoint of step 7"),
         ("{run}", {"weights": "average"}, "keeps no average"),
         ("{empty}", {}, "is no model that is known"),
-        ("saved_model:{empty}", {}, "saved_model: this format is not read back"),
+        (
+            "saved_model:{empty}",
+            {},
+            "saved_model: only goes out, as programs for others to run; take the run",
+        ),
         ("npz:{empty}", {}, "config.json: cannot be read"),
         ("{run}", {"step": "last"}, "step=last: expected a number, latest or best"),
         ("{run}", {"device": "cpuu"}, "device='cpuu': expected one of jax.devices(), or a platfo"),

@@ -156,7 +156,10 @@ def _find(kind: str, name: str, where: str) -> Callable:
         known = sorted({*(_WRITTEN if kind == "export_format" else _READ), *registry.names(kind)})
         raise BadInput(f"{where}={name}: no such format{suggest(name, known)} (have {known})")
     if name not in registry.names(kind):
-        verb = "written" if kind == "export_format" else "read back"
-        known = _WRITTEN if kind == "export_format" else _READ
-        raise BadInput(f"{where}={name}: this format is not {verb}; expected one of {known}")
+        if kind == "export_format":
+            raise BadInput(f"{where}={name}: only comes in; expected one of {_WRITTEN}")
+        raise BadInput(
+            f"{where}={name}: only goes out, as programs for others to run; take the run that it "
+            f"is of, or the export of that as npz (what comes in: {_READ})"
+        )
     return registry.find(kind, name, where)
