@@ -145,7 +145,7 @@ def _opened(place: formats.Place, step: int | None):
         return
     if step is not None:
         raise BadInput(f"step={step}: is of a run, path={str(place)!r} is none")
-    bundle = formats.read(str(place), "path")
+    bundle = formats.read(str(place), "path", partial=True)
 
     def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         return {

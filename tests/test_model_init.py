@@ -1,8 +1,11 @@
 """config.model_init of other libraries' models: what fits is taken, the rest said or refused."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mm.config import BadInput
 from mm.interop import hf
@@ -72,6 +75,24 @@ def test_the_scale_comes_along_under_the_name_that_the_objective_has(clip):
     found, _ = read(clip, program("clip", objectives=objectives))
     want = clip[1].params["objectives/contrastive/log_scale"]
     np.testing.assert_array_equal(found["objectives/pairs/log_scale"], want)
+
+
+def test_what_a_foreign_file_lacks_may_stay_as_it_is_drawn(clip, tmp_path, capsys):
+    shutil.copytree(clip[0].removeprefix("hf:"), tmp_path / "lacking")
+    file = tmp_path / "lacking" / "model.safetensors"
+    weights = load_file(file)
+    del weights["text_projection.weight"]
+    del weights["vision_model.encoder.layers.1.mlp.fc1.bias"]  # of a stack the whole is lacking
+    save_file(weights, file, metadata={"format": "pt"})
+    lacking, ours = (f"hf:{tmp_path}/lacking", clip[1]), program("clip")
+    absent = ["model/image/encoder/blocks/mlp/up/bias", "model/text_projection/kernel"]
+    said = "does not have .*mlp/up/bias .missing., .*text_projection/kernel .missing.; allow_miss"
+    with pytest.raises(BadInput, match=said):
+        read(lacking, ours)
+    found, _ = read(lacking, ours, allow_missing=(".*/mlp/up/bias", ".*/text_projection/.*"))
+    assert clip[1].params.keys() - found.keys() == set(absent)
+    out = capsys.readouterr().out
+    assert all(f"fresh, as allow_missing says: {path} (missing)" in out for path in absent)
 
 
 def test_what_is_missing_reshaped_or_left_over_is_listed_and_refused(clip):

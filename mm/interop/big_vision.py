@@ -27,11 +27,13 @@ from mm.interop.tables import (
     Transform,
     first,
     join,
+    paths,
     rest,
     their_shapes,
     to_ours,
     to_theirs,
     under,
+    without,
 )
 
 FILE = "model.npz"
@@ -68,7 +70,8 @@ def read(path: str) -> Bundle:
     """The model in an .npz, or in `model.npz` of a folder.
 
     With the tokenizer.json beside it. What ours has not (a classifier, pre_logits) is listed in
-    manifest["unused"]. Raises BadInput for a file that is damaged, or is no such model.
+    manifest["unused"], what the file lacks in manifest["missing"]. Raises BadInput for a file that
+    is damaged, or is no such model.
     """
     path = path if path.endswith(".npz") else files.join(path, FILE)
     weights = _named(read_npz(path, under=_PARAMS))
@@ -79,13 +82,16 @@ def read(path: str) -> Bundle:
         raise BadInput(f"{path}: is no model of big_vision that we know ({error})") from error
     found = options.find(model, objectives)
     names = table(found, _scanned(shapes), positions=_positions(shapes))
-    used = {target.path for targets in names.values() for target in targets}
-    wanted = {name: shape for name, shape in found.shapes.items() if name in used}
-    for name, shape in their_shapes(wanted, names).items():
-        if shapes.get(name) != shape:
-            raise BadInput(f"{path}: {name} is {shapes.get(name, 'missing')}, expected {shape}")
+    expected = their_shapes({name: found.shapes[name] for name in paths(names)}, names)
+    missing = [name for name in expected if name not in weights]
+    for name, shape in expected.items():
+        if shapes.get(name, shape) != shape:
+            raise BadInput(f"{path}: {name} is {shapes[name]}, expected {shape}")
+    unused = sorted(weights.keys() - names.keys())
+    manifest = {"format": "big_vision", "unused": unused, "missing": missing}
+    names = without(names, missing)
     own = {name: np.asarray(weights[name], np.float32) for name in names}
-    manifest = {"format": "big_vision", "unused": sorted(weights.keys() - names.keys())}
+    wanted = {name: found.shapes[name] for name in paths(names)}
     beside = files.join(files.parent(path), npz.TOKENIZER)  # where we wrote it
     tokenizer = read_text(beside) if files.exists(beside) else None
     return Bundle(model, to_ours(own, names, wanted), manifest, tokenizer, objectives)
@@ -105,7 +111,7 @@ def write(bundle: Bundle, folder: str) -> str:
         raise BadInput("--format=big_vision: needs an image tower with position='learned'")
     options.refuse_others(found, options.find(_expressed(found), {}), "big_vision")
     names = table(found, scanned=False)
-    used = {target.path for targets in names.values() for target in targets}
+    used = paths(names)
     if missing := sorted(used - bundle.params.keys()):
         raise BadInput(f"--format=big_vision: the model has no {missing[0]}")
     weights = to_theirs({path: bundle.params[path] for path in used}, names)

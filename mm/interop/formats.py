@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from data import files
 from mm import registry
-from mm.config import BadInput, suggest
+from mm.config import BadInput, listed, suggest
 from mm.interop.bundle import Bundle
 from mm.interop.json_files import read_json
 
@@ -64,13 +64,17 @@ def reader(name: str, where: str) -> Callable[..., Bundle]:
     return _find("import_format", name, where)
 
 
-def read(text: str, where: str) -> Bundle:
+def read(text: str, where: str, partial: bool = False) -> Bundle:
     """The model at "FORMAT:PATH", or at a path. Raises BadInput where there is none.
 
     Of a folder that we wrote in a format of others, the manifest has where the weights are from.
+    Also raises it for a file of others that lacks parameters, unless a `partial` model will do.
     """
     place = parse_place(text, where)
     bundle = _read(reader(place.format, where), place)
+    missing = bundle.manifest.pop("missing", [])
+    if missing and not partial:
+        raise BadInput(f"{place.path}: has no {listed(missing)}")
     beside = _json(place.path, "manifest.json")
     if beside.get("format") != place.format:
         return bundle

@@ -25,6 +25,7 @@ from mm.interop.tables import (
     linear,
     norm,
     patches,
+    paths,
     same,
     to_theirs,
     under,
@@ -78,10 +79,10 @@ def read(path: str) -> Bundle:
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
     found = options.find(spec.model, spec.objectives)
-    weights, unused = read_weights(entries, table(found, "text." if text else ""), {}, found, path)
-    unused = [name for name in unused if not name.endswith("attn_mask")]
+    weights, said = read_weights(entries, table(found, "text." if text else ""), {}, found, path)
+    said["unused"] = [name for name in said["unused"] if not name.endswith("attn_mask")]
     tokenizer = tokenizer_files.read_tokenizer(path, spec.text)
-    manifest: dict[str, Any] = {"format": "open_clip", "unused": unused, "custom_text": text}
+    manifest: dict[str, Any] = {"format": "open_clip", "custom_text": text} | said
     # Hubs often have transformers' files beside these; open_clip's own say what open_clip does.
     image = _read_image(config.get("preprocess_cfg"), spec.model["image"]["image_size"])
     manifest |= processors.read_facts(path, spec, tokenizer, image)
@@ -107,7 +108,7 @@ def write(bundle: Bundle, folder: str) -> str:
     spec = _read_config(cfg, found.objective("contrastive", kind="sigmoid") is not None)
     options.refuse_others(found, options.find(spec.model, spec.objectives), "open_clip")
     names = table(found, "")
-    used = {target.path for targets in names.values() for target in targets}
+    used = paths(names)
     if missing := sorted(used - bundle.params.keys()):
         raise BadInput(f"open_clip: the model has no {listed(missing)}")
     params = clamped({path: bundle.params[path] for path in used}, found)

@@ -6,7 +6,7 @@ reordering, so ours -> theirs -> ours gives the same bits, and `to_ours` is diff
 gradients compare by their names, too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +81,11 @@ class Target(NamedTuple):
 Table = dict[str, list[Target]]  # a weight without a target is read by nobody (a fixed table)
 
 
+def paths(table: Table) -> set[str]:
+    """Of our parameters that it has a place for."""
+    return {target.path for targets in table.values() for target in targets}
+
+
 def to_ours(
     weights: Mapping[str, Array], table: Table, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Array]:
@@ -110,7 +115,7 @@ def to_ours(
 def to_theirs(params: Mapping[str, Array], table: Table) -> dict[str, Array]:
     """Their weights, by name, but for those that nobody reads. Raises BadInput if one of ours stays
     behind."""
-    used = {target.path for targets in table.values() for target in targets}
+    used = paths(table)
     if used != params.keys():
         raise BadInput(f"parameters and table differ in {sorted(used ^ params.keys())}")
     weights = {}
@@ -149,6 +154,13 @@ def join(*tables: Table) -> Table:
         for name, targets in table.items():
             joined[name] = joined.get(name, []) + targets
     return joined
+
+
+def without(table: Table, absent: Collection[str]) -> Table:
+    """What is left of it for a file that lacks weights: no part of a parameter that needs one."""
+    lost = {target.path for name in absent for target in table[name]}
+    left = {name: [t for t in targets if t.path not in lost] for name, targets in table.items()}
+    return {name: targets for name, targets in left.items() if targets}
 
 
 def under(prefix: str, table: Table) -> Table:

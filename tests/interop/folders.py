@@ -109,6 +109,25 @@ OPEN_CLIP = {
         SOFTMAX,
     ),
 }
+_FIXED = dict(activation="gelu_tanh", norm_epsilon=1e-6)
+_SIGLIP = dict(
+    image=IMAGE | dict(pool="map") | _FIXED,
+    text=TEXT | dict(pool="last", padding="read") | _FIXED,
+    embed_dim=16,
+    image_projection="none",
+    text_projection="affine",
+)
+# Models that big_vision expresses.
+BIG_VISION = {
+    "siglip": (_SIGLIP, SIGMOID),
+    "lit": (
+        _SIGLIP | dict(image_projection="linear", text_projection="linear", embed_dim=8),
+        SOFTMAX,
+    ),
+    "vit_map": (dict(image=IMAGE | dict(pool="map") | _FIXED), {}),
+    "vit_gap": (dict(image=IMAGE | dict(pool="mean") | _FIXED), {}),
+    "vit_cls": (dict(image=IMAGE | dict(pool="cls") | _FIXED), {}),
+}
 _CELLS = dict(name="cells", cell_size=2, cell_width=6, hidden=10)
 # Dual encoders that none expresses: written with code of their own.
 DUAL_ENCODERS = {

@@ -8,35 +8,16 @@ import numpy as np
 import pytest
 
 from mm.config import BadInput
-from mm.interop import big_vision, options
+from mm.interop import big_vision, formats, options
 from mm.interop.tables import to_theirs
 from tests.interop import folders
-from tests.interop.folders import EXPRESSED, IMAGE, SIGMOID, TEXT
-
-STACK = dict(activation="gelu_tanh", norm_epsilon=1e-6)
-SIGLIP = dict(
-    image=IMAGE | dict(pool="map") | STACK,
-    text=TEXT | dict(pool="last", padding="read") | STACK,
-    embed_dim=16,
-    image_projection="none",
-    text_projection="affine",
-)
-MODELS = {
-    "siglip": (SIGLIP, SIGMOID),
-    "lit": (
-        SIGLIP | dict(image_projection="linear", text_projection="linear", embed_dim=8),
-        dict(contrastive=dict(name="contrastive", kind="softmax")),
-    ),
-    "vit_map": (dict(image=IMAGE | dict(pool="map") | STACK), {}),
-    "vit_gap": (dict(image=IMAGE | dict(pool="mean") | STACK), {}),
-    "vit_cls": (dict(image=IMAGE | dict(pool="cls") | STACK), {}),
-}
+from tests.interop.folders import BIG_VISION, EXPRESSED
 
 
 def theirs(name, scanned=False):
     """A bundle, and its arrays under their names."""
-    bundle = folders.bundle(*MODELS[name])
-    table = big_vision.table(options.find(*MODELS[name]), scanned)
+    bundle = folders.bundle(*BIG_VISION[name])
+    table = big_vision.table(options.find(*BIG_VISION[name]), scanned)
     return bundle, to_theirs(bundle.params, table)
 
 
@@ -79,16 +60,16 @@ def test_names_and_shapes_are_those_of_siglip():
     assert len(shapes) == 2 * 2 * 16 + (3 + 2 + 15) + (2 + 2 + 2) + 2
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BIG_VISION)
 def test_ours_to_big_vision_to_ours_is_the_same_to_the_bit(name, tmp_path):
-    bundle = folders.bundle(*MODELS[name])
+    bundle = folders.bundle(*BIG_VISION[name])
     big_vision.write(bundle, str(tmp_path))
     for path in (tmp_path, tmp_path / "model.npz"):
         back = big_vision.read(str(path))
         assert_same(back.params, bundle.params)
         assert back.manifest["unused"] == []
         options.refuse_others(
-            options.find(*MODELS[name]), options.find(back.model, back.objectives), "big_vision"
+            options.find(*BIG_VISION[name]), options.find(back.model, back.objectives), "big_vision"
         )
 
 
@@ -105,13 +86,13 @@ def test_of_a_whole_checkpoint_the_parameters_alone_are_read(tmp_path):
 
 
 def test_the_tokenizer_that_we_write_beside_it_is_read(tmp_path):
-    given = folders.bundle(*MODELS["siglip"])._replace(tokenizer_json="{}")
+    given = folders.bundle(*BIG_VISION["siglip"])._replace(tokenizer_json="{}")
     big_vision.write(given, str(tmp_path))
     assert big_vision.read(str(tmp_path)).tokenizer_json == "{}"
 
 
 def test_a_checkpoint_in_an_object_store_is_read(tmp_path):
-    bundle = folders.bundle(*MODELS["vit_map"])
+    bundle = folders.bundle(*BIG_VISION["vit_map"])
     big_vision.write(bundle, str(tmp_path))
     far = f"memory://{uuid.uuid4().hex}"
     fsspec.filesystem("memory").put(f"{tmp_path}/model.npz", f"{far}/model.npz")
@@ -174,7 +155,7 @@ def test_what_has_no_counterpart_is_refused(name, change, message, tmp_path):
     "change, message",
     [
         (lambda w: w.pop("pos_embedding"), "is no model of big_vision that we know .'pos_embed"),
-        (lambda w: w.pop("Transformer/encoder_norm/bias"), "encoder_norm/bias is missing"),
+        (lambda w: w.pop("Transformer/encoder_norm/bias"), "has no Transformer/encoder_norm/bias"),
         (lambda w: w.update({"embedding/bias": np.zeros(3)}), r"embedding/bias is .3,., expected"),
         (lambda w: w.update({"x": np.array([{}], object)}), "object"),
     ],
@@ -184,5 +165,5 @@ def test_a_file_that_is_damaged_or_something_else_is_refused(change, message, tm
     change(weights)
     np.savez(tmp_path / "a.npz", **weights)
     with pytest.raises(BadInput, match=message) as error:
-        big_vision.read(str(tmp_path / "a.npz"))
+        formats.read(f"big_vision:{tmp_path}/a.npz", "x")
     assert "\n" not in str(error.value)

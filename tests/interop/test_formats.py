@@ -4,7 +4,9 @@ import json
 import uuid
 
 import fsspec
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mm import registry
 from mm.config import BadInput
@@ -12,6 +14,7 @@ from mm.interop import formats
 from mm.interop.bundle import Bundle
 from mm.interop.formats import Place, parse_place
 from tests.interop import folders
+from tests.interop.folders import BIG_VISION, EXPRESSED, OPEN_CLIP
 
 
 def test_a_format_is_said_before_the_path():
@@ -105,3 +108,33 @@ def test_a_folder_in_an_object_store_is_read_as_one_here(format, tmp_path):
         store.pipe_file(f"{far}/{name}", b"{")
     with pytest.raises(BadInput, match=f"^{far}/.*config.json: is not JSON"):
         formats.read(f"{format}:{far}", "x")
+
+
+# Of each format a model, what writes it, and a weight of theirs with the path that it is ours by.
+LACKING = {
+    "hf": (EXPRESSED["clip"][:2], "text_projection.weight", "model/text_projection/kernel"),
+    "open_clip": (OPEN_CLIP["clip"], "visual.ln_pre.bias", "model/image/pre_norm/bias"),
+    "big_vision": (BIG_VISION["vit_gap"], "embedding/bias", "model/image/stem/embedding/bias"),
+}
+
+
+@pytest.mark.parametrize("format", LACKING)
+def test_a_weight_that_is_not_there_is_refused_unless_a_part_is_asked_for(format, tmp_path):
+    model, name, path = LACKING[format]
+    whole = folders.bundle(*model)
+    formats.writer(format)(whole, str(tmp_path))
+    (file,) = [*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.npz")]
+    if format == "big_vision":
+        with np.load(file) as found:
+            weights = {key: x for key, x in found.items() if key != f"params/{name}"}
+        np.savez(file, **weights)
+    else:
+        weights = load_file(file)
+        del weights[name]
+        save_file(weights, file)
+    with pytest.raises(BadInput, match=rf"^{tmp_path}[\w/.]*: has no {name}$"):
+        formats.read(f"{format}:{tmp_path}", "x")
+    part = formats.read(f"{format}:{tmp_path}", "x", partial=True)
+    assert whole.params.keys() - part.params.keys() == {path}
+    for key, x in part.params.items():
+        assert x.tobytes() == whole.params[key].tobytes(), key

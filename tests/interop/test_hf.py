@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data import tokenizers
 from data.tokenizers import same_ids
 from mm.config import BadInput
-from mm.interop import hf, options
+from mm.interop import formats, hf, options
 from mm.interop.hf.tokenizer_files import read_tokenizer
 from mm.objectives.combine import System
 from mm.objectives.views import Views
@@ -318,7 +318,7 @@ def test_a_config_that_has_no_counterpart_here_is_refused(name, where, change, m
     (config if where is None else config[where]).update(change)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match=message) as error:
-        hf.read(str(folder))
+        formats.read(f"hf:{folder}", "x")
     assert "\n" not in str(error.value)
 
 

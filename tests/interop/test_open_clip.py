@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mm.config import BadInput
-from mm.interop import open_clip
+from mm.interop import formats, open_clip
 from mm.objectives.views import Views
 from tests.interop import folders
 from tests.interop.folders import OPEN_CLIP
@@ -117,5 +117,5 @@ def test_a_config_without_a_counterpart_is_refused(part, change, message, tmp_pa
     config["model_cfg"][part].update(change)
     file.write_text(json.dumps(config))
     with pytest.raises(BadInput, match=message) as error:
-        open_clip.read(str(tmp_path))
+        formats.read(f"open_clip:{tmp_path}", "x")
     assert "\n" not in str(error.value)

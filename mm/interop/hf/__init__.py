@@ -22,7 +22,7 @@ from mm.interop.hf.family import Family, Spec
 from mm.interop.hf.vit import FIXED_TOLERANCE, MAE, VIT
 from mm.interop.json_files import read_json
 from mm.interop.options import Options
-from mm.interop.tables import Table, their_shapes, to_ours, to_theirs
+from mm.interop.tables import Table, paths, their_shapes, to_ours, to_theirs, without
 from mm.runtime.workdir import write_json
 
 FAMILIES = (CLIP, SIGLIP, VIT, MAE, BERT, BLIP)
@@ -37,8 +37,8 @@ def read(path: str) -> Bundle:
     """The model of a folder with config.json and model.safetensors, or parts with an index.
 
     Half-precision weights become float32. What the class has and we have not (the classifier of a
-    ViT) is listed in manifest["unused"]. Raises BadInput for a class, an option or a file that
-    cannot be read.
+    ViT) is listed in manifest["unused"], what the file lacks in manifest["missing"]. Raises
+    BadInput for a class, an option or a file that cannot be read.
     """
     config = read_json(Path(path) / "config.json")
     if config.get("model_type") == dual_encoder.MODEL_TYPE:
@@ -55,8 +55,8 @@ def read(path: str) -> Bundle:
     spec = _with_mask(spec, tokenizer)
     found = options.find(spec.model, spec.objectives)
     table = family.table(found)
-    weights, unused = read_weights(entries, table, family.fixed(found), found, path)
-    manifest = {"format": "hf", "class": family.name, "unused": unused}
+    weights, said = read_weights(entries, table, family.fixed(found), found, path)
+    manifest = {"format": "hf", "class": family.name} | said
     manifest |= processors.read_facts(path, spec, tokenizer)
     return Bundle(spec.model, weights, manifest, tokenizer, spec.objectives)
 
@@ -69,9 +69,9 @@ def _read_dual_encoder(path: str, config: Mapping) -> Bundle:
         raise BadInput(f"{path}/config.json: lacks {error} of a dual encoder") from error
     found = options.find(spec.model, spec.objectives)
     entries, table = weight_files.open_safetensors(path), dual_encoder.table(found)
-    weights, unused = read_weights(entries, table, {}, found, path)
+    weights, said = read_weights(entries, table, {}, found, path)
     tokenizer = tokenizer_files.read_tokenizer(path, spec.text)
-    manifest = {"format": "hf", "class": dual_encoder.NAME, "unused": unused}
+    manifest = {"format": "hf", "class": dual_encoder.NAME} | said
     manifest |= processors.read_facts(path, spec, tokenizer)
     return Bundle(spec.model, weights, manifest, tokenizer, spec.objectives)
 
@@ -82,18 +82,25 @@ def read_weights(
     fixed: Mapping[str, np.ndarray],
     found: Options,
     where: str,
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Our parameters, and the names that are left over. Raises BadInput if one is missing or of
-    another shape, or a fixed one is not what it has to be."""
-    used = {target.path for targets in table.values() for target in targets}
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Our parameters, and of a manifest "unused" and "missing": names that are left over or absent.
+
+    Raises BadInput if one is of another shape, or a fixed one is not what it has to be.
+    """
+    used = paths(table)
     shapes = {path: shape for path, shape in found.shapes.items() if path in used}
-    own = weight_files.take(entries, their_shapes(shapes, table), where)
+    expected = their_shapes(shapes, table)
+    missing = [name for name in expected if name not in entries]
+    table = without(table, missing)
+    own = weight_files.take(entries, {name: expected[name] for name in table}, where)
     there = {name: x.shape for name, x in fixed.items() if name in entries}
     for name, value in weight_files.take(entries, there, where).items():
         if np.abs(value - fixed[name]).max() > FIXED_TOLERANCE:
             raise BadInput(f"{where}: {name} has other values than our fixed ones")
-    left = [name for name in entries if name not in own and name not in fixed]
-    return to_ours(own, table, shapes), [name for name in left if not name.endswith(_COPIES)]
+    left = [name for name in entries if name not in expected and name not in fixed]
+    left = [name for name in left if not name.endswith(_COPIES)]
+    shapes = {path: shapes[path] for path in paths(table)}
+    return to_ours(own, table, shapes), {"unused": left, "missing": missing}
 
 
 @registry.register("export_format", "hf")
@@ -106,7 +113,7 @@ def write(bundle: Bundle, folder: str) -> str:
     found = options.find(bundle.model, bundle.objectives)
     family, config = _choose(found, bundle)
     table = family.table(found)
-    used = {target.path for targets in table.values() for target in targets}
+    used = paths(table)
     params = {path: x for path, x in bundle.params.items() if path in used}
     if missing := sorted(used - params.keys()):
         raise BadInput(f"{family.name}: the model has no {listed(missing)}")
