@@ -39,19 +39,15 @@ from mm.interop.tables import (
 FILE = "model.npz"
 _PARAMS = "params/"  # of a whole checkpoint; beside them is the optimizer's state
 _STACK = dict(activation="gelu_tanh", norm_epsilon=1e-6)
-# Our parts of a block, theirs, and what they have.
 _ATTENTION, _MLP = "MultiHeadDotProductAttention_0", "MlpBlock_0"
-_BLOCK = {
-    "attention_branch/norm": "LayerNorm_0",
-    "mlp_branch/norm": "LayerNorm_1",
-    "mlp/up": f"{_MLP}/Dense_0",
-    "mlp/down": f"{_MLP}/Dense_1",
-} | {f"attention/{part}": f"{_ATTENTION}/{part}" for part in ("query", "key", "value", "out")}
+# Our parts of the head of attention and of a block, and theirs.
 _HEAD = {
     "norm": "LayerNorm_0",
     "mlp/up": f"{_MLP}/Dense_0",
     "mlp/down": f"{_MLP}/Dense_1",
 } | {f"attention/{part}": f"{_ATTENTION}/{part}" for part in ("query", "key", "value", "out")}
+_NORMS = {"attention_branch/norm": "LayerNorm_0", "mlp_branch/norm": "LayerNorm_1"}
+_BLOCK = _NORMS | {part: name for part, name in _HEAD.items() if part != "norm"}
 # Names of before 2022, as their loader reads them.
 _OLD = (
     (r"MultiHeadDotProductAttention_1/", f"{_ATTENTION}/"),

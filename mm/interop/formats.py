@@ -75,8 +75,11 @@ def read(text: str, where: str, partial: bool = False) -> Bundle:
     missing = bundle.manifest.pop("missing", [])
     if missing and not partial:
         raise BadInput(f"{place.path}: has no {listed(missing)}")
-    beside = _json(place.path, "manifest.json")
-    if beside.get("format") != place.format:
+    folder, file = place.path, None
+    if folder.endswith(".npz"):
+        folder, file = files.parent(folder), os.path.basename(folder)
+    beside = _json(folder, "manifest.json")
+    if beside.get("format") != place.format or file and file not in beside.get("files", {}):
         return bundle
     kept = {key: beside[key] for key in _ORIGIN if key in beside}
     return bundle._replace(manifest=kept | bundle.manifest)

@@ -1,6 +1,7 @@
 """How a format is told from "FORMAT:PATH" or from what lies at a path."""
 
 import json
+import shutil
 import uuid
 
 import fsspec
@@ -91,6 +92,15 @@ def test_what_we_wrote_for_others_still_says_where_it_is_from(tmp_path, monkeypa
     assert formats.read(str(tmp_path), "x").manifest == {"licence": "MIT", "preprocess": "theirs"}
     (tmp_path / "manifest.json").write_text(json.dumps(said | {"format": "npz"}))
     assert formats.read(f"hf:{tmp_path}", "x").manifest == {"preprocess": "theirs"}
+
+
+def test_so_does_its_file_alone_and_no_other_that_lies_there(tmp_path):
+    formats.writer("big_vision")(folders.bundle(*BIG_VISION["vit_gap"]), str(tmp_path))
+    shutil.copy(tmp_path / "model.npz", tmp_path / "other.npz")
+    said = {"format": "big_vision", "licence": "MIT", "files": {"model.npz": {}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(said))
+    assert formats.read(f"big_vision:{tmp_path}/model.npz", "x").manifest["licence"] == "MIT"
+    assert "licence" not in formats.read(f"{tmp_path}/other.npz", "x").manifest
 
 
 @pytest.mark.parametrize("format", ["hf", "open_clip"])
