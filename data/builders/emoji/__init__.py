@@ -2,7 +2,3 @@
 
 `python -m data.builders.emoji --data_dir=.data` prepares it; see builder.py for what it holds.
 """
-
-from data.builders.emoji.preparation import prepare
-
-__all__ = ["prepare"]

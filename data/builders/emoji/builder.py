@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data.builders.dataset import Dataset
 from data.builders.emoji.catalogue import LANGUAGES, read_catalogue
 from data.builders.emoji.icons import read_icon_set
 from data.builders.emoji.selection import (
@@ -67,21 +66,11 @@ _CITATION = "\n".join(
 )
 
 
-class Emoji(tfds.core.GeneratorBasedBuilder):
+class Emoji(Dataset):
     """Emoji of eight vendors with their names; see the description."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
-    # Nothing is downloaded through TFDS; looking for checksums needs the package
-    # importlib_resources, which TFDS 4.9.10 imports but does not require.
-    url_infos = None
-    log: Callable[[str], None] = print
-
-    def _log_download_bytes(self) -> None:
-        """Instead of TFDS's "Unknown size (download: Unknown size, ...)"."""
-
-    def _log_download_done(self) -> None:
-        """prepare() says it, after its checks."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -109,14 +98,6 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _download_and_prepare(self, *args, **kwargs) -> None:
-        # TFDS lets protobuf order the features by a hash that differs from process to process.
-        def serialize(serializer: ExampleSerializer, example: dict) -> bytes:
-            return serializer.get_tf_example(example).SerializeToString(deterministic=True)
-
-        with mock.patch.object(ExampleSerializer, "serialize_example", serialize):
-            super()._download_and_prepare(*args, **kwargs)
-
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         packages = install(Path(dl_manager.download_dir) / "emoji", HERE, self.log)
         selection = selected(packages)
@@ -126,6 +107,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             vendor_ranges={"train": vendor_ranges(selection.splits["train"])},
             not_joined={vendor: joined.unmatched for vendor, joined in selection.joined.items()},
         )
+        self.log("emoji: every icon that was not joined is listed in metadata.json")
         return {name: self._generate_examples(p) for name, p in selection.splits.items()}
 
     def _generate_examples(self, pictures: list[Picture]) -> Iterator[tuple[int, dict]]:

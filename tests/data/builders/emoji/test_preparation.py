@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
+from data.builders import preparation
 from data.builders.emoji import builder as builder_module
-from data.builders.emoji import prepare
 from data.builders.emoji.selection import report
 from data.builders.install import install
 from data.builders.render import png, svg
@@ -24,6 +24,10 @@ def installed(packages, monkeypatch):
 
 def quiet(line):
     del line
+
+
+def prepare(data_dir, log):
+    return preparation.prepare(builder_module.Emoji, data_dir, log)
 
 
 def digests(folder):
@@ -102,7 +106,8 @@ def test_data_dir_that_cannot_be_written_is_one_line(installed, tmp_path):
 _IN_ANOTHER_PROCESS = """
 import os, signal, sys
 from pathlib import Path
-from data.builders.emoji import builder, prepare
+from data.builders.emoji import builder
+from data.builders.preparation import prepare
 from data.builders.install import Packages
 versions = dict.fromkeys([f"@iconify-json/{v}" for v in builder.VENDORS], "1.0.0")
 packages = Packages(Path(sys.argv[1]), {**versions, "emojibase-data": "1.0.0"}, "emoji")
@@ -114,7 +119,7 @@ def png_and_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return png(*args)
 builder.png = png_and_die
-prepare(sys.argv[2])
+prepare(builder.Emoji, sys.argv[2])
 """
 
 
