@@ -5,10 +5,11 @@
 
 `group` and `subgroup`: the eight groups and 95 subgroups of emoji; `sentiment`: faces, positive,
 neutral or negative by their subgroup; `tags`: which of the 64 most frequent keywords fit, any
-number of them; `score`: a number a picture, on lines of your own (docs/tasks.md), path=rated.jsonl.
-`init` is the run that the tower comes from, none: it begins from nothing. `train` are the quick
-start's seven vendors, `seen` and `unseen` the pictures of the eighth, of concepts that were trained
-on and of others. Nothing was tuned.
+number of them; `score`: a number a picture, on lines of your own (docs/tasks.md), path=rated.jsonl;
+`digits` and `mnist`: ten digits that `python -m data.builders.digits --data_dir=.data` (or .mnist)
+has prepared. `init` is the run that the tower comes from, none: it begins from nothing. `train` are
+the quick start's seven vendors, `seen` and `unseen` the pictures of the eighth, of concepts that
+were trained on and of others; `test` a fifth of the digits. Nothing was tuned.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ SENTIMENT = {
     "negative": ["face-concerned", "face-negative", "face-unwell"],
 }
 FOLDER = "data/builders/emoji"
+DIGITS = "data/builders/digits.json"
 SOFTMAX = dict(name="classification", label_smoothing=0.1)
 SIGMOID = dict(name="classification", kind="sigmoid")
 
@@ -36,6 +38,18 @@ def of_groups(label: str, num_classes: int, **objective) -> dict:
     """A variant on all of emoji but flags and skin tones."""
     objective = dict(num_classes=num_classes, **objective)
     return dict(only={"group": GROUPS}, label=label, objective=objective, best="accuracy")
+
+
+def of_digits(dataset: str) -> dict:
+    """A variant on handwritten digits, which are white on black and not mirrored."""
+    return dict(
+        dataset=dataset,
+        augment="decode|pad(0.1, 0)"
+        "|random_resized_crop(48, scale=(0.44, 0.92), ratio=(0.82, 1.22))",
+        label=f'label("label", classes="{DIGITS}")',
+        objective=dict(SOFTMAX, num_classes=10),
+        best="accuracy",
+    )
 
 
 VARIANTS = {
@@ -52,6 +66,8 @@ VARIANTS = {
     "score": dict(
         label='numbers("score", 1, "target")', objective=dict(name="regression"), best=None
     ),
+    "digits": of_digits("digits"),
+    "mnist": of_digits("mnist_5k"),
 }
 
 
@@ -60,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
     given = parse_arg(arg, variant="group", init="workdirs/quickstart", path="rated.jsonl")
     variant = named_variant(VARIANTS, given)
     config = quickstart()
-    augment = config.input.preprocess.partition("|caption")[0]
+    augment = variant.get("augment") or config.input.preprocess.partition("|caption")[0]
     config.total_steps = 240
     config.global_batch_size = 256
     tower = dict(path=given["init"], parameters=("model/image/.*",))
@@ -71,24 +87,27 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule.warmup_steps = 25
 
-    def part(split: str, ops: str) -> dict:
-        source = find_source(variant, given, split)
+    def part(source: dict, ops: str) -> dict:
         return dict(source=source, preprocess=f"{ops}|{variant['label']}")
 
-    config.input = part("train", augment)
-    splits = ("seen", "unseen") if "only" in variant else ("held_out",)
+    train, tests = find_sources(variant, given)
+    config.input = part(train, augment)
     config.evals = {
-        split: dict(name=task, batch_size=256, every_steps=80, **part(split, "decode|resize(48)"))
-        for split in splits
+        split: dict(name=task, batch_size=256, every_steps=80, **part(test, "decode|resize(48)"))
+        for split, test in tests.items()
     }
-    best = variant["best"] and f"seen/{variant['best']}"
+    best = variant["best"] and f"{next(iter(tests))}/{variant['best']}"
     config.checkpoint = dict(every_steps=120, keep_last=1, keep_best=best)
     return config
 
 
-def find_source(variant: dict, given: dict, split: str) -> dict:
-    """Of emoji those that the variant takes; or a part of one's own lines."""
-    if "only" not in variant:
-        first, last = (0.0, 0.9) if split == "train" else (0.9, 1.0)
-        return dict(name="jsonl", path=given["path"], first=first, last=last)
-    return dict(split=split, only=variant["only"], **EMOJI)
+def find_sources(variant: dict, given: dict) -> tuple[dict, dict[str, dict]]:
+    """What is trained on, and what is judged by: of emoji, of digits, or of one's own lines."""
+    if "only" in variant:
+        emoji = dict(only=variant["only"], **EMOJI)
+        return dict(split="train", **emoji), {x: dict(split=x, **emoji) for x in ("seen", "unseen")}
+    if "dataset" in variant:
+        digits = EMOJI | dict(dataset=variant["dataset"])
+        return dict(split="train", **digits), {"test": dict(split="test", **digits)}
+    lines = dict(name="jsonl", path=given["path"])
+    return dict(lines, last=0.9), {"held_out": dict(lines, first=0.9)}

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden/configs"
 METHODS = ("full", "lit", "image", "probe", "adapter", "vpt", "coop", "prompts", "none")
 MORE = {
+    "eval_emoji": ["data=digits"],
     "finetune": [f"method={method}" for method in METHODS],
     "flip": ["keep=0.25", "phase=tune"],
     "pairs": ["size=tiny"],

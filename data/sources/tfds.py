@@ -28,7 +28,8 @@ _FILTER_BLOCK = 1024  # records held at a time while filtering
 # Whole chunks are read by position: nothing to read ahead.
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 _FILE_FORMATS = (tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.TFRECORD)
-_OURS = ("emoji", "icons")  # data.builders has them; "icons_held_out" is one of icons
+# data.builders has them; "icons_held_out" is one of icons, "mnist_5k" of mnist.
+_OURS = ("digits", "emoji", "icons", "mnist", "openclipart")
 # Reads the records at positions of one file.
 ReadRaw = Callable[[Sequence[int]], Sequence[bytes]]
 
