@@ -10,7 +10,9 @@ of the quick start; it is judged on a vendor that training never saw, with the t
 and with those that are held out. `captions` writes the labels, without a question. `B/16` takes
 your own triples (docs/tasks.md), lines with `image`, `question` and `answers`, one or many, and a
 SigLIP tower: path=triples.jsonl,init=WORKDIR,tokenizer=tokenizer.json, one that tells where words
-end. `init=none` begins from nothing.
+end. `data=vqav2,path=FOLDER` takes VQAv2 instead of lines, in `B/16` and, for a CPU, in `tiny`:
+FOLDER has the files of questions and annotations of train2014 and val2014, and COCO's folders of
+pictures called so. `init=none` begins from nothing.
 
 The layout is that of CapPa's decoder (Tschannen et al. 2023) behind a tower that was trained by
 contrast, the loss that of LLaVA (Liu et al. 2023, section 4.2): no projection between the two, the
@@ -24,7 +26,7 @@ from configs.quickstart import EMOJI
 from configs.quickstart import get_config as quickstart
 from configs.siglip import VARIANTS as SIGLIP
 from configs.siglip import make_model, named_variant
-from mm.config import parse_arg
+from mm.config import BadInput, parse_arg
 
 # Neither mirrored nor without its colours: arrows, clocks and colours are asked for.
 AUGMENT = (
@@ -33,6 +35,7 @@ AUGMENT = (
 )
 B = dict(width=768, num_heads=12, mlp_dim=3072, remat="cheap")
 WORDS = ".data/words.json"
+TRIPLES = 'instruct("question", "answers")'
 TINY = dict(width=128, num_heads=4, mlp_dim=256, dropout=0.1)
 VARIANTS = {
     "tiny": dict(
@@ -45,18 +48,26 @@ VARIANTS = {
     ),
     "B/16": dict(
         stack=B, depth=6, vocab_size=32_000, length=64, learning_rate=1e-4, steps=20_000,
-        warmup=1000, batch_size=512, ops='instruct("question", "answers")',
-        tokenizer="tokenizer.json", init="workdirs/siglip", **V5E_16,
+        warmup=1000, batch_size=512, ops=TRIPLES, tokenizer="tokenizer.json",
+        init="workdirs/siglip", **V5E_16,
     ),
 }  # fmt: skip
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe. `arg`: "variant=tiny,init=WORKDIR,path=...,tokenizer=...", optional."""
-    given = parse_arg(arg, variant="tiny", init="", path="triples.jsonl", tokenizer="", image=224)
+    """The recipe. `arg`: "variant=tiny,init=WORKDIR,path=...,tokenizer=...,data=...", optional."""
+    given = parse_arg(
+        arg, variant="tiny", init="", path="triples.jsonl", tokenizer="", image=224, data=""
+    )
     variant = named_variant(VARIANTS, given)
-    own, length = "mesh" in variant, variant["length"]
+    large, length = "mesh" in variant, variant["length"]
     asks = given["variant"] != "captions"
+    if given["data"] not in ("", "vqav2") or (given["data"] and not asks):
+        raise BadInput(
+            f"config argument data={given['data']}: expected vqav2, with variant=tiny or B/16"
+        )
+    own = large or given["data"] == "vqav2"
+    size = given["image"] if large else 48
     init = given["init"] or variant["init"]
     config = quickstart()
     config.pod = variant.get("pod")
@@ -64,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.global_batch_size = variant["batch_size"]
     tower = dict(path=init, parameters=("model/image/.*",))
     config.model_init = None if init == "none" else tower
-    image = make_model(SIGLIP["B/16"], given["image"])["image"] if own else config.model.image
+    image = make_model(SIGLIP["B/16"], size)["image"] if large else config.model.image
     config.model = dict(
         image=image,
         decoder=dict(
@@ -79,12 +90,14 @@ def get_config(arg: str = "") -> ConfigDict:
     name = "tokenize_answer" if asks else "tokenize"
     tokens = f'{name}("{given["tokenizer"] or variant["tokenizer"]}", {length})'
     ops, best = variant["ops"], "exact_match" if asks else "cider"
-    if own:
-        best, lines = "vqa_accuracy", dict(name="jsonl", path=given["path"])
-        whole = augment = f"decode|resize({given['image']})"
-        train, parts = dict(lines, last=0.99), {"held_out": (dict(lines, first=0.99), ops)}
+    if large:
         config.model.dtype = "bfloat16"
         config.sharding = dict(mesh=variant["mesh"], rules=variant["rules"])
+    if own:
+        best, ops = "vqa_accuracy", TRIPLES
+        whole = augment = f"decode|resize({size})"
+        train, held_out = find_triples(given)
+        parts = {"held_out": (held_out, ops)}
     else:
         train, augment, whole = dict(split="train", **EMOJI), AUGMENT, "decode|resize(48)"
         seen, unseen = (dict(split=split, **EMOJI) for split in ("seen", "unseen"))
@@ -108,3 +121,12 @@ def get_config(arg: str = "") -> ConfigDict:
     best = f"{next(iter(parts))}/{best}"
     config.checkpoint = dict(every_steps=every_steps, keep_last=1, keep_best=best)
     return config
+
+
+def find_triples(given: dict) -> tuple[dict, dict]:
+    """What is trained on, and what is judged by."""
+    if given["data"] == "vqav2":
+        folder = dict(name="vqav2", path=given["path"])
+        return dict(folder, split="train2014"), dict(folder, split="val2014")
+    lines = dict(name="jsonl", path=given["path"])
+    return dict(lines, last=0.99), dict(lines, first=0.99)

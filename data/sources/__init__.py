@@ -30,6 +30,7 @@ _MODULES = {
     "text": "text",
     "tfds": "tfds",
     "tfrecord": "tfrecord",
+    "vqav2": "vqa",
     "webdataset": "webdataset",
 }
 
