@@ -22,7 +22,8 @@ from data.sources import Source, open_source
 from data.sources.guess import parse_source
 from mm.config import BadInput, differences, plain
 from mm.embeddings import FACTS, FORMATS, Format, is_written, read_parts, write_part
-from mm.evals.retrieval import Retrieval, embed_pool
+from mm.evals.pool import embedded, pool_rows
+from mm.evals.retrieval import Retrieval
 from mm.evaluate import restored
 from mm.program import Program, build_program, check_batch
 from mm.sharding.mesh import check_batch_size
@@ -150,12 +151,12 @@ def _write(
     with contextlib.closing(batches):
         for part in range(done, count):
             some = itertools.islice(batches, each)
-            zimg, ztxt, rows = embed_pool(
-                lambda batch: program.embed(state, batch), some, program.mesh
+            rows = pool_rows(
+                embedded(lambda batch: program.embed(state, batch)), some, program.mesh
             )
             if jax.process_index() == 0:
-                columns = {"id": rows["id"].astype(np.int64), "image": zimg, "text": ztxt}
-                columns["score"] = np.sum(zimg * ztxt, axis=1)
+                columns = {"id": rows["id"], "image": rows["zimg"], "text": rows["ztxt"]}
+                columns["score"] = np.sum(rows["zimg"] * rows["ztxt"], axis=1)
                 write_part(output, part, format, columns)
                 print(f"{part + 1} of {count} files written", flush=True)
 

@@ -39,6 +39,8 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
     for name, spec in program.recipe.evals.items():
         where = f"config.evals.{name}"
         source, preprocess, rest = open_input(spec, where)
+        if not len(source):
+            raise BadInput(f"{where}.source: is empty; expected one example at least")
         check_tokenizer(preprocess, program.recipe.model, saved)
         every_steps = rest.pop("every_steps", None)
         if every_steps is not None and (type(every_steps) is not int or every_steps < 1):

@@ -15,7 +15,7 @@ from data.input import open_input
 from data.loader import eval_batches
 from data.sources import open_source
 from mm.config import BadInput, load
-from mm.evals.retrieval import embed_pool
+from mm.evals.pool import embedded, pool_rows
 from mm.evaluate import restored
 from mm.export import export
 from mm.interop import npz
@@ -42,7 +42,8 @@ def test_it_embeds_as_the_program_does(fresh_run, model, records):
     state, _ = restored(program, str(fresh_run), "latest")
     source, ops, _ = open_input(program.recipe.evals["held_out"], "x")
     batches = eval_batches(source, ops, batch_size=16, sharding=program.batch_sharding)
-    zimg, ztxt, _ = embed_pool(lambda batch: program.embed(state, batch), batches, program.mesh)
+    pool = pool_rows(embedded(lambda batch: program.embed(state, batch)), batches, program.mesh)
+    zimg, ztxt = pool["zimg"], pool["ztxt"]
     images, texts = records
     np.testing.assert_allclose(model.embed_image(images), zimg, atol=1e-6)
     np.testing.assert_allclose(model.embed_text(texts), ztxt, atol=1e-6)

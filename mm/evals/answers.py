@@ -1,6 +1,5 @@
 """Answers that a decoder writes after an instruction, against those that are right."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from mm import registry
 from mm.config import BadInput, Positive, Share
 from mm.evals import vqa
 from mm.evals.base import Model, leave_outcomes
-from mm.evals.pool import pool_rows
+from mm.evals.pool import pool_of
 from mm.evals.writing import find_tokenizer, leave_texts, read_references, writer
 from mm.report.outcomes import Outcome
 
@@ -22,7 +21,7 @@ class Answers:
     references: a field with the answers of several people, for the accuracy of the VQA benchmark;
     None: the answer that the ops give alone. beam: so many sequences at a time; 1 is greedy.
     max_bad_share: of broken examples, which are left out. Raises BadInput for what could not run:
-    no example, ops without `tokenize_answer`, a tokenizer that cannot be read.
+    ops without `tokenize_answer`, a tokenizer that cannot be read.
     """
 
     needs = ("writes",)
@@ -38,8 +37,6 @@ class Answers:
         beam: Positive = 1,
         max_bad_share: Share = 0.01,
     ):
-        if len(source) < 1:
-            raise BadInput("answers: the source is empty")
         if not preprocess.only("tokenize_answer").ops:
             raise BadInput("answers: the ops make no answers; end them with tokenize_answer")
         if references is not None:  # of all, so that what is missing shows before training
@@ -56,24 +53,12 @@ class Answers:
 
         picture: where it would be; some answers for the run's page are left beside it.
         """
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        batches = eval_batches(
-            self.source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
         write = model.apply(self.writer)
         asked = {"kind"} if self.kinds else set()
-        with contextlib.closing(batches):
-            pool = pool_rows(
-                lambda batch: {**write(batch), **{name: batch[name] for name in asked}},
-                batches,
-                model.sharding.mesh,
-            )
-        decode, ids = self.tokenizer.decode, pool["id"].astype(np.int64)
+        pool = pool_of(
+            self, model, lambda batch: {**write(batch), **{name: batch[name] for name in asked}}
+        )
+        decode, ids = self.tokenizer.decode, pool["id"]
         written, answers, asked = (decode(pool[k]) for k in ("ids", "answers", "instructions"))
         right = np.array(
             [vqa.normalized(a) == vqa.normalized(b) for a, b in zip(written, answers, strict=True)]

@@ -1,6 +1,5 @@
 """Captions that a decoder writes, against all that people wrote of a picture."""
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -10,10 +9,11 @@ from etils import epath
 from jax import Array
 
 from mm import registry
-from mm.config import BadInput, Positive, Share
+from mm.config import Positive, Share
+from mm.evals import examples
 from mm.evals.base import Model, leave_outcomes
 from mm.evals.caption_scores import caption_scores, words
-from mm.evals.pool import pool_rows
+from mm.evals.pool import pool_of
 from mm.evals.writing import Writer, find_tokenizer, leave_texts, read_references, writer
 from mm.objectives.combine import System
 from mm.objectives.views import Views
@@ -28,7 +28,7 @@ class Captions:
     `text`. similarity: also the cosine of the picture and what is written, by the model's own
     towers, as CLIPScore without its factor (Hessel et al. 2021, equation 1). beam: so many
     sequences at a time; 1 is greedy. max_bad_share: of broken examples, which are left out. Raises
-    BadInput for what could not run: no example, no references, a tokenizer that cannot be read.
+    BadInput for what could not run: no references, a tokenizer that cannot be read.
     """
 
     needs: tuple[str, ...] = ("writes",)
@@ -45,9 +45,7 @@ class Captions:
         beam: Positive = 1,
         max_bad_share: Share = 0.01,
     ):
-        if len(source) < 1:
-            raise BadInput("captions: the source is empty")
-        field = references or preprocess.field_of("caption") or preprocess.field_of("choose")
+        field = references or examples.text_field(preprocess)
         read_references(source, str(field), np.arange(len(source)))
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.references, self.max_bad_share = field, max_bad_share
@@ -63,18 +61,8 @@ class Captions:
 
         picture: where it would be; some captions for the run's page are left beside it.
         """
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        batches = eval_batches(
-            self.source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
-        with contextlib.closing(batches):
-            pool = pool_rows(model.apply(self.writer), batches, model.sharding.mesh)
-        ids, written = pool["id"].astype(np.int64), self.tokenizer.decode(pool["ids"])
+        pool = pool_of(self, model, model.apply(self.writer))
+        ids, written = pool["id"], self.tokenizer.decode(pool["ids"])
         texts = read_references(self.source, self.references, ids)
         candidates = [words(text) for text in written]
         scores = caption_scores(candidates, [[words(text) for text in row] for row in texts])

@@ -1,6 +1,5 @@
 """How well the head of `classification` tells classes: averages, confusions, calibration."""
 
-import contextlib
 import io
 from typing import Any
 
@@ -15,7 +14,7 @@ from mm.evals.base import Model, leave_outcomes
 from mm.evals.calibration import calibration
 from mm.evals.classes import confusion, of_one, of_several
 from mm.evals.labelled import ranks_of
-from mm.evals.pool import pool_rows, read_labels
+from mm.evals.pool import pool_of, read_labels
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report import classes as report
@@ -28,8 +27,8 @@ class Classification:
     """The classes of all of `source`, by the first objective that classifies.
 
     The ops number them with `label` or, several an example, with `labels`. max_bad_share: of broken
-    examples, which are left out. Raises BadInput for what could not run: no example, a label that
-    is no class, a head of another number of classes.
+    examples, which are left out. Raises BadInput for what could not run: a label that is no
+    class, a head of another number of classes.
     """
 
     reads = ("image", "text", "text_mask", "entities", "label", "labels")
@@ -42,8 +41,6 @@ class Classification:
         batch_size: Positive,
         max_bad_share: Share = 0.01,
     ):
-        if len(source) < 1:
-            raise BadInput("classification: the source is empty")
         if not (preprocess.only("label").ops or preprocess.only("labels").ops):
             raise BadInput("classification: the ops number no classes; add label or labels")
         one = preprocess.only("label")
@@ -61,17 +58,7 @@ class Classification:
         picture: a PNG to write, the confusion matrix (process 0), and for the run's page
         `report/<its name>.json` beside it.
         """
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        batches = eval_batches(
-            self.source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
-        with contextlib.closing(batches):
-            pool = pool_rows(model.apply(classify), batches, model.sharding.mesh)
+        pool = pool_of(self, model, model.apply(classify))
         logits, labels, ids = pool["logits"].astype(np.float64), pool["labels"], pool["id"]
         logits[np.isnan(logits).any(1)] = 0.0  # says nothing: all classes alike
         if labels.ndim == 2:

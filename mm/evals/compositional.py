@@ -5,7 +5,6 @@ the op `hard_negative` makes. A model that takes a caption for a bag of words fa
 are the same.
 """
 
-import contextlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from mm import registry
 from mm.config import BadInput, Share
 from mm.evals.base import Model
 from mm.evals.examples import spread
-from mm.evals.retrieval import embed_pool
+from mm.evals.pool import pool_of
 
 # Scores nearer than this tie: of the same words in another order, a bag's sum in float32 differs in
 # its last bits, and so would be right by chance.
@@ -54,8 +53,8 @@ class Compositional:
     ):
         from data.preprocess.parse import parse  # here, since it loads TensorFlow
 
-        if preprocess.tokenizer is None or not len(source):
-            raise BadInput("compositional: needs the op tokenize, and a source that is not empty")
+        if preprocess.tokenizer is None:
+            raise BadInput("compositional: needs the op tokenize")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.match, self.max_bad_share = match, max_bad_share
         self.wrong = {}
@@ -94,7 +93,6 @@ class Compositional:
         self, model: Model, preprocess: Preprocess
     ) -> tuple[Float[np.ndarray, "n scores"], Bool[np.ndarray, " n"]]:
         """Similarity, and the logit of matching, of each picture and its text; what changed."""
-        from data.loader import eval_batches  # here, since it loads TensorFlow
 
         def score(batch):
             read = {name: batch[name] for name in self.reads if name in batch}
@@ -102,18 +100,10 @@ class Compositional:
             scores = [jnp.einsum("be,be->b", zimg, ztxt, precision="highest")]
             scores += [model.match(read)] if self.match else []
             changed = batch.get("text_changed", jnp.zeros(len(zimg), bool))
-            return jnp.stack(scores, 1), changed
+            return {"scores": jnp.stack(scores, 1), "changed": changed}
 
-        batches = eval_batches(
-            self.source,
-            preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
-        with contextlib.closing(batches):
-            scores, changed, _ = embed_pool(score, batches, model.sharding.mesh)
-        return scores, changed > 0
+        pool = pool_of(self, model, score, preprocess=preprocess)
+        return pool["scores"], pool["changed"]
 
 
 def higher(

@@ -86,9 +86,18 @@ def sheet(
 
 def text_and_image(preprocess: Preprocess) -> tuple[str, str] | None:
     """The fields of the source that the caption and the picture come from."""
-    find = preprocess.field_of
-    text, image = find("caption") or find("choose"), find("decode")
+    text, image = text_field(preprocess), preprocess.field_of("decode")
     return None if text is None or image is None else (text, image)
+
+
+def text_field(preprocess: Preprocess) -> str | None:
+    """The field of the source that the caption comes from."""
+    return preprocess.field_of("caption") or preprocess.field_of("choose")
+
+
+def say(record: Mapping[str, Any], field: str, text: str) -> dict[str, Any]:
+    """The record with another caption."""
+    return {**record, field: text if isinstance(record[field], str) else [text]}
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -47,7 +47,7 @@ class Explanations:
     ):
         if wrong := [i for i in ids if not 0 <= i < len(source)]:
             raise BadInput(f"ids: {wrong} are not in 0 .. {len(source) - 1}, those of the source")
-        self.field = preprocess.field_of("caption") or preprocess.field_of("choose")
+        self.field = examples.text_field(preprocess)
         if self.field is None or preprocess.field_of("decode") is None:
             raise BadInput(f"{preprocess.where}: needs the ops decode and caption")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
@@ -58,7 +58,9 @@ class Explanations:
         whole = [record for record in found if not isinstance(record, BadExample)]
         if not whole or (ids and len(whole) < len(found)):
             raise next(record for record in found if isinstance(record, BadExample))
-        self.records = [self._say(record, text) for record in whole for text in texts] or whole
+        self.records = [
+            examples.say(record, self.field, text) for record in whole for text in texts
+        ] or whole
 
     def check(self, model: Any) -> None:
         """Raises BadInput for a model (config.model) without patches."""
@@ -90,10 +92,6 @@ class Explanations:
             f"{name}/random_correlation": correlation(maps[name], randomized[name])
             for name in methods
         }
-
-    def _say(self, record: dict[str, Any], text: str) -> dict[str, Any]:
-        """The record with another text."""
-        return {**record, self.field: text if isinstance(record[self.field], str) else [text]}
 
 
 def correlation(

@@ -1,6 +1,5 @@
 """How well a matching head tells pairs from pictures with the text of another."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from mm import registry
 from mm.config import BadInput, Count, Positive, Share
 from mm.evals.base import Model
 from mm.evals.classes import area_under_roc
-from mm.evals.pool import pool_rows
-from mm.evals.rerank import match_rows, of_pairs
+from mm.evals.pool import of_pairs, pool_of
+from mm.evals.rerank import match_rows
 
 _TRIES = 100  # draws for a text of another group
 
@@ -47,18 +46,12 @@ class Matching:
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "area_under_roc", how often a pair scores higher than a negative, and the
         "accuracy" of each kind at a logit of 0."""
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
         given = dict(batch_size=self.batch_size, sharding=model.sharding)
-        batches = eval_batches(
-            self.source, self.preprocess, max_bad_share=self.max_bad_share, **given
+        pool = pool_of(
+            self,
+            model,
+            lambda batch: of_pairs(batch) | {"group": batch.get("group", batch["id"])},
         )
-        with contextlib.closing(batches):
-            pool = pool_rows(
-                lambda batch: of_pairs(batch) | {"group": batch.get("group", batch["id"])},
-                batches,
-                model.sharding.mesh,
-            )
         del pool["id"]
         group = pool.pop("group")
         images = np.repeat(np.arange(len(group)), self.negatives)

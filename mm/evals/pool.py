@@ -1,10 +1,12 @@
-"""The rows of a whole source, computed over the devices and gathered on every host."""
+"""Rows of a whole source, or any others, computed over the devices, gathered on every host."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,8 +16,38 @@ from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.sources import BadExample, Source, read_each
 from mm.config import BadInput
+from mm.evals.base import Model
 
 _AT_ONCE = 1024  # labels read
+
+
+def pool_of(
+    evaluator: Any,
+    model: Model,
+    function: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    *,
+    source: Source | None = None,
+    preprocess: Preprocess | None = None,
+) -> dict[str, np.ndarray]:
+    """`pool_rows` of all examples of an evaluator, or of another source or by other ops.
+
+    Raises BadInput if none is whole.
+    """
+    from data.loader import eval_batches  # here, since it loads TensorFlow
+
+    source = evaluator.source if source is None else source
+    batches = eval_batches(
+        source,
+        evaluator.preprocess if preprocess is None else preprocess,
+        batch_size=evaluator.batch_size,
+        sharding=model.sharding,
+        max_bad_share=evaluator.max_bad_share,
+    )
+    with contextlib.closing(batches):
+        pool = pool_rows(function, batches, model.sharding.mesh)
+    if not len(pool["id"]):
+        raise BadInput(f"none of {len(source):,} examples is whole")
+    return pool
 
 
 def pool_rows(
@@ -23,53 +55,84 @@ def pool_rows(
     batches: Iterator[Mapping[str, Array]],
     mesh: Mesh,
 ) -> dict[str, np.ndarray]:
-    """function(batch) of all batches, on every host, without rows that are not `valid`; and `id`.
+    """function(batch) of all batches, on every host, without rows that are not `valid`.
 
-    The arrays may be split over the devices. Every process calls it, and closes the batches.
+    And "id", int64, the examples' numbers. Floats are float32; the arrays may be split over the
+    devices. Every process calls it, and closes the batches.
     """
-    replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    running = ({**function(batch), "valid": batch["valid"], "id": batch["id"]} for batch in batches)
     parts = []
-
-    def fetch(arrays: Mapping[str, Array]) -> None:
-        found = jax.device_get(dict(arrays))
+    for found in fetched(running, mesh):
         valid = found.pop("valid")
         parts.append({name: rows[valid] for name, rows in found.items()})
-
-    waiting = None
-    for batch in batches:
-        running = replicate({**function(batch), "valid": batch["valid"], "id": batch["id"]})
-        if waiting is not None:  # one behind, so that the devices always have work
-            fetch(waiting)
-        waiting = running
-    fetch(waiting)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    pool = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: floats(rows) for name, rows in pool.items()} | {"id": pool["id"].astype(np.int64)}
 
 
-def pool_of(
-    function: Callable[[Mapping[str, Array]], Array],
-    source: Source,
-    preprocess: Preprocess,
-    *,
-    batch_size: int,
+def embedded(
+    embed: Callable[[Mapping[str, Array]], tuple[Array, Array]], keep: bool = False
+) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """For `pool_rows`: "zimg" and "ztxt" of a batch; to `keep`, also the arrays they are of."""
+
+    def function(batch: Mapping[str, Array]) -> dict[str, Array]:
+        zimg, ztxt = embed(batch)
+        return {"zimg": zimg, "ztxt": ztxt, **(of_pairs(batch) if keep else {})}
+
+    return function
+
+
+def of_pairs(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """What of a batch is of an image or of a text."""
+    return {name: x for name, x in batch.items() if name.startswith(("image", "text", "entities"))}
+
+
+def in_batches(
+    function: Callable[[Mapping[str, Array]], Any],
+    take: Callable[[Int[np.ndarray, " b"]], Mapping[str, np.ndarray]],
+    count: int,
     sharding: NamedSharding,
-    max_bad_share: float,
-) -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
-    """function(the images of a batch) of a whole source, float32, and the examples' numbers.
+    batch_size: int,
+) -> Any:
+    """function(take(rows)) of rows 0 .. count - 1, batch_size of them at a time, on every host.
 
-    Broken examples are left out; raises BadInput if none is whole.
+    `take` gives arrays that every host has; batches are filled up with the last row, so that one
+    shape is compiled. Floats are float32.
     """
-    from data.loader import eval_batches  # here, since it loads TensorFlow
-
-    batches = eval_batches(
-        source, preprocess, batch_size=batch_size, sharding=sharding, max_bad_share=max_bad_share
+    running = (
+        function({name: place(x, sharding) for name, x in take(rows).items()})
+        for start in range(0, count, batch_size)
+        for rows in [np.minimum(np.arange(start, start + batch_size), count - 1)]
     )
-    with contextlib.closing(batches):
-        found = pool_rows(
-            lambda batch: {"found": function({"image": batch["image"]})}, batches, sharding.mesh
-        )
-    if not len(found["id"]):
-        raise BadInput(f"none of {len(source):,} examples is whole")
-    return found["found"].astype(np.float32), found["id"].astype(np.int64)
+    parts = list(fetched(running, sharding.mesh))
+    return jax.tree.map(lambda *x: floats(np.concatenate(x)[:count]), *parts)
+
+
+def fetched(running: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
+    """Each tree of arrays on every host; one behind, so that the devices always have work."""
+    waiting = None
+    for arrays in running:
+        arrays = _replicate(mesh)(arrays)
+        if waiting is not None:
+            yield jax.device_get(waiting)
+        waiting = arrays
+    if waiting is not None:
+        yield jax.device_get(waiting)
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Callable:
+    """One for all, so that it compiles once for arrays of a shape."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> Array:
+    """The same array of every host, split over the devices."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def floats(rows: np.ndarray) -> np.ndarray:
+    """In float32, if they are floats of any kind."""
+    return rows.astype(np.float32, copy=False) if jnp.issubdtype(rows.dtype, jnp.floating) else rows
 
 
 def read_labels(source: Source, preprocess: Preprocess, what: str) -> Int[np.ndarray, " n"]:
@@ -77,13 +140,11 @@ def read_labels(source: Source, preprocess: Preprocess, what: str) -> Int[np.nda
 
     Reads that field alone, of all examples: so what is wrong shows before anything is computed.
     Raises BadInput, which `what` begins, without that op, for a value that is no class, and if
-    there is no example.
+    no example has one.
     """
     numbering = preprocess.only("label")
     if not numbering.ops:
         raise BadInput(f"{what}: needs the op label(FIELD, classes=...) in {preprocess.where}")
-    if not len(source):
-        raise BadInput(f"{what}: the source is empty")
     (op,) = numbering.ops[:1]
     found = np.full(len(source), -1, np.int32)
     for start in range(0, len(source), _AT_ONCE):

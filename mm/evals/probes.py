@@ -89,16 +89,12 @@ class Probes:
     def _labelled(
         self, model: Model, source: Source, labels: np.ndarray
     ) -> tuple[Labelled, np.ndarray]:
-        function = embed_image if self.features == "embedding" else pooled
-        features, ids = pool_of(
-            model.apply(function),
-            source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
+        see = model.apply(embed_image if self.features == "embedding" else pooled)
+        pool = pool_of(
+            self, model, lambda batch: {"features": see({"image": batch["image"]})}, source=source
         )
-        return Labelled(features, labels[ids], len(self.preprocess.classes)), ids
+        ids = pool["id"]
+        return Labelled(pool["features"], labels[ids], len(self.preprocess.classes)), ids
 
 
 def pooled(_: System, views: Views) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mm.evals.rerank import place
+from mm.evals.pool import place
 
 BLOCK = 128  # queries at a time; pools are padded to a multiple, so that no tile is a remainder
 

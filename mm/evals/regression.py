@@ -1,6 +1,5 @@
 """How far from the truth the head of `regression` is."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,9 @@ from etils import epath
 from jax import Array
 
 from mm import registry
-from mm.config import BadInput, Positive, Share
+from mm.config import Positive, Share
 from mm.evals.base import Model, leave_outcomes
-from mm.evals.pool import pool_rows
+from mm.evals.pool import pool_of
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report.outcomes import Outcome
@@ -20,7 +19,7 @@ from mm.report.outcomes import Outcome
 class Regression:
     """Errors over all of `source`, by the first objective that tells numbers.
 
-    max_bad_share: of broken examples, which are left out. Raises BadInput when there is none.
+    max_bad_share: of broken examples, which are left out.
     """
 
     needs = ("estimate",)
@@ -34,25 +33,13 @@ class Regression:
         batch_size: Positive,
         max_bad_share: Share = 0.01,
     ):
-        if len(source) < 1:
-            raise BadInput("regression: the source is empty")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.max_bad_share = max_bad_share
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "absolute_error" and "squared_error", means over examples and their numbers, and
         "r2": what share of the variance of the targets is told, the mean over their numbers."""
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        batches = eval_batches(
-            self.source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
-        with contextlib.closing(batches):
-            pool = pool_rows(model.apply(estimate), batches, model.sharding.mesh)
+        pool = pool_of(self, model, model.apply(estimate))
         found, target = (pool[name].astype(np.float64) for name in ("found", "target"))
         error = found - target
         spread = ((target - target.mean(0)) ** 2).sum(0)

@@ -3,7 +3,6 @@
 All statistics are float64, on each host, of the embeddings of the whole source.
 """
 
-import contextlib
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from mm import registry
 from mm.config import BadInput, Share
 from mm.evals import examples
 from mm.evals.base import Model
-from mm.evals.retrieval import embed_pool
+from mm.evals.pool import embedded, pool_of
 from mm.runtime.workdir import write_atomic
 
 Rows = Float[np.ndarray, "n d"]
@@ -47,17 +46,8 @@ class Representation:
 
         picture: a PNG of pictures spread evenly over the source, with the most similar ones.
         """
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        batches = eval_batches(
-            self.source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
-        with contextlib.closing(batches):
-            zimg, ztxt, pool = embed_pool(model.embed, batches, model.sharding.mesh)
+        pool = pool_of(self, model, embedded(model.embed))
+        zimg, ztxt = pool["zimg"], pool["ztxt"]
         fields = examples.text_and_image(self.preprocess)
         if picture is not None and fields is not None and jax.process_index() == 0:
             rows = examples.spread(len(zimg), _SHOWN)

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
-
-def of_pairs(batch: Mapping[str, Array]) -> dict[str, Array]:
-    """What of a batch is of an image or of a text."""
-    return {name: x for name, x in batch.items() if name.startswith(("image", "text", "entities"))}
+from mm.evals.pool import in_batches
 
 
 def reranked(
@@ -59,15 +55,12 @@ def match_rows(
     sharding: NamedSharding,
 ) -> Float[np.ndarray, " m"]:
     """`match` of images and texts of the pool, batch_size of them at a time."""
-    scores, count = [], len(image_rows)
-    for start in range(0, count, batch_size):
-        # filled up with the last pair, so that one shape is compiled
-        at = np.minimum(np.arange(start, start + batch_size), count - 1)
-        sides = image_rows[at], text_rows[at]
-        batch = {name: x[sides[not name.startswith("image")]] for name, x in pool.items()}
-        scores.append(match({name: place(x, sharding) for name, x in batch.items()}))
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
-    return np.concatenate([np.asarray(whole(x)) for x in scores])[:count]
+
+    def take(rows: np.ndarray) -> dict[str, np.ndarray]:
+        sides = image_rows[rows], text_rows[rows]
+        return {name: x[sides[not name.startswith("image")]] for name, x in pool.items()}
+
+    return in_batches(match, take, len(image_rows), sharding, batch_size)
 
 
 def first_columns(
@@ -79,8 +72,3 @@ def first_columns(
         scores = queries[start : start + 1024] @ candidates.T
         found.append(np.argsort(-scores, axis=1, kind="stable")[:, :top])
     return np.concatenate(found)
-
-
-def place(array: np.ndarray, sharding: NamedSharding) -> Array:
-    """The same array of every host, split over the devices."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -4,26 +4,24 @@ Row i of the images and row i of the texts are each other's only match, unless s
 one picture. Ties and NaN rank last: see `mm.evals.ranks`.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from data.sources import BadExample, read_each
 from mm import registry
-from mm.config import BadInput, Share, suggest
+from mm.config import BadInput, Count, Positive, Share, suggest
 from mm.evals import examples
 from mm.evals.base import Model, leave_outcomes
-from mm.evals.pool import pool_rows
+from mm.evals.pool import embedded, pool_of
 from mm.evals.ranks import ranks
-from mm.evals.rerank import of_pairs, reranked
+from mm.evals.rerank import reranked
 from mm.evals.word_maps import word_maps
 from mm.report.outcomes import Outcome
 from mm.runtime.workdir import write_atomic, write_json
@@ -46,7 +44,6 @@ class Retrieval:
     memory of each host. maps: in so many pictures the run's page shows where words are. words:
     those, where their captions have them; by default their longest. max_bad_share: of broken
     examples, which are left out.
-    Raises BadInput when the source is empty.
     """
 
     needs = ("image", "text", "embed_dim")  # of the model
@@ -58,21 +55,13 @@ class Retrieval:
         *,
         source: Any,
         preprocess: Any,
-        batch_size: int,
+        batch_size: Positive,
         image_id: str | None = None,
-        rerank: int = 0,
-        maps: int = 6,
+        rerank: Count = 0,
+        maps: Count = 6,
         words: tuple[str, ...] = (),
         max_bad_share: Share = 0.01,
     ):
-        if len(source) < 1:
-            raise BadInput("retrieval: the source is empty")
-        if batch_size < 1:
-            raise BadInput(f"batch_size={batch_size} must be at least 1")
-        if rerank < 0:
-            raise BadInput(f"rerank={rerank} must be at least 0")
-        if maps < 0:
-            raise BadInput(f"maps={maps} must be at least 0")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.rerank, self.maps, self.words = rerank, maps, words
         self.max_bad_share = max_bad_share
@@ -86,16 +75,9 @@ class Retrieval:
         picture: a PNG to write, with what is found for a few captions (process 0); and for the
         run's page `report/<its name>.json` beside it, see `mm.evals.examples`.
         """
-        sharding = model.sharding
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        mesh, given = sharding.mesh, dict(batch_size=self.batch_size, sharding=sharding)
-        batches = eval_batches(
-            self.source, self.preprocess, max_bad_share=self.max_bad_share, **given
-        )
-        with contextlib.closing(batches):
-            zimg, ztxt, pool = embed_pool(model.embed, batches, mesh, bool(self.rerank))
-        ids = pool.pop("id")
+        mesh = model.sharding.mesh
+        pool = pool_of(self, model, embedded(model.embed, keep=bool(self.rerank)))
+        zimg, ztxt, ids = pool.pop("zimg"), pool.pop("ztxt"), pool.pop("id")
         first, shows = np.arange(len(ids)), np.arange(len(ids))
         if self.shows is not None:
             _, first, shows = np.unique(self.shows[ids], return_index=True, return_inverse=True)
@@ -109,7 +91,8 @@ class Retrieval:
             model.later(functools.partial(self._show, model, *rows, shown, picture))
         every = {"": found}
         if self.rerank:
-            order = functools.partial(reranked, model.match, pool, top=self.rerank, **given)
+            given = dict(batch_size=self.batch_size, sharding=model.sharding, top=self.rerank)
+            order = functools.partial(reranked, model.match, pool, **given)
             every["reranked/"] = {
                 name: order(*pair, found[name], of_texts=name == "text_to_image", **own[name])
                 for name, pair in sides.items()
@@ -184,25 +167,6 @@ class Retrieval:
 def rounded(values: np.ndarray) -> list:
     """For JSON: a map needs no more than three digits."""
     return [[float(f"{x:.3g}") for x in row] for row in values]
-
-
-def embed_pool(
-    embed: Callable[[Mapping[str, Array]], tuple[Array, Array]],
-    batches: Iterator[Mapping[str, Array]],
-    mesh: Mesh,
-    keep: bool = False,
-) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], dict[str, np.ndarray]]:
-    """Returns float32 (zimg, ztxt), both [n d], of all valid rows, on every host.
-
-    And the "id" of each; to `keep`, also what they were made of.
-    """
-
-    def embedded(batch: Mapping[str, Array]) -> dict[str, Array]:
-        zimg, ztxt = embed(batch)
-        return {"zimg": zimg, "ztxt": ztxt, **(of_pairs(batch) if keep else {})}
-
-    pool = pool_rows(embedded, batches, mesh)
-    return *(pool.pop(name).astype(np.float32) for name in ("zimg", "ztxt")), pool
 
 
 def pictures_of(source: Any, field: str) -> Int[np.ndarray, " n"]:

@@ -1,6 +1,5 @@
 """Two pictures and two captions of the same words: which belongs to which (Thrush et al. 2022)."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from mm import registry
 from mm.config import BadInput, Share
 from mm.evals.base import Model
 from mm.evals.compositional import higher
+from mm.evals.pool import embedded, pool_of
 from mm.evals.rerank import match_rows
-from mm.evals.retrieval import embed_pool
 
 
 @registry.register("evaluator", "winoground")
@@ -49,15 +48,8 @@ class Winoground:
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns what `scores` says, with `match` also under "match/"; and "count". No picture."""
-        from data.loader import eval_batches  # here, since it loads TensorFlow
-
-        given = dict(batch_size=self.batch_size, sharding=model.sharding)
-        batches = eval_batches(
-            self.source, self.preprocess, max_bad_share=self.max_bad_share, **given
-        )
-        with contextlib.closing(batches):
-            zimg, ztxt, pool = embed_pool(model.embed, batches, model.sharding.mesh, self.match)
-        ids = pool.pop("id")
+        pool = pool_of(self, model, embedded(model.embed, keep=self.match))
+        zimg, ztxt, ids = pool.pop("zimg"), pool.pop("ztxt"), pool.pop("id")
         first = np.flatnonzero((ids[:-1] % 2 == 0) & (ids[1:] == ids[:-1] + 1))
         if not len(first):
             raise BadInput("winoground: no quadruple is without a broken example")
@@ -66,6 +58,7 @@ class Winoground:
         results = scores(np.einsum("qie,qte->qit", images.astype(float), texts.astype(float)))
         if self.match:
             sides = (np.repeat(quadruples, 2, 1).ravel(), np.tile(quadruples, 2).ravel())
+            given = dict(batch_size=self.batch_size, sharding=model.sharding)
             logits = match_rows(model.match, pool, *sides, **given)
             matched = scores(logits.reshape(-1, 2, 2))
             results |= {f"match/{name}": value for name, value in matched.items()}

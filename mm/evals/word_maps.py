@@ -5,22 +5,21 @@ with embeddings alone no word attends to a picture: there each part of it is pai
 and the map is by how much the word's score falls (occlusion: Zeiler and Fergus 2014, section 4.2).
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float
 
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from mm.evals.base import Model
-from mm.evals.rerank import place
+from mm.evals.examples import say, text_field
+from mm.evals.pool import in_batches
 from mm.models.attention import Weights, recording
 from mm.objectives.combine import System
 from mm.objectives.views import Views
@@ -45,7 +44,7 @@ def word_maps(
     where the vector of the picture comes from, None unless that is attention.
     """
     chosen = [find_words(caption, words) for caption in captions]
-    field = preprocess.field_of("caption") or preprocess.field_of("choose")
+    field = text_field(preprocess)
     arrays = arrays_of(preprocess, records)
     if arrays["image"].ndim != 4:
         return {"kind": None, "examples": []}  # a clip
@@ -65,7 +64,7 @@ def word_maps(
             [caption, *(word for word in found if word != caption)] for caption, found in pairs
         ]
         spoken = [
-            {**record, field: text if isinstance(record[field], str) else [text]}
+            say(record, field, text)
             for record, texts in zip(records, listed, strict=True)
             for text in texts
         ]
@@ -197,18 +196,9 @@ def gathered(
     """function(batch) over all rows, `size` at a time, on every host; by default all at once."""
     count = len(next(iter(rows.values())))
     size = size or -(-count // sharding.mesh.size) * sharding.mesh.size
-    whole, parts = _replicate(sharding.mesh), []
-    for start in range(0, count, size):
-        at = np.minimum(np.arange(start, start + size), count - 1)
-        batch = {name: place(x[at], sharding) for name, x in rows.items()}
-        parts.append(jax.device_get(whole(function(batch))))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:count].astype(np.float32), *parts)
-
-
-@functools.cache
-def _replicate(mesh: Mesh) -> Callable:
-    """One for all that is looked at, so that it compiles once for arrays of a shape."""
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return in_batches(
+        function, lambda at: {name: x[at] for name, x in rows.items()}, count, sharding, size
+    )
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:

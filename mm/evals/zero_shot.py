@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from data.preprocess.draws import example_keys
@@ -15,9 +13,8 @@ from mm import registry
 from mm.config import BadInput, Positive, Share
 from mm.evals.base import Model, leave_outcomes
 from mm.evals.labelled import per_class
-from mm.evals.pool import pool_of, read_labels
+from mm.evals.pool import in_batches, pool_of, read_labels
 from mm.evals.ranks import ranks
-from mm.evals.rerank import place
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report.outcomes import Outcome
@@ -70,14 +67,9 @@ class ZeroShot:
         process."""
         ztxt = self._embed_prompts(model)
         weights = class_vectors(ztxt.reshape(self.num_classes, -1, ztxt.shape[-1]))
-        zimg, ids = pool_of(
-            model.apply(embed_image),
-            self.source,
-            self.preprocess,
-            batch_size=self.batch_size,
-            sharding=model.sharding,
-            max_bad_share=self.max_bad_share,
-        )
+        embed = model.apply(embed_image)
+        pool = pool_of(self, model, lambda batch: {"zimg": embed({"image": batch["image"]})})
+        zimg, ids = pool["zimg"], pool["id"]
         labels = self.labels[ids]
         classes = np.arange(self.num_classes)
         rank = ranks(zimg, weights, model.sharding.mesh, own=labels, of=classes)
@@ -90,16 +82,12 @@ class ZeroShot:
 
     def _embed_prompts(self, model: Model) -> Float[np.ndarray, "n d"]:
         """Of each class and template; every process has all."""
-        embed, n = model.apply(embed_text), len(self.prompts["text"])
-        whole = NamedSharding(model.sharding.mesh, PartitionSpec())
-        gather = jax.jit(lambda x: x, out_shardings=whole)
-        found = []
-        for start in range(0, n, self.batch_size):
-            # filled up with the last, so that one shape is compiled
-            at = np.minimum(np.arange(start, start + self.batch_size), n - 1)
-            batch = {name: place(x[at], model.sharding) for name, x in self.prompts.items()}
-            found.append(np.asarray(gather(embed(batch))))
-        return np.concatenate(found)[:n].astype(np.float32)
+
+        def take(rows: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: x[rows] for name, x in self.prompts.items()}
+
+        count = len(self.prompts["text"])
+        return in_batches(model.apply(embed_text), take, count, model.sharding, self.batch_size)
 
 
 def class_vectors(ztxt: Float[np.ndarray, "c t d"]) -> Float[np.ndarray, "c d"]:

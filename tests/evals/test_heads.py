@@ -133,7 +133,6 @@ def test_a_negative_is_of_another_group_even_where_nearly_all_are_of_one():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Classification(source=Source(0), preprocess=ONE, batch_size=8), "is empty"),
         (
             lambda: Classification(
                 source=source(), preprocess=parse("decode", where="x"), batch_size=8
@@ -146,7 +145,6 @@ def test_a_negative_is_of_another_group_even_where_nearly_all_are_of_one():
             ),
             "'z' is no class",
         ),
-        (lambda: Regression(source=Source(0), preprocess=None, batch_size=8), "is empty"),
         (lambda: Matching(source=Source(1), preprocess=None, batch_size=8), "two pairs at least"),
     ],
 )

@@ -156,17 +156,6 @@ def test_what_could_not_run_is_refused_when_it_is_opened(keys, message):
         built(**keys)
 
 
-def test_a_source_without_examples_is_refused():
-    _, preprocess, _ = open_input(
-        dict(source=dict(name="synthetic", num_examples=1), preprocess=OPS % (CLASSES,)), "x"
-    )
-    given = dict(source=[], preprocess=preprocess, batch_size=8, train={}, methods=dict(
-        knn=dict(name="knn")
-    ))  # fmt: skip
-    with pytest.raises(BadInput, match="probes: the source is empty"):
-        registry.build("evaluator", dict(name="probes"), "config.evals.x", **given)
-
-
 def test_methods_share_features_and_leave_outcomes(tmp_path):
     evaluator = built(per_class=20, methods=dict(
         knn=dict(name="knn", k=3), few=dict(name="few_shot", shots=(1, 2), draws=2),

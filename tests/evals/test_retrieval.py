@@ -239,20 +239,6 @@ def test_the_evaluator_drops_padding_and_keeps_order(pool, batch_size):
     assert evaluator.run(Model(embed, None, None, sharding)) == _metrics(zimg, ztxt, 1)
 
 
-@pytest.mark.parametrize(
-    ("size", "batch_size", "message"),
-    [
-        (0, 8, "config.evals.seen: retrieval: the source is empty"),
-        (5, 0, "config.evals.seen: batch_size=0 must be at least 1"),
-    ],
-)
-def test_mistakes_are_refused_when_it_is_built(size, batch_size, message):
-    spec = {"name": "retrieval", "batch_size": batch_size}
-    given = {"source": _Source(size), "preprocess": _STEPS}
-    with pytest.raises(BadInput, match=message):
-        registry.build("evaluator", spec, "config.evals.seen", **given)
-
-
 def test_pictures_that_cannot_be_made_are_told_and_fail_nothing(tmp_path, capsys, tokenizer):
     """Nor does anything fail with maps=0, of which none are asked for."""
     ops = f'decode|resize(16)|caption("label")|tokenize("{tokenizer}", 8)'

@@ -96,7 +96,7 @@ def test_errors_are_means_of_what_is_lost():
         (dict(corruptions=("fogg",)), "no 'fogg'; did you mean 'fog'"),
         (dict(strengths=(0,)), "strengths from 1 to 5"),
         (dict(of=dict(name="losses")), "of.name='losses': has no score"),
-        (dict(of=dict(name="retrieval", rerank=-1)), "robust.of: rerank=-1"),
+        (dict(of=dict(name="retrieval", rerank=-1)), "robust.of.rerank=-1: expected at least 0"),
     ],
 )
 def test_mistakes_are_refused_when_it_is_built(opened, keys, message):

@@ -183,7 +183,6 @@ def test_equal_writers_are_one_function():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda t: Answers(source=Source(0), preprocess=None, batch_size=8), "source is empty"),
         (
             lambda t: Answers(source=Source(), preprocess=parse("decode", where="x"), batch_size=8),
             "end them with tokenize_answer",
