@@ -14,19 +14,25 @@ from data.input import check_tokenizer, example, open_input
 from mm import registry
 from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
-from mm.evals.base import Model
+from mm.evals.base import Model, draw_later
 from mm.program import Program, build_program, check_batch
 from mm.recipe import SAME_FUNCTION
+from mm.report import outcomes
+from mm.report.outcomes import Outcome
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer, find_step
 from mm.sharding.mesh import check_batch_size
 
 
 class Evaluation(NamedTuple):
-    """An evaluator and when it runs: every so many steps (None: only at the end)."""
+    """An evaluator and when it runs: every so many steps (None: only at the end).
+
+    of: what it evaluates, "source" and "preprocess" as the config has them.
+    """
 
     evaluator: Any
     every_steps: int | None
+    of: Mapping[str, Any]
 
 
 def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str, Evaluation]:
@@ -53,7 +59,8 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
         batch = {"id": np.zeros(1, np.uint32), **example(source, preprocess)}
         check_batch(program, batch, f"{where}.preprocess", names)
         check_batch_size(f"{where}.batch_size", evaluator.batch_size, program.mesh)
-        evaluations[name] = Evaluation(evaluator, every_steps)
+        of = {key: plain(spec[key]) for key in ("source", "preprocess")}
+        evaluations[name] = Evaluation(evaluator, every_steps, of)
     return evaluations
 
 
@@ -66,8 +73,9 @@ def run_evaluations(
 ) -> dict[str, float]:
     """Runs the given ones: {"seen/text_to_image/recall@1": 0.6, ...}.
 
-    Each draws what it found to `<name>.png` in the directory `pictures`, if there is one: at once,
-    or when the caller calls what is then added to `drawings`.
+    Each draws what it found to `<name>.png` in the directory `pictures`, if there is one, and what
+    became of each example goes to `outcomes/<name>.npz`: at once, or when the caller calls what is
+    then added to `drawings`.
     """
     results = {}
     model = Model(
@@ -78,10 +86,14 @@ def run_evaluations(
         lambda function: partial(program.apply(function), state),
         *(() if drawings is None else (drawings.append,)),
     )
-    for name, (evaluator, _) in evaluations.items():
+    for name, (evaluator, _, of) in evaluations.items():
         picture = None if pictures is None else pictures / f"{name}.png"
-        found = evaluator.run(model, picture)
+        kept: dict[str, Outcome] = {}
+        found = evaluator.run(model._replace(keep=kept.update), picture)
         results |= {f"{name}/{key}": value for key, value in found.items()}
+        if kept and pictures is not None:
+            path = pictures / outcomes.FOLDER / f"{name}.npz"
+            draw_later(model, picture, partial(outcomes.write, path, kept, of), "outcomes")
     return results
 
 

@@ -21,8 +21,8 @@ def open_all(program: Program) -> tuple[Input, Mapping[str, Evaluation]]:
     check_alike("config.input", facts)
     check_phases(program, opened)
     evaluations = open_evaluations(program, manifest(opened.source, opened.last))
-    for name, (evaluator, _) in evaluations.items():
-        check_alike(f"config.evals.{name}", len(evaluator.source))
+    for name, evaluation in evaluations.items():
+        check_alike(f"config.evals.{name}", len(evaluation.evaluator.source))
     return opened, evaluations
 
 

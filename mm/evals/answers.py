@@ -8,7 +8,7 @@ from etils import epath
 from mm import registry
 from mm.config import BadInput, Positive, Share
 from mm.evals import vqa
-from mm.evals.base import Model, leave_outcomes
+from mm.evals.base import Model
 from mm.evals.pool import pool_of
 from mm.evals.writing import find_tokenizer, leave_texts, read_references, writer
 from mm.report.outcomes import Outcome
@@ -78,8 +78,8 @@ class Answers:
             dict(asked=question, written=text, references=others, right=bool(hit))
             for question, text, others, hit in zip(asked, written, texts, right, strict=True)
         ]
-        leave_texts(self, picture, ids, rows)
+        leave_texts(self, model, picture, ids, rows)
         counts = {
             f"examples/{k}": float((pool["kind"] == n).sum()) for n, k in enumerate(self.kinds)
         }
-        return leave_outcomes(picture, found) | {"examples": float(len(ids))} | counts
+        return model.metrics(found) | {"examples": float(len(ids))} | counts

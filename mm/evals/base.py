@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from mm.report import outcomes
 from mm.report.outcomes import Outcome
+from mm.runtime.workdir import write_json
 
 # An evaluator also has `needs`, parts of the model (`System.need`), and `reads`, the arrays of
 # a batch that it takes; None is all that a step reads. `score`, if it has one, is the key of its
@@ -24,7 +25,8 @@ class Model(NamedTuple):
     match(batch) -> [b], by how much row i's image and text belong together (a logit);
     apply(function) -> a function of a batch, function(system, views), rows over the devices;
     later(draw): what only draws, and may take its time or fail: at the end of training it is called
-    when all is saved, on every process in the same order.
+    when all is saved, on every process in the same order;
+    keep(found): what became of each example, by which `mm.report.compare` compares two runs.
     """
 
     embed: Callable[[Mapping], tuple[Array, Array]]
@@ -33,14 +35,40 @@ class Model(NamedTuple):
     sharding: NamedSharding
     apply: Callable[[Callable], Callable[[Mapping], Any]] | None = None
     later: Callable[[Callable[[], None]], None] = lambda draw: draw()
+    keep: Callable[[Mapping[str, Outcome]], None] = lambda found: None
+
+    def metrics(self, found: Mapping[str, Outcome]) -> dict[str, float]:
+        """The metrics; what they are made of is kept."""
+        self.keep(found)
+        return outcomes.metrics(found)
 
 
-def leave_outcomes(picture: epath.Path | None, found: Mapping[str, Outcome]) -> dict[str, float]:
-    """The metrics, which are the means of what is found of each example.
+def draw_later(
+    model: Model,
+    picture: epath.Path | None,
+    draw: Callable[[], None],
+    what: str = "pictures",
+    together: bool = False,
+) -> None:
+    """Has draw() called when all is saved, on process 0, or on all `together`; says if it fails.
 
-    And where the evaluation has a `picture`, `outcomes/<its name>.npz` beside it (process 0): by
-    that two runs are compared, see `mm.report.compare`.
+    picture: where it draws to; without one nothing is drawn.
     """
-    if picture is not None and jax.process_index() == 0:
-        outcomes.write(picture.parent / outcomes.FOLDER / f"{picture.stem}.npz", found)
-    return outcomes.means(found)
+
+    def guarded() -> None:
+        try:
+            if together or jax.process_index() == 0:
+                draw()
+        except Exception as error:  # a picture is no reason to fail
+            print(f"warning: no {what} of {picture.stem}: {type(error).__name__}: {error}")
+
+    if picture is not None:
+        model.later(guarded)
+
+
+def leave_page(picture: epath.Path, shown: Mapping[str, Any]) -> None:
+    """Writes what the run's page shows of an evaluation, `report/<its name>.json` beside its
+    picture."""
+    page = picture.parent / "report" / f"{picture.stem}.json"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_json(page, shown)

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import snowballstemmer
+from jaxtyping import Int
 
 Words = Sequence[str]
 _WORD = re.compile(r"['’]?\w+(?:-\w+)*")
@@ -27,8 +29,8 @@ def words(text: str) -> list[str]:
 
 def caption_scores(
     candidates: Sequence[Words], references: Sequence[Sequence[Words]]
-) -> dict[str, list[float] | float]:
-    """BLEU-4 of all; the others of each example, whose mean is the score.
+) -> dict[str, np.ndarray]:
+    """Of each example: under "bleu4" its `bleu_counts`, the others are scores, for a mean.
 
     Raises ValueError unless each candidate has a reference.
     """
@@ -36,10 +38,10 @@ def caption_scores(
         raise ValueError("expected as many lists of references as candidates, none empty")
     pairs = list(zip(candidates, references, strict=True))
     return {
-        "bleu4": bleu(candidates, references),
-        "rouge_l": [rouge_l(*pair) for pair in pairs],
-        "meteor": [meteor(*pair) for pair in pairs],
-        "cider": cider(candidates, references),
+        "bleu4": bleu_counts(candidates, references),
+        "rouge_l": np.array([rouge_l(*pair) for pair in pairs]),
+        "meteor": np.array([meteor(*pair) for pair in pairs]),
+        "cider": np.array(cider(candidates, references)),
     }
 
 
@@ -48,28 +50,25 @@ def ngrams(text: Words, n: int) -> collections.Counter[tuple[str, ...]]:
     return collections.Counter(zip(*(text[i:] for i in range(n)), strict=False))
 
 
-def bleu(
+def bleu_counts(
     candidates: Sequence[Words], references: Sequence[Sequence[Words]], most: int = 4
-) -> float:
-    """BLEU of a corpus, 0 to 1, without smoothing (Papineni et al. 2002, section 2.3).
+) -> Int[np.ndarray, "n k"]:
+    """What `mm.report.measures.bleu` is made of, of each example.
 
-    The brevity penalty takes of each example the reference that is nearest in length, the shorter
-    of two.
+    The brevity penalty takes the reference that is nearest in length, the shorter of two.
     """
-    right, found, length, wanted = [0] * most, [0] * most, 0, 0
+    rows = []
     for candidate, texts in zip(candidates, references, strict=True):
-        length += len(candidate)
-        wanted += min(map(len, texts), key=lambda n: (abs(n - len(candidate)), n))
+        right, found = [], []
         for n in range(1, most + 1):
             own, best = ngrams(candidate, n), collections.Counter()
             for text in texts:
                 best |= ngrams(text, n)
-            right[n - 1] += (own & best).total()
-            found[n - 1] += own.total()
-    if not all(right):
-        return 0.0
-    mean = sum(math.log(r / f) for r, f in zip(right, found, strict=True)) / most
-    return math.exp(mean + min(0.0, 1 - wanted / length))
+            right.append((own & best).total())
+            found.append(own.total())
+        wanted = min(map(len, texts), key=lambda n: (abs(n - len(candidate)), n))
+        rows.append([*right, *found, len(candidate), wanted])
+    return np.array(rows)
 
 
 def rouge_l(candidate: Words, references: Sequence[Words]) -> float:

@@ -11,7 +11,7 @@ from jax import Array
 from mm import registry
 from mm.config import Positive, Share
 from mm.evals import examples
-from mm.evals.base import Model, leave_outcomes
+from mm.evals.base import Model
 from mm.evals.caption_scores import caption_scores, words
 from mm.evals.pool import pool_of
 from mm.evals.writing import Writer, find_tokenizer, leave_texts, read_references, writer
@@ -66,16 +66,15 @@ class Captions:
         texts = read_references(self.source, self.references, ids)
         candidates = [words(text) for text in written]
         scores = caption_scores(candidates, [[words(text) for text in row] for row in texts])
-        bleu = scores.pop("bleu4")
-        found = {name: Outcome(ids, np.array(values)) for name, values in scores.items()}
+        found = {"bleu4": Outcome(ids, scores.pop("bleu4"), "bleu")}
+        found |= {name: Outcome(ids, values) for name, values in scores.items()}
         if "similarity" in pool:
             found["similarity"] = Outcome(ids, pool["similarity"].astype(np.float64))
         rows = [
             dict(written=text, references=own) for text, own in zip(written, texts, strict=True)
         ]
-        leave_texts(self, picture, ids, rows)
-        results = {"bleu4": bleu} | leave_outcomes(picture, found)
-        return results | {"examples": float(len(ids))}
+        leave_texts(self, model, picture, ids, rows)
+        return model.metrics(found) | {"examples": float(len(ids))}
 
 
 @dataclasses.dataclass(frozen=True)

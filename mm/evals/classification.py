@@ -1,25 +1,25 @@
 """How well the head of `classification` tells classes: averages, confusions, calibration."""
 
+import functools
 import io
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jax import Array
 
 from mm import registry
 from mm.config import BadInput, Positive, Share
-from mm.evals.base import Model, leave_outcomes
-from mm.evals.calibration import calibration
-from mm.evals.classes import confusion, of_one, of_several
+from mm.evals.base import Model, draw_later, leave_page
+from mm.evals.calibration import calibration, fit_temperature
+from mm.evals.classes import confusion, mean_average_precision, of_one, of_several
 from mm.evals.labelled import ranks_of
 from mm.evals.pool import pool_of, read_labels
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report import classes as report
 from mm.report.outcomes import Outcome
-from mm.runtime.workdir import write_atomic, write_json
+from mm.runtime.workdir import write_atomic
 
 
 @registry.register("evaluator", "classification")
@@ -62,24 +62,21 @@ class Classification:
         logits, labels, ids = pool["logits"].astype(np.float64), pool["labels"], pool["id"]
         logits[np.isnan(logits).any(1)] = 0.0  # says nothing: all classes alike
         if labels.ndim == 2:
-            right = ((logits > 0) == (labels > 0.5)).all(1)
-            results = of_several(labels > 0.5, logits)
+            found = of_several(ids, labels > 0.5, logits)
+            more = {"mean_average_precision": mean_average_precision(labels > 0.5, logits)}
         else:
-            right = ranks_of(logits, labels) < 1  # a tie is wrong
+            found = of_one(ids, labels, logits) | calibration(ids, logits, labels)
+            found["accuracy"] = Outcome(ids, ranks_of(logits, labels) < 1)  # a tie is wrong
+            more = {"temperature": fit_temperature(logits, labels)}
             matrix = confusion(labels, logits.argmax(1), len(self.names))
-            results = of_one(matrix) | calibration(logits, labels)
-            if picture is not None and jax.process_index() == 0:
-                self._show(matrix, picture)
-        results |= leave_outcomes(picture, {"accuracy": Outcome(ids, right)})
-        return results | {"examples": float(len(ids))}
+            draw_later(model, picture, functools.partial(self._draw, matrix, picture))
+        return model.metrics(found) | more | {"examples": float(len(ids))}
 
-    def _show(self, matrix: np.ndarray, path: epath.Path) -> None:
+    def _draw(self, matrix: np.ndarray, path: epath.Path) -> None:
         buffer = io.BytesIO()
         report.draw(self.names, matrix).save(buffer, "PNG")
         write_atomic(path, buffer.getvalue())
-        page = path.parent / "report" / f"{path.stem}.json"
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_json(page, {"kind": "classes", "names": self.names, "confusion": matrix.tolist()})
+        leave_page(path, {"kind": "classes", "names": self.names, "confusion": matrix.tolist()})
 
 
 def classify(system: System, views: Views) -> dict[str, Array]:

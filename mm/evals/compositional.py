@@ -21,6 +21,7 @@ from mm.config import BadInput, Share
 from mm.evals.base import Model
 from mm.evals.examples import spread
 from mm.evals.pool import pool_of
+from mm.report.outcomes import Outcome
 
 # Scores nearer than this tie: of the same words in another order, a bag's sum in float32 differs in
 # its last bits, and so would be right by chance.
@@ -75,24 +76,29 @@ class Compositional:
 
         With `match` also "match/<kind>/accuracy" and "match/accuracy". No picture.
         """
-        own, _ = self._scores(model, self.preprocess)
-        names = ["", "match/"] if self.match else [""]
-        results, each = {}, []
+        own = self._scores(model, self.preprocess)
+        ids, rights = {}, {}
         for kind, preprocess in self.wrong.items():
-            other, changed = self._scores(model, preprocess)
-            right = higher(own, other)[changed].mean(0)
-            each.append(right)
-            results |= {
-                f"{name}{kind}/accuracy": float(x) for name, x in zip(names, right, strict=True)
-            }
-            results[f"{kind}/count"] = float(changed.sum())
-        means = np.mean(each, axis=0)
-        return {f"{name}accuracy": float(x) for name, x in zip(names, means, strict=True)} | results
+            other = self._scores(model, preprocess)
+            # An example may be broken with one text and whole with the other.
+            both, left, right = np.intersect1d(own["id"], other["id"], return_indices=True)
+            changed = other["changed"][right]
+            ids[kind] = both[changed]
+            rights[kind] = higher(own["scores"][left], other["scores"][right])[changed]
+        found, every = {}, np.concatenate(list(ids.values()))
+        numbers = np.repeat(np.arange(len(ids)), [len(each) for each in ids.values()])
+        for column, name in enumerate(("", "match/") if self.match else ("",)):
+            right = np.concatenate([each[:, column] for each in rights.values()])
+            pairs = np.stack([numbers, right], axis=1)
+            found[f"{name}accuracy"] = Outcome(every, pairs, "per_class", every)
+            for kind in ids:
+                found[f"{name}{kind}/accuracy"] = Outcome(ids[kind], rights[kind][:, column])
+        counts = {f"{kind}/count": float(len(each)) for kind, each in ids.items()}
+        return model.metrics(found) | counts
 
-    def _scores(
-        self, model: Model, preprocess: Preprocess
-    ) -> tuple[Float[np.ndarray, "n scores"], Bool[np.ndarray, " n"]]:
-        """Similarity, and the logit of matching, of each picture and its text; what changed."""
+    def _scores(self, model: Model, preprocess: Preprocess) -> dict[str, np.ndarray]:
+        """Of each picture and its text "scores", [n], similarity and the logit of matching, and
+        whether the text is "changed"."""
 
         def score(batch):
             read = {name: batch[name] for name in self.reads if name in batch}
@@ -102,8 +108,7 @@ class Compositional:
             changed = batch.get("text_changed", jnp.zeros(len(zimg), bool))
             return {"scores": jnp.stack(scores, 1), "changed": changed}
 
-        pool = pool_of(self, model, score, preprocess=preprocess)
-        return pool["scores"], pool["changed"]
+        return pool_of(self, model, score, preprocess=preprocess)
 
 
 def higher(

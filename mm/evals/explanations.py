@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from data.sources import BadExample, read_each
 from mm import registry
 from mm.config import BadInput, Positive
 from mm.evals import examples
-from mm.evals.base import Model
+from mm.evals.base import Model, draw_later
 from mm.evals.patch_maps import METHODS, patch_maps, random_maps
 from mm.evals.word_maps import arrays_of, gathered
 from mm.report import explanations as report
@@ -82,12 +81,15 @@ class Explanations:
         methods = [name for name in self.methods if name in maps]
         if missing := [name for name in self.methods if name not in maps]:
             print(f"note: no map by {' and '.join(missing)}: the image tower does not attend")
-        if picture is not None and jax.process_index() == 0:
+
+        def draw() -> None:
             field = self.preprocess.field_of("decode")
             pictures = [examples.to_image(record[field]) for record in self.records]
             captions = [examples.caption_of(record[self.field]) for record in self.records]
             shown = {name: maps[name] for name in methods}
             write_atomic(picture, report.draw(captions, pictures, shown))
+
+        draw_later(model, picture, draw)
         return {
             f"{name}/random_correlation": correlation(maps[name], randomized[name])
             for name in methods

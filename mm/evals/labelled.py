@@ -1,5 +1,6 @@
 """Features with classes: what probes learn from, draw of, and are right about."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,21 @@ def by_class(labels: Int[np.ndarray, " n"], num_classes: int, seed: tuple[int, .
     return [rng.permutation(np.flatnonzero(labels == number)) for number in range(num_classes)]
 
 
+def redrawn(labels: Int[np.ndarray, " n"], num_classes: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Rows drawn with replacement, of each class as many as it has (a stratified bootstrap)."""
+    rng = np.random.default_rng(seed)
+    every = (np.flatnonzero(labels == number) for number in range(num_classes))
+    return np.concatenate([rng.choice(rows, len(rows)) for rows in every if len(rows)])
+
+
+def over_draws(accuracies: Sequence[float]) -> dict[str, float]:
+    """What is said of other training examples: the mean, and the standard deviation."""
+    found = {"redrawn/accuracy": float(np.mean(accuracies))}
+    if len(accuracies) > 1:
+        found["redrawn/accuracy_spread"] = float(np.std(accuracies, ddof=1))
+    return found
+
+
 def standardize(
     train: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]
 ) -> list[Float[np.ndarray, "_ d"]]:
@@ -60,10 +76,3 @@ def ranks_of(
         beaten_by = (part >= right).sum(axis=1) - 1
         found.append(np.where(np.isnan(right[:, 0]), scores.shape[1], beaten_by))
     return np.concatenate(found)
-
-
-def per_class(right: np.ndarray, labels: Int[np.ndarray, " n"]) -> float:
-    """The mean over classes that have examples of the share that is right."""
-    counts = np.bincount(labels)
-    shares = np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]
-    return float(shares.mean())

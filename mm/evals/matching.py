@@ -9,9 +9,9 @@ from jaxtyping import Int
 from mm import registry
 from mm.config import BadInput, Count, Positive, Share
 from mm.evals.base import Model
-from mm.evals.classes import area_under_roc
 from mm.evals.pool import of_pairs, pool_of
 from mm.evals.rerank import match_rows
+from mm.report.outcomes import Outcome
 
 _TRIES = 100  # draws for a text of another group
 
@@ -52,18 +52,19 @@ class Matching:
             model,
             lambda batch: of_pairs(batch) | {"group": batch.get("group", batch["id"])},
         )
-        del pool["id"]
-        group = pool.pop("group")
+        ids, group = pool.pop("id"), pool.pop("group")
         images = np.repeat(np.arange(len(group)), self.negatives)
         texts = others(group, self.negatives, self.seed)
         own = match_rows(model.match, pool, *[np.arange(len(group))] * 2, **given)
         other = match_rows(model.match, pool, images, texts, **given)
-        return {
-            "area_under_roc": area_under_roc(own, other),
-            "own_accuracy": float((own > 0).mean()),
-            "other_accuracy": float((other <= 0).mean()),
-            "examples": float(len(own)),
+        other = other.reshape(len(own), -1)
+        scores = np.concatenate([own[:, None], other], axis=1)
+        found = {
+            "area_under_roc": Outcome(ids, scores, "area_under_roc", group),
+            "own_accuracy": Outcome(ids, own > 0, clusters=group),
+            "other_accuracy": Outcome(ids, (other <= 0).mean(1), clusters=group),
         }
+        return model.metrics(found) | {"examples": float(len(own))}
 
 
 def others(group: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " m"]:

@@ -12,7 +12,7 @@ from data.sources.part import chosen
 from mm import registry
 from mm.config import BadInput, Count, Positive, Share
 from mm.evals import few_shot, knn, linear_probe  # noqa: F401  (registers them)
-from mm.evals.base import Model, leave_outcomes
+from mm.evals.base import Model
 from mm.evals.labelled import Labelled, by_class
 from mm.evals.pool import pool_of, read_labels
 from mm.evals.zero_shot import embed_image
@@ -80,11 +80,15 @@ class Probes:
         outcomes, more = {}, {}
         for name, method in self.methods.items():
             found, rest = method.run(train, test, model.sharding.mesh, self.seed)
-            outcomes |= {f"{name}/{key}": Outcome(ids, values) for key, values in found.items()}
+            for key, values in found.items():
+                outcomes[f"{name}/{key}"] = Outcome(ids, values)
+                if key.endswith("accuracy"):
+                    pairs = np.stack([test.labels, values], axis=1)
+                    outcomes[f"{name}/{key}_per_class"] = Outcome(ids, pairs, "per_class")
             more |= {f"{name}/{key}": value for key, value in rest.items()}
         sizes = {"examples": test, "train_examples": train}
         more |= {key: float(len(found.labels)) for key, found in sizes.items()}
-        return leave_outcomes(picture, outcomes) | more | {"classes": float(test.num_classes)}
+        return model.metrics(outcomes) | more | {"classes": float(test.num_classes)}
 
     def _labelled(
         self, model: Model, source: Source, labels: np.ndarray

@@ -8,7 +8,7 @@ from jax import Array
 
 from mm import registry
 from mm.config import Positive, Share
-from mm.evals.base import Model, leave_outcomes
+from mm.evals.base import Model
 from mm.evals.pool import pool_of
 from mm.objectives.combine import System
 from mm.objectives.views import Views
@@ -42,14 +42,12 @@ class Regression:
         pool = pool_of(self, model, model.apply(estimate))
         found, target = (pool[name].astype(np.float64) for name in ("found", "target"))
         error = found - target
-        spread = ((target - target.mean(0)) ** 2).sum(0)
-        told = 1 - (error**2).sum(0) / np.where(spread > 0, spread, np.nan)
         outcomes = {
             "absolute_error": Outcome(pool["id"], np.abs(error).mean(1)),
             "squared_error": Outcome(pool["id"], (error**2).mean(1)),
+            "r2": Outcome(pool["id"], np.concatenate([target, found], axis=1), "r2"),
         }
-        results = leave_outcomes(picture, outcomes)
-        return results | {"r2": float(told.mean()), "examples": float(len(error))}
+        return model.metrics(outcomes) | {"examples": float(len(error))}
 
 
 def estimate(system: System, views: Views) -> dict[str, Array]:

@@ -5,7 +5,6 @@ All statistics are float64, on each host, of the embeddings of the whole source.
 
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from mm import registry
 from mm.config import BadInput, Share
 from mm.evals import examples
-from mm.evals.base import Model
+from mm.evals.base import Model, draw_later
 from mm.evals.pool import embedded, pool_of
 from mm.runtime.workdir import write_atomic
 
@@ -49,12 +48,16 @@ class Representation:
         pool = pool_of(self, model, embedded(model.embed))
         zimg, ztxt = pool["zimg"], pool["ztxt"]
         fields = examples.text_and_image(self.preprocess)
-        if picture is not None and fields is not None and jax.process_index() == 0:
+
+        def draw() -> None:
             rows = examples.spread(len(zimg), _SHOWN)
             scores = zimg[rows] @ zimg.T
             title = f"{len(zimg):,} pictures; each row begins with one, then those nearest to it"
             drawn = examples.sheet(self.source, fields, scores, rows, pool["id"], title)
             write_atomic(picture, drawn)
+
+        if fields is not None:
+            draw_later(model, picture, draw)
         return statistics(zimg.astype(np.float64), ztxt.astype(np.float64))
 
 

@@ -18,13 +18,13 @@ from data.sources import BadExample, read_each
 from mm import registry
 from mm.config import BadInput, Count, Positive, Share, suggest
 from mm.evals import examples
-from mm.evals.base import Model, leave_outcomes
+from mm.evals.base import Model, draw_later, leave_page
 from mm.evals.pool import embedded, pool_of
 from mm.evals.ranks import ranks
 from mm.evals.rerank import reranked
 from mm.evals.word_maps import word_maps
 from mm.report.outcomes import Outcome
-from mm.runtime.workdir import write_atomic, write_json
+from mm.runtime.workdir import write_atomic
 
 KS = (1, 5, 10)
 _AT_ONCE = 1024  # records read
@@ -88,7 +88,8 @@ class Retrieval:
         if picture is not None and examples.text_and_image(self.preprocess) is not None:
             shown = found | {"text_to_image": found["text_to_image"][first]}
             rows = zimg[first], ztxt[first], ids[first]
-            model.later(functools.partial(self._show, model, *rows, shown, picture))
+            draw = functools.partial(self._draw, model, *rows, shown, picture)
+            draw_later(model, picture, draw, together=True)
         every = {"": found}
         if self.rerank:
             given = dict(batch_size=self.batch_size, sharding=model.sharding, top=self.rerank)
@@ -97,17 +98,16 @@ class Retrieval:
                 name: order(*pair, found[name], of_texts=name == "text_to_image", **own[name])
                 for name, pair in sides.items()
             }
-        numbers = {"text_to_image": ids, "image_to_text": ids[first]}
-        results, outcomes = {}, {}
+        together = None if self.shows is None else shows
+        of = {"text_to_image": (ids, together), "image_to_text": (ids[first], None)}
+        results = {}
         for kind, ranked in every.items():
-            results |= {f"{kind}{key}": value for key, value in metrics(ranked).items()}
-            for name, rank in ranked.items():
-                hits = {f"{kind}{name}/recall@{k}": Outcome(numbers[name], rank < k) for k in KS}
-                outcomes |= hits
-        leave_outcomes(picture, outcomes)
+            results |= {f"{kind}{key}": x for key, x in sizes(ranked).items()}
+            made = metrics(ranked, of).items()
+            results |= model.metrics({f"{kind}{key}": x for key, x in made})
         return results
 
-    def _show(
+    def _draw(
         self,
         model: Model,
         zimg: np.ndarray,
@@ -116,17 +116,12 @@ class Retrieval:
         found: Mapping[str, np.ndarray],
         picture: epath.Path,
     ) -> None:
-        """Writes what a person looks at, or says why not; every process takes part."""
-        try:
-            maps = self._maps(model, ids)
-            if jax.process_index() == 0:
-                self._draw(zimg, ztxt, ids, picture)
-                shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
-                page = picture.parent / "report" / f"{picture.stem}.json"
-                page.parent.mkdir(parents=True, exist_ok=True)
-                write_json(page, shown | {"maps": maps})
-        except Exception as error:  # a picture is no reason to fail
-            print(f"warning: no pictures of {picture.stem}: {type(error).__name__}: {error}")
+        """Writes what a person looks at; every process takes part."""
+        maps = self._maps(model, ids)
+        if jax.process_index() == 0:
+            self._draw_sheet(zimg, ztxt, ids, picture)
+            shown = examples.examples(self.source, self.preprocess, zimg, ztxt, ids, found)
+            leave_page(picture, shown | {"maps": maps})
 
     def _maps(self, model: Model, ids: np.ndarray) -> dict[str, Any] | None:
         """Where the model finds words in a few pictures, as JSON; see `word_maps`."""
@@ -155,7 +150,9 @@ class Retrieval:
             example["pool"] = None if example["pool"] is None else rounded(example["pool"])
         return maps
 
-    def _draw(self, zimg: np.ndarray, ztxt: np.ndarray, ids: np.ndarray, path: epath.Path) -> None:
+    def _draw_sheet(
+        self, zimg: np.ndarray, ztxt: np.ndarray, ids: np.ndarray, path: epath.Path
+    ) -> None:
         """Captions spread evenly over the pool, so that nobody chose them."""
         rows = examples.spread(len(zimg), _CAPTIONS)
         fields = examples.text_and_image(self.preprocess)
@@ -204,17 +201,26 @@ def belonging(shows: Int[np.ndarray, " n"]) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def metrics(found: Mapping[str, Int[np.ndarray, " n"]]) -> dict[str, float]:
+def metrics(
+    found: Mapping[str, Int[np.ndarray, " n"]],
+    of: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+) -> dict[str, Outcome]:
     """Of the ranks of each direction: recall at 1, 5, 10 (fractions), median rank (1 is perfect).
 
-    And the size of the pool, which belongs to them: among ten pictures, chance finds the right one
-    in a tenth; and how many captions it has, where these are more.
+    of: the examples' numbers of each direction, and what they show, None for each its own.
     """
-    queries = {len(rank) for rank in found.values()}
-    results = {"pool_size": float(min(queries))}
-    if len(queries) > 1:
-        results["captions"] = float(max(queries))
+    made = {}
     for name, rank in found.items():
-        results |= {f"{name}/recall@{k}": float(np.mean(rank < k)) for k in KS}
-        results[f"{name}/median_rank"] = float(np.median(rank)) + 1
-    return results
+        ids, shows = of[name]
+        for k in KS:
+            made[f"{name}/recall@{k}"] = Outcome(ids, rank < k, clusters=shows)
+        made[f"{name}/median_rank"] = Outcome(ids, rank, "median_rank", shows)
+    return made
+
+
+def sizes(found: Mapping[str, Int[np.ndarray, " n"]]) -> dict[str, float]:
+    """Of the pool, which belongs to its metrics: among ten pictures, chance finds the right one in
+    a tenth; and how many captions it has, where these are more."""
+    queries = {len(rank) for rank in found.values()}
+    captions = {"captions": float(max(queries))} if len(queries) > 1 else {}
+    return {"pool_size": float(min(queries))} | captions

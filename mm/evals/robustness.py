@@ -5,14 +5,14 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from data.preprocess.corrupt import CORRUPTIONS, FAMILIES, STRENGTHS
 from mm import registry
 from mm.config import BadInput, suggest
-from mm.evals.base import Model
+from mm.evals.base import Model, draw_later
+from mm.report.outcomes import Outcome
 from mm.runtime.workdir import write_atomic
 
 Scores = Mapping[str, Sequence[float]]  # of each corruption, by strength
@@ -77,19 +77,45 @@ class Robustness:
 
         picture: a PNG of the score against the strength; beside it a CSV with every score.
         """
-        clean = self.clean.run(model)[self.score]
-        scores = {
-            name: [evaluator.run(model)[self.score] for evaluator in each]
-            for name, each in self.corrupted.items()
-        }
-        if picture is not None and jax.process_index() == 0:
-            self._draw(clean, scores, picture)
+        kept: dict[str, Outcome] = {}
+        inner = model._replace(keep=kept.update)
+
+        def run(evaluator: Any) -> tuple[float, Outcome]:
+            return evaluator.run(inner)[self.score], kept[self.score]
+
+        clean, of_clean = run(self.clean)
+        found = {name: [run(each) for each in every] for name, every in self.corrupted.items()}
+        scores = {name: [score for score, _ in each] for name, each in found.items()}
+        draw_later(model, picture, lambda: self._draw(clean, scores, picture))
         by_strength = np.mean(list(scores.values()), axis=0)
         results = {f"{self.score}/clean": clean}
         for strength, score in zip(self.strengths, by_strength, strict=True):
             results[f"{self.score}/strength_{strength}"] = float(score)
         results |= {f"{self.score}/{name}": float(np.mean(each)) for name, each in scores.items()}
-        return results | errors(clean, scores)
+        results |= errors(clean, scores)
+        every = {name: [outcome for _, outcome in each] for name, each in found.items()}
+        return results | model.metrics(self._outcomes(of_clean, every))
+
+    def _outcomes(
+        self, clean: Outcome, found: Mapping[str, Sequence[Outcome]]
+    ) -> dict[str, Outcome]:
+        """Of the metrics, which are means of means over the same examples; {} where they are not:
+        where the score is no mean, or an example is broken under some corruption alone."""
+        every = [clean, *(outcome for each in found.values() for outcome in each)]
+        if any(x.kind != "mean" or not np.array_equal(x.ids, clean.ids) for x in every):
+            return {}
+        values = {
+            name: np.stack([np.asarray(x.values, np.float64) for x in each])
+            for name, each in found.items()
+        }
+        whole = np.stack(list(values.values()))  # [corruptions strengths n]
+        error = 1 - whole.mean((0, 1))
+        made = {f"{self.score}/clean": clean.values, "mean_corruption_error": error}
+        made["relative_corruption_error"] = error - (1 - np.asarray(clean.values, np.float64))
+        for i, strength in enumerate(self.strengths):
+            made[f"{self.score}/strength_{strength}"] = whole[:, i].mean(0)
+        made |= {f"{self.score}/{name}": each.mean(0) for name, each in values.items()}
+        return {name: clean._replace(values=x) for name, x in made.items()}
 
     def _draw(self, clean: float, scores: Scores, path: epath.Path) -> None:
         from mm.report import chart  # here, since it loads matplotlib

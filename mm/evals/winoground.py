@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mm import registry
 from mm.config import BadInput, Share
@@ -12,6 +12,7 @@ from mm.evals.base import Model
 from mm.evals.compositional import higher
 from mm.evals.pool import embedded, pool_of
 from mm.evals.rerank import match_rows
+from mm.report.outcomes import Outcome
 
 
 @registry.register("evaluator", "winoground")
@@ -55,18 +56,20 @@ class Winoground:
             raise BadInput("winoground: no quadruple is without a broken example")
         quadruples = np.stack([first, first + 1], 1)
         images, texts = zimg[quadruples], ztxt[quadruples]
-        results = scores(np.einsum("qie,qte->qit", images.astype(float), texts.astype(float)))
+        found = scores(np.einsum("qie,qte->qit", images.astype(float), texts.astype(float)))
         if self.match:
             sides = (np.repeat(quadruples, 2, 1).ravel(), np.tile(quadruples, 2).ravel())
             given = dict(batch_size=self.batch_size, sharding=model.sharding)
             logits = match_rows(model.match, pool, *sides, **given)
             matched = scores(logits.reshape(-1, 2, 2))
-            results |= {f"match/{name}": value for name, value in matched.items()}
+            found |= {f"match/{name}": right for name, right in matched.items()}
+        results = model.metrics({name: Outcome(ids[first], x) for name, x in found.items()})
         return results | {"count": float(len(first))}
 
 
-def scores(found: Float[np.ndarray, "q images texts"]) -> dict[str, float]:
-    """Of the scores of two images with two texts, [i, i] those that belong together.
+def scores(found: Float[np.ndarray, "q images texts"]) -> dict[str, Bool[np.ndarray, " q"]]:
+    """Whether each quadruple is right, by the scores of two images with two texts; [i, i] belong
+    together.
 
     Thrush et al. 2022, section 3.2: text score, each image prefers its text; image score, each text
     prefers its image; group score, both. A tie is a failure.
@@ -74,8 +77,4 @@ def scores(found: Float[np.ndarray, "q images texts"]) -> dict[str, float]:
     own, swapped = found[:, [0, 1], [0, 1]], found[:, [0, 1], [1, 0]]  # of image 0 and image 1
     text = higher(own, swapped).all(1)
     image = higher(own, swapped[:, ::-1]).all(1)
-    return {
-        "text_score": float(text.mean()),
-        "image_score": float(image.mean()),
-        "group_score": float((text & image).mean()),
-    }
+    return {"text_score": text, "image_score": image, "group_score": text & image}

@@ -16,10 +16,10 @@ from data.sources import BadExample, Source, read_each
 from data.tokenizers import Tokenizer
 from mm.config import BadInput, suggest
 from mm.evals import examples
+from mm.evals.base import Model, draw_later, leave_page
 from mm.generation import Beam, Generated, Greedy, Method, Prompt, generate
 from mm.objectives.combine import System
 from mm.objectives.views import Views
-from mm.runtime.workdir import write_json
 
 _AT_ONCE = 1024  # records read
 _SHOWN = 24  # on the page
@@ -114,22 +114,24 @@ def writer(tokenizer: Tokenizer, beam: int, answers: bool = False) -> Writer:
 
 def leave_texts(
     evaluator: Any,
+    model: Model,
     picture: epath.Path | None,
     ids: np.ndarray,
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    """Writes some of the rows with their pictures for the run's page, `report/<its name>.json`
-    beside `picture` (process 0): a row has "written", "references", and what else is shown."""
+    """Writes some of the rows with their pictures for the run's page: a row has "written",
+    "references", and what else is shown."""
     field = evaluator.preprocess.field_of("decode")
-    if picture is None or field is None or jax.process_index() != 0:
-        return
-    places = examples.spread(len(ids), _SHOWN)
-    records = evaluator.source.read(np.asarray(ids)[places].astype(np.int64), (field,))
-    thumbnail = functools.partial(examples.thumbnail, side=_SIDE)
-    shown = [
-        rows[place] | {"picture": thumbnail(examples.to_image(record[field]))}
-        for place, record in zip(places, records, strict=True)
-    ]
-    page = picture.parent / "report" / f"{picture.stem}.json"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_json(page, {"kind": "texts", "examples": len(ids), "rows": shown})
+
+    def leave() -> None:
+        places = examples.spread(len(ids), _SHOWN)
+        records = evaluator.source.read(ids[places], (field,))
+        thumbnail = functools.partial(examples.thumbnail, side=_SIDE)
+        shown = [
+            rows[place] | {"picture": thumbnail(examples.to_image(record[field]))}
+            for place, record in zip(places, records, strict=True)
+        ]
+        leave_page(picture, {"kind": "texts", "examples": len(ids), "rows": shown})
+
+    if field is not None:
+        draw_later(model, picture, leave, "texts")

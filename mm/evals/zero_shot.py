@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from data.preprocess.draws import example_keys
 from mm import registry
 from mm.config import BadInput, Positive, Share
-from mm.evals.base import Model, leave_outcomes
-from mm.evals.labelled import per_class
+from mm.evals.base import Model
 from mm.evals.pool import in_batches, pool_of, read_labels
 from mm.evals.ranks import ranks
 from mm.objectives.combine import System
 from mm.objectives.views import Views
+from mm.report.measures import measure, resample
 from mm.report.outcomes import Outcome
 
 _TOP = 5
@@ -63,8 +63,8 @@ class ZeroShot:
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "accuracy", "accuracy@5" (of more than 5 classes), "accuracy_per_class", the mean
-        over classes that have examples, and how many "examples" and "classes"; the same on every
-        process."""
+        over classes that have examples, "accuracy_spread" (`spread_over_classes`), and how many
+        "examples" and "classes"; the same on every process."""
         ztxt = self._embed_prompts(model)
         weights = class_vectors(ztxt.reshape(self.num_classes, -1, ztxt.shape[-1]))
         embed = model.apply(embed_image)
@@ -76,8 +76,9 @@ class ZeroShot:
         found = {"accuracy": Outcome(ids, rank < 1)}
         if self.num_classes > _TOP:
             found[f"accuracy@{_TOP}"] = Outcome(ids, rank < _TOP)
-        results = leave_outcomes(picture, found)
-        results["accuracy_per_class"] = per_class(rank < 1, labels)
+        pairs = np.stack([labels, rank < 1], axis=1)
+        found["accuracy_per_class"] = Outcome(ids, pairs, "per_class")
+        results = model.metrics(found) | {"accuracy_spread": spread_over_classes(pairs)}
         return results | {"examples": float(len(ids)), "classes": float(self.num_classes)}
 
     def _embed_prompts(self, model: Model) -> Float[np.ndarray, "n d"]:
@@ -88,6 +89,16 @@ class ZeroShot:
 
         count = len(self.prompts["text"])
         return in_batches(model.apply(embed_text), take, count, model.sharding, self.batch_size)
+
+
+def spread_over_classes(pairs: Int[np.ndarray, "n 2"], draws: int = 1000) -> float:
+    """The standard deviation of the accuracy over draws of as many classes with replacement.
+
+    pairs: class, and whether it was found. All names stay rivals: it says what other classes of the
+    same kind would have given. 0 of a single class.
+    """
+    counts = resample(np.random.default_rng(0), draws, np.ones(len(pairs), int), pairs[:, 0])
+    return float(measure("mean", pairs[:, 1], counts).std())
 
 
 def class_vectors(ztxt: Float[np.ndarray, "c t d"]) -> Float[np.ndarray, "c d"]:

@@ -3,28 +3,31 @@
   python -m mm.report.compare workdirs/one workdirs/other
 
 Each is the workdir of a run that has ended, or what --mode=eval wrote, WORKDIR/eval-480. Compared
-are metrics that are means over examples, whose outcomes evaluators leave beside results.json: both
-runs were right or wrong about the same examples, so examples are drawn again and again in pairs
-(Efron and Tibshirani 1993, chapter 8), and what is hard for both cancels out. The interval says how
-far other examples might move the difference; what another seed of training would do, only other
-runs tell (`launch.sweep`).
+are metrics made of what became of each example, which evaluators leave beside results.json: both
+runs were asked about the same examples, so these are drawn again and again in pairs (Efron and
+Tibshirani 1993, chapter 8), and what is hard for both cancels out. Examples that belong together,
+as the captions of one picture, are drawn together. The interval says how far other examples might
+move the difference; what another seed of training would do, only other runs tell (`launch.sweep`).
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 
-from mm.config import BadInput
+from mm.config import BadInput, differences
 from mm.report import outcomes
 from mm.report.outcomes import Outcome
 from mm.report.statistics import LEVEL, bootstrap_pairs
 from mm.report.table import shower
 
 _SHOWN = 4  # names in a message
+_PLACES = ("data_dir", "index_dir", "cache_mib")  # of a source: where it is, not what
 
 
 class Compared(NamedTuple):
@@ -40,19 +43,24 @@ class Compared(NamedTuple):
     @property
     def verdict(self) -> str:
         low, high = self.interval
+        if math.isnan(low):
+            return "no number in some resamples"
         if low <= 0 <= high:
             return "not distinguishable"
         return "second is higher" if low > 0 else "second is lower"
 
 
-def compare(first: epath.Path, second: epath.Path) -> tuple[list[Compared], list[str]]:
+def compare(
+    first: epath.Path, second: epath.Path, other_preprocess: bool = False
+) -> tuple[list[Compared], list[str]]:
     """The metrics that both have as outcomes, and the names of the others that both have.
 
-    Raises BadInput when a run has no outcomes, they are not those of its results, or the two are of
-    different examples.
+    other_preprocess: the two may have other ops. Raises BadInput when a run has no outcomes, they
+    are not those of its results, or the two are of different sources, ops or examples.
     """
     (one, results), (other, others) = map(read_outcomes, (first, second))
     names = [name for name in one if name in other]
+    check_alike(first, second, other_preprocess)
     if not names:
         raise BadInput(
             f"{first} and {second}: have no evaluation in common ({sorted(one)[:_SHOWN]} and "
@@ -61,15 +69,49 @@ def compare(first: epath.Path, second: epath.Path) -> tuple[list[Compared], list
     compared = []
     for name in names:
         base, arm = one[name], other[name]
-        if base.ids.tolist() != arm.ids.tolist():
+        if base.ids.tolist() != arm.ids.tolist() or not same_draws(base, arm):
             raise BadInput(
                 f"{name}: {first} was evaluated on {len(base.ids):,} examples, {second} on "
                 f"{len(arm.ids):,}, not the same ones; evaluate both by one config: --mode=eval"
             )
-        difference, interval = bootstrap_pairs(base.values, arm.values)
-        found = base.mean, arm.mean, difference, interval, len(base.ids)
+        how = dict(kind=base.kind, clusters=base.clusters)
+        difference, interval = bootstrap_pairs(base.values, arm.values, **how)
+        count = len(np.unique(base.ids if base.clusters is None else base.clusters))
+        found = base.metric, arm.metric, difference, interval, count
         compared.append(Compared(name, *found))
     return compared, [key for key in results if key in others and key not in names]
+
+
+def same_draws(base: Outcome, arm: Outcome) -> bool:
+    """Whether the same examples are drawn together in both, and values are of one shape."""
+    if (base.kind, np.shape(base.values)) != (arm.kind, np.shape(arm.values)):
+        return False
+    return np.array_equal(base.clusters, arm.clusters) or base.clusters is arm.clusters
+
+
+def check_alike(first: epath.Path, second: epath.Path, other_preprocess: bool) -> None:
+    """Raises BadInput when evaluations of one name are of other sources or ops."""
+    for file in sorted((first / outcomes.FOLDER).glob("*.npz")):
+        if not (second / outcomes.FOLDER / file.name).exists():
+            continue
+        one, other = map(outcomes.read_of, (file, second / outcomes.FOLDER / file.name))
+        sources = [
+            {key: value for key, value in each["source"].items() if key not in _PLACES}
+            for each in (one, other)
+        ]
+        if changed := differences(sources[1], sources[0]):
+            raise BadInput(
+                f"{file.stem}: {second} was evaluated on another source than {first} ({changed}); "
+                "evaluate both by one config: --mode=eval"
+            )
+        ops = [each["preprocess"].split("|") for each in (one, other)]
+        if ops[0] != ops[1] and not other_preprocess:
+            alone = (sorted({*ops[i]} - {*ops[1 - i]}) or ops[i] for i in (0, 1))
+            only = " and ".join("|".join(each) for each in alone)
+            raise BadInput(
+                f"{file.stem}: {first} and {second} were evaluated with different ops ({only}); "
+                "evaluate both by one config, or say --other_preprocess if that is what you compare"
+            )
 
 
 def read_outcomes(path: epath.Path) -> tuple[dict[str, Outcome], dict[str, float]]:
@@ -93,10 +135,10 @@ def read_outcomes(path: epath.Path) -> tuple[dict[str, Outcome], dict[str, float
     }
     kept = {name: outcome for name, outcome in found.items() if name in known}
     for name, outcome in kept.items():
-        if outcome.mean != known[name]:
+        if not math.isclose(outcome.metric, known[name], rel_tol=1e-9, abs_tol=1e-12):
             raise BadInput(
                 f"{path}: results.json says {name} is {known[name]:g}, its outcomes say "
-                f"{outcome.mean:g}; evaluate again: --mode=eval"
+                f"{outcome.metric:g}; evaluate again: --mode=eval"
             )
     return kept, known
 
@@ -122,9 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mm.report.compare")
     for name in ("first", "second"):
         parser.add_argument(name, type=epath.Path, help="a workdir, or WORKDIR/eval-STEP")
+    parser.add_argument(
+        "--other_preprocess",
+        action="store_true",
+        help="compare although the ops differ, as by their resolution or tokenizer",
+    )
     flags = parser.parse_args(arguments)
     try:
-        compared, others = compare(flags.first, flags.second)
+        compared, others = compare(flags.first, flags.second, flags.other_preprocess)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -137,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if others:
         shown = ", ".join(others[:_SHOWN]) + (" ..." if len(others) > _SHOWN else "")
-        print(f"without outcomes of examples, so not compared: {shown}")
+        print(f"not made of outcomes of examples, so without an interval: {shown}")
     return 0
 
 

@@ -1,60 +1,95 @@
 """What became of each example of an evaluation: a file that two runs are compared by.
 
 `<workdir>/outcomes/<evaluation>.npz` holds for a metric such as "accuracy" the arrays
-"accuracy/ids", the numbers of the examples, and "accuracy/values", whose mean is the metric.
+"accuracy/ids", the numbers of the examples, "accuracy/values", "accuracy/kind", how the metric is
+made of them, and perhaps "accuracy/clusters"; and "of", JSON that says what was evaluated.
 """
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 
 from mm.config import BadInput
+from mm.report.measures import measure
 from mm.runtime.workdir import write_atomic
 
 FOLDER = "outcomes"
-_PARTS = ("ids", "values")
+_OF = "of"
 
 
 class Outcome(NamedTuple):
-    """Of a metric that is a mean over examples: their numbers in the source, each one's value."""
+    """What a metric is made of: the examples' numbers in the source, and each one's value or row.
+
+    kind: how, see `mm.report.measures`. clusters: examples of one number are drawn together in
+    resamples, as captions of one picture; None: each alone.
+    """
 
     ids: Int[np.ndarray, " n"]
-    values: Float[np.ndarray, " n"]
+    values: Shaped[np.ndarray, "n ..."]
+    kind: str = "mean"
+    clusters: Int[np.ndarray, " n"] | None = None
 
     @property
-    def mean(self) -> float:
-        return float(np.mean(self.values, dtype=np.float64))
+    def metric(self) -> float:
+        """Of all examples."""
+        if self.kind == "mean":
+            return float(np.mean(self.values, dtype=np.float64))
+        return float(measure(self.kind, self.values, np.ones((1, len(self.values))))[0])
 
 
-def means(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
-    """The metrics."""
-    return {name: outcome.mean for name, outcome in outcomes.items()}
+def metrics(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+    """By name."""
+    return {name: outcome.metric for name, outcome in outcomes.items()}
 
 
-def write(path: Any, outcomes: Mapping[str, Outcome]) -> None:
-    """Writes the file, whole or not at all; makes its folder."""
+def write(path: Any, outcomes: Mapping[str, Outcome], of: Mapping[str, Any]) -> None:
+    """Writes the file, whole or not at all; makes its folder. of: see `read_of`."""
+    arrays = {
+        f"{name}/{part}": np.asarray(array)
+        for name, outcome in outcomes.items()
+        for part, array in outcome._asdict().items()
+        if array is not None
+    }
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        **{
-            f"{name}/{part}": array
-            for name, outcome in outcomes.items()
-            for part, array in zip(_PARTS, outcome, strict=True)
-        },
-    )
+    np.savez_compressed(buffer, **arrays, **{_OF: np.asarray(json.dumps(of))})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
 
 
 def read(path: Any) -> dict[str, Outcome]:
     """What `write` wrote. Raises BadInput for another file."""
+    arrays = _read(path)
+    names = [key.removesuffix("/ids") for key in arrays if key.endswith("/ids")]
+    try:
+        return {
+            name: Outcome(
+                arrays[f"{name}/ids"],
+                arrays[f"{name}/values"],
+                str(arrays[f"{name}/kind"]),
+                arrays.get(f"{name}/clusters"),
+            )
+            for name in names
+        }
+    except KeyError as error:
+        raise BadInput(f"{path}: is no file of outcomes ({error})") from error
+
+
+def read_of(path: Any) -> dict[str, Any]:
+    """What was evaluated, "source" and "preprocess" as the config has them. Raises as `read`."""
+    arrays = _read(path)
+    if _OF not in arrays:
+        raise BadInput(f"{path}: is of an older version: --mode=eval makes it again")
+    return json.loads(str(arrays[_OF]))
+
+
+def _read(path: Any) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            names = [key.removesuffix("/ids") for key in file.files if key.endswith("/ids")]
-            return {name: Outcome(*(file[f"{name}/{part}"] for part in _PARTS)) for name in names}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            return dict(file)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"{path}: is no file of outcomes ({error})") from error

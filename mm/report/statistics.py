@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from mm.report.measures import measure, resample
+
 LEVEL = 0.95
 _EXACT = 50_000  # up to so many, all resamples are made; 6 seeds have 46,656
 _RESAMPLES = 10_000
@@ -87,25 +89,38 @@ def bootstrap(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
 
 
 def bootstrap_pairs(
-    base: Sequence[float], arm: Sequence[float], level: float = LEVEL
+    base: np.ndarray,
+    arm: np.ndarray,
+    level: float = LEVEL,
+    *,
+    kind: str = "mean",
+    clusters: np.ndarray | None = None,
 ) -> tuple[float, tuple[float, float]]:
-    """The mean of arm - base, example by example, and its percentile interval (Efron 1979).
+    """The difference of a metric, arm - base, of the same examples, and its percentile interval
+    (Efron 1979).
 
-    Many examples have one of few differences, so how often each comes in a resample is drawn, a
-    multinomial, instead of the examples: the same distribution, at a cost that does not grow with
-    their number.
+    kind: of the metric, see `mm.report.measures`. clusters: examples of one number are drawn
+    together (Davison and Hinkley 1997, section 3.8). Many examples are alike, so how often each
+    comes in a resample is drawn, a multinomial, instead of the examples: the same distribution.
     """
-    differences = np.asarray(arm, np.float64) - np.asarray(base, np.float64)
-    n = len(differences)
-    values, counts = np.unique(differences, return_counts=True)
-    rng, means = np.random.default_rng(0), []
-    at_once = max(1, _DRAWN // len(values))
+    sides = [np.asarray(side, np.float64).reshape(len(side), -1) for side in (base, arm)]
+    rows, width = np.concatenate(sides, axis=1), sides[0].shape[1]
+    counts = np.ones(len(rows), np.int64)
+    whole = _difference(kind, rows, width, counts[None])[0]
+    if clusters is None:
+        rows, counts = np.unique(rows, axis=0, return_counts=True)
+    rng, found = np.random.default_rng(0), []
+    at_once = max(1, _DRAWN // len(rows))
     for start in range(0, _RESAMPLES, at_once):
-        size = min(at_once, _RESAMPLES - start)
-        means.append(rng.multinomial(n, counts / n, size=size) @ values / n)
+        drawn = resample(rng, min(at_once, _RESAMPLES - start), counts, clusters)
+        found.append(_difference(kind, rows, width, drawn))
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
-    return float(differences.mean()), (float(low), float(high))
+    low, high = np.quantile(np.concatenate(found), (tail, 1 - tail))
+    return float(whole), (float(low), float(high))
+
+
+def _difference(kind: str, rows: np.ndarray, width: int, counts: np.ndarray) -> np.ndarray:
+    return measure(kind, rows[:, width:], counts) - measure(kind, rows[:, :width], counts)
 
 
 def critical(count: int, level: float = LEVEL) -> float:

@@ -38,7 +38,7 @@ def feed(monkeypatch, **arrays):
     monkeypatch.setattr("data.loader.eval_batches", eval_batches)
 
 
-def model(devices=1, system=None, match=None):
+def model(devices=1, system=None, match=None, **more):
     """Functions of a batch are called with `system` and views that have that batch."""
     mesh = jax.make_mesh(
         (devices,), ("a",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
@@ -51,4 +51,4 @@ def model(devices=1, system=None, match=None):
         )
 
     match = match and jax.jit(match, out_shardings=sharding)
-    return Model(None, None, match, sharding, apply)
+    return Model(None, None, match, sharding, apply, **more)

@@ -102,7 +102,8 @@ def test_winogrounds_scores_by_hand():
         ],
         float,
     )
-    assert scores(found) == {"text_score": 0.5, "image_score": 0.5, "group_score": 0.25}
+    means = {name: right.mean() for name, right in scores(found).items()}
+    assert means == {"text_score": 0.5, "image_score": 0.5, "group_score": 0.25}
 
 
 class Quadruples:

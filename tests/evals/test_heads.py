@@ -14,7 +14,8 @@ from mm.evals import calibration, classes
 from mm.evals.classification import Classification
 from mm.evals.matching import Matching, others
 from mm.evals.regression import Regression
-from mm.report import examples, outcomes
+from mm.report import examples
+from mm.report.outcomes import metrics
 from tests.evals.given import SIZE, Source, feed, model
 
 NAMES = ("a", "b", "c")
@@ -41,8 +42,10 @@ def test_classes_are_measured_over_all_examples_once(monkeypatch, devices, batch
     feed(monkeypatch, image=LOGITS, label=LABELS.astype(np.int32))
     evaluator = Classification(source=source(), preprocess=ONE, batch_size=batch_size)
     found = evaluator.run(model(devices, head("label")))
-    want = classes.of_one(classes.confusion(LABELS, LOGITS.argmax(1), 3))
-    want |= calibration.calibration(LOGITS.astype(np.float64), LABELS) | {"examples": SIZE}
+    logits, ids = LOGITS.astype(np.float64), np.arange(SIZE)
+    want = classes.of_one(ids, LABELS, logits) | calibration.calibration(ids, logits, LABELS)
+    want = metrics(want) | {"temperature": calibration.fit_temperature(logits, LABELS)}
+    want |= {"examples": SIZE}
     assert found == pytest.approx(want, abs=1e-9)
 
 
@@ -60,22 +63,28 @@ def test_several_classes_an_example_are_measured_over_all(monkeypatch, devices, 
     feed(monkeypatch, image=LOGITS, labels=MANY)
     evaluator = Classification(source=source(), preprocess=SEVERAL, batch_size=batch_size)
     found = evaluator.run(model(devices, head("labels")))
-    want = classes.of_several(MANY > 0.5, LOGITS.astype(np.float64)) | {"examples": SIZE}
+    want = metrics(classes.of_several(np.arange(SIZE), MANY > 0.5, LOGITS)) | {"examples": SIZE}
+    want["mean_average_precision"] = classes.mean_average_precision(MANY > 0.5, LOGITS)
     assert found == pytest.approx(want, abs=1e-9)
 
 
 def test_confusions_are_a_picture_a_part_of_the_page_and_outcomes(monkeypatch, tmp_path):
     feed(monkeypatch, image=LOGITS, label=LABELS.astype(np.int32))
     evaluator = Classification(source=source(), preprocess=ONE, batch_size=8)
-    found = evaluator.run(model(1, head("label")), tmp_path / "test.png")
+    kept = {}
+    found = evaluator.run(model(1, head("label"), keep=kept.update), tmp_path / "test.png")
     assert Image.open(tmp_path / "test.png").width >= 320
     shown = json.loads((tmp_path / "report/test.json").read_text())
     [(heading, body)] = examples.sections({"test": shown})
     wrong = (LOGITS.argmax(1) != LABELS).sum()
     assert heading == "Classes: test" and f" of {np.bincount(LABELS)[0]}" in body
     assert np.array(shown["confusion"]).sum() - np.trace(shown["confusion"]) == wrong > 0
-    left = outcomes.read(tmp_path / "outcomes/test.npz")["accuracy"]
-    assert left.mean == found["accuracy"] and left.ids.tolist() == list(range(SIZE))
+    left = kept["accuracy"]
+    assert left.metric == found["accuracy"] and left.ids.tolist() == list(range(SIZE))
+    assert not {"temperature", "examples"} & set(kept) and kept["f1/macro"].values.shape == (
+        SIZE,
+        2,
+    )
 
 
 @DEVICES

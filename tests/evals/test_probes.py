@@ -1,5 +1,6 @@
 """Probes against scikit-learn's on its digits, and what is refused before anything runs."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -13,8 +14,8 @@ from mm.config import BadInput
 from mm.evals import few_shot, linear_probe
 from mm.evals.base import Model
 from mm.evals.knn import Knn
-from mm.evals.labelled import Labelled, per_class, ranks_of, standardize
-from mm.report import outcomes
+from mm.evals.labelled import Labelled, ranks_of, redrawn, standardize
+from mm.report.measures import measure
 from tests.evals.test_retrieval import _mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden/probes/digits.npz"
@@ -65,7 +66,7 @@ def test_processes_add_up_to_the_last_bit_of_float64(monkeypatch):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_neighbours_vote_as_scikit_learns_do(digits, devices):
-    probe = Knn(k=int(digits["k"]), temperature=float(digits["temperature"]))
+    probe = Knn(k=int(digits["k"]), temperature=float(digits["temperature"]), draws=1)
     found, _ = probe.run(digits["shown"], digits["asked"], _mesh(devices), 0)
     want = digits["knn_answers"] == digits["asked"].labels
     np.testing.assert_array_equal(found["accuracy"], want)
@@ -94,7 +95,24 @@ def test_the_penalty_is_chosen_by_examples_that_are_held_out(digits):
     found, more = probe.run(train, test, _mesh(1), 0)
     weak = ranks_of(linear_probe.fit(train, test, (1e-3,), 1000)[0], test.labels) < 1
     assert more["l2"] > 1e-3 and found["accuracy"].mean() > weak.mean()
-    assert set(found) == {"accuracy"} and more["accuracy_spread"] >= 0
+    assert set(found) == {"accuracy"}
+
+
+def test_other_training_examples_give_a_mean_and_a_spread():
+    """Of as many of each class; one draw alone has no spread, and none changes the accuracy."""
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    x = rng.normal(size=(90, 4)) + np.eye(4)[y]
+    train, test = Labelled(x[:45], y[:45], 3), Labelled(x[45:], y[45:], 3)
+    rows = redrawn(train.labels, 3, (0, 1))
+    assert np.bincount(train.labels[rows]).tolist() == [15] * 3 and len({*rows.tolist()}) < 45
+    for probe in (linear_probe.LinearProbe, functools.partial(Knn, k=5)):
+        (found, more), (again, one) = (
+            probe(draws=draws).run(train, test, _mesh(1), 0) for draws in (4, 1)
+        )
+        np.testing.assert_array_equal(found["accuracy"], again["accuracy"])
+        assert 0 < more["redrawn/accuracy_spread"] < 0.2 and "redrawn/accuracy_spread" not in one
+        assert abs(more["redrawn/accuracy"] - found["accuracy"].mean()) < 0.2
 
 
 def test_a_feature_that_does_not_vary_counts_for_nothing():
@@ -110,7 +128,8 @@ def test_ties_and_nan_are_not_right():
 
 
 def test_each_class_counts_as_much_as_another():
-    assert per_class(np.array([1, 1, 1, 0]), np.array([0, 0, 0, 2])) == 0.5
+    pairs = np.array([[0, 1], [0, 1], [0, 1], [2, 0]])
+    assert measure("per_class", pairs, np.ones((1, 4))) == 0.5
 
 
 OPS = "decode|resize(16)|label('label', classes=%s)"
@@ -156,7 +175,7 @@ def test_what_could_not_run_is_refused_when_it_is_opened(keys, message):
         built(**keys)
 
 
-def test_methods_share_features_and_leave_outcomes(tmp_path):
+def test_methods_share_features_and_leave_outcomes():
     evaluator = built(per_class=20, methods=dict(
         knn=dict(name="knn", k=3), few=dict(name="few_shot", shots=(1, 2), draws=2),
     ))  # fmt: skip
@@ -170,11 +189,12 @@ def test_methods_share_features_and_leave_outcomes(tmp_path):
 
         return features
 
-    found = evaluator.run(Model(None, None, None, sharding, apply), tmp_path / "x.png")
+    kept = {}
+    found = evaluator.run(Model(None, None, None, sharding, apply, keep=kept.update))
     train = min(20 * 32, int(found["train_examples"]))
     assert found["examples"] == 20 and found["classes"] == 32 and train > 500
     assert sum(asked) == 24 + -(-train // 8) * 8  # each picture once, for both methods
-    kept = outcomes.read(tmp_path / "outcomes" / "x.npz")
-    assert set(kept) == {"knn/accuracy", "few/1_shot/accuracy", "few/2_shot/accuracy"}
+    names = "knn/accuracy", "few/1_shot/accuracy", "few/2_shot/accuracy"
+    assert set(kept) == {*names, *(f"{name}_per_class" for name in names)}
     for name, outcome in kept.items():
-        assert outcome.mean == found[name] and outcome.ids.tolist() == list(range(20))
+        assert outcome.metric == found[name] and outcome.ids.tolist() == list(range(20))

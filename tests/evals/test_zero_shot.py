@@ -91,7 +91,7 @@ def test_outcomes_are_of_every_example_and_their_means_are_the_results(found):
     assert set(kept) == {"retrieval", "zero_shot", "probes"}  # a loss is of a batch
     for name, metrics in kept.items():
         for metric, outcome in metrics.items():
-            assert outcome.mean == results[f"{name}/{metric}"]
+            assert outcome.metric == pytest.approx(results[f"{name}/{metric}"], rel=1e-9)
             if metric.endswith("text_to_image/recall@1") or name != "retrieval":
                 assert outcome.ids.tolist() == list(range(COUNT))
 
@@ -162,6 +162,11 @@ def test_top_1_top_5_and_the_mean_over_classes_are_counted_by_hand(tokenizer):
     found = evaluator.run(Model(None, None, None, sharding, apply))
     place = np.array([list(order[i]).index(i % 6) for i in range(COUNT)])
     each = [np.mean(place[np.arange(COUNT) % 6 == c] == 0) for c in range(6)]
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(2000):  # classes, with replacement
+        rows = [np.flatnonzero(np.arange(COUNT) % 6 == c) for c in rng.integers(6, size=6)]
+        drawn.append(np.mean(place[np.concatenate(rows)] == 0))
+    assert found.pop("accuracy_spread") == pytest.approx(np.std(drawn), rel=0.1)
     assert found == pytest.approx({
         "accuracy": np.mean(place == 0), "accuracy@5": np.mean(place < 5),
         "accuracy_per_class": np.mean(each), "examples": COUNT, "classes": 8,

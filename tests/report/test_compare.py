@@ -11,13 +11,15 @@ from mm.report import compare, outcomes
 from mm.report.outcomes import Outcome
 from mm.report.statistics import bootstrap_pairs
 
+OF = dict(source=dict(name="jsonl", path="a.jsonl"), preprocess="decode|resize(8)")
 
-def leave(path, right, ids=None, **more):
+
+def leave(path, right, ids=None, of=OF, **more):
     """A folder as an evaluation leaves it."""
     ids = np.arange(len(right)) if ids is None else ids
     found = {"recall@1": Outcome(ids, np.asarray(right))}
-    outcomes.write(epath.Path(path) / "outcomes" / "seen.npz", found)
-    results = {"seen/recall@1": found["recall@1"].mean, "seen/pool_size": len(right)} | more
+    outcomes.write(epath.Path(path) / "outcomes" / "seen.npz", found, of)
+    results = {"seen/recall@1": found["recall@1"].metric, "seen/pool_size": len(right)} | more
     (path / "results.json").write_text(json.dumps(results))
     return str(path)
 
@@ -37,7 +39,7 @@ def test_what_is_printed_is_what_the_results_say(tmp_path, capsys):
     assert f"{100 * first.mean():.1f}  " in printed and f"{100 * second.mean():.1f}  " in printed
     difference = f"+{100 * (second.mean() - first.mean()):.1f}"
     assert difference in printed and "second is higher" in printed
-    assert "so not compared: seen/pool_size" in printed
+    assert "so without an interval: seen/pool_size" in printed
 
 
 def test_no_difference_is_told_from_noise(tmp_path, capsys):
@@ -52,7 +54,7 @@ def test_the_interval_is_that_of_drawing_examples():
     base, arm = rng.random((2, 300)) < [[0.5], [0.6]]
     mean, (low, high) = bootstrap_pairs(base, arm)
     differences = arm.astype(float) - base
-    assert mean == differences.mean()
+    assert mean == pytest.approx(differences.mean())
     chosen = rng.integers(300, size=(20_000, 300))
     want = np.quantile(differences[chosen].mean(axis=1), (0.025, 0.975))
     np.testing.assert_allclose((low, high), want, atol=0.006)
@@ -72,6 +74,18 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 180 <= covered <= 199
 
 
+def test_captions_of_a_picture_are_drawn_together():
+    """Five captions that are always alike say as much as one."""
+    rng = np.random.default_rng(4)
+    alone = rng.random((2, 60)) < [[0.4], [0.6]]
+    base, arm = np.repeat(alone, 5, axis=1)
+    _, want = bootstrap_pairs(*alone)
+    _, together = bootstrap_pairs(base, arm, clusters=np.repeat(np.arange(60), 5))
+    _, apart = bootstrap_pairs(base, arm)
+    np.testing.assert_allclose(together, want, atol=0.02)
+    assert np.ptp(apart) < 0.6 * np.ptp(want)
+
+
 def test_pairs_that_differ_by_no_example_have_an_interval_of_zero():
     assert bootstrap_pairs([1, 0, 1], [1, 0, 1]) == (0, (0, 0))
 
@@ -88,6 +102,30 @@ def test_other_examples_are_refused(tmp_path, capsys, ids, message):
     assert compare.main(folders) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "source",
+            dict(name="jsonl", path="b.jsonl"),
+            r"seen: .*another source .*path \(given \"b",
+        ),
+        ("preprocess", "decode|grayscale|resize(8)", r"seen: .*different ops \(.* and grayscale\)"),
+    ],
+)
+def test_evaluations_of_one_name_on_other_data_are_refused(tmp_path, capsys, key, value, message):
+    folders = two(tmp_path, np.ones(10), np.ones(10), of=OF | {key: value})
+    assert compare.main(folders) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert compare.main([*folders, "--other_preprocess"]) == (2 if key == "source" else 0)
+
+
+def test_where_data_lies_makes_no_difference(tmp_path):
+    moved = OF | dict(source=OF["source"] | dict(data_dir="/elsewhere"))
+    assert compare.main(two(tmp_path, np.ones(10), np.ones(10), of=moved)) == 0
 
 
 def test_outcomes_of_other_results_are_refused(tmp_path, capsys):
