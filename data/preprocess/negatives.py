@@ -102,10 +102,9 @@ def _replace(pattern: re.Pattern, listed: Sequence[str]) -> Callable[[str, np.nd
         found = list(pattern.finditer(text))
         if not found:
             return text
-        first = found[0]
-        other = next((m for m in found if m[0].lower() != first[0].lower()), None)
+        first, own = found[0], _spelled(found[0])
+        other = next((m for m in found if _spelled(m) != own), None)
         if other is None:
-            own = {"gray": "grey"}.get(first[0].lower(), first[0].lower())
             others = [word for word in listed if word != own]
             new = others[int(drawn[0] * len(others))]
             return pattern.sub(lambda match: _like(match[0], new), text)
@@ -120,6 +119,11 @@ def _replace(pattern: re.Pattern, listed: Sequence[str]) -> Callable[[str, np.nd
 
 def _oppose(text: str, drawn: np.ndarray) -> str:
     return _SIDE.sub(lambda match: _like(match[0], OPPOSITES[match[0].lower()]), text)
+
+
+def _spelled(match: re.Match) -> str:
+    """The word as it is listed."""
+    return {"gray": "grey"}.get(match[0].lower(), match[0].lower())
 
 
 def _like(word: str, new: str) -> str:

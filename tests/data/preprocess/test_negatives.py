@@ -29,6 +29,7 @@ def changed(kind, texts, ids=None):
         ("swap", "dog on dog", "dog on dog"),
         ("color", "a Red car and a blue dog", "a Blue car and a red dog"),
         ("color", "redder", "redder"),
+        ("color", "a gray cat, a grey dog and a red fox", "a red cat, a grey dog and a gray fox"),
         ("number", "two dogs and three cats", "three dogs and two cats"),
         ("side", "the left one, on Top", "the right one, on Bottom"),
         ("side", "a cup in front of a plate", "a cup behind a plate"),
