@@ -47,10 +47,15 @@ def normalized(answer: str) -> str:
 def accuracy(answer: str, references: Sequence[str]) -> float:
     """min(people who say the same / 3, 1), the mean over all ways to leave one of the people out.
 
-    As the benchmark's program has it: where all people say the same, nothing is normalized.
+    As the benchmark's program has it: where all people say the same, nothing is normalized. It is
+    made for ten people: of fewer than four, 3 is the number of the others, so that who says what
+    all say has 1; of a single one it is whether the answer is the same.
     """
     answer, *references = (" ".join(text.split()) for text in (answer, *references))
     if len(set(references)) > 1:
         answer, *references = map(normalized, (answer, *references))
     same = [reference == answer for reference in references]
-    return sum(min((sum(same) - own) / 3, 1) for own in same) / len(same)
+    if len(same) == 1:
+        return float(same[0])
+    enough = min(3, len(same) - 1)
+    return sum(min((sum(same) - own) / enough, 1) for own in same) / len(same)

@@ -23,6 +23,15 @@ def test_answers_are_normalized_as_by_the_benchmarks_program():
     assert found == GOLDEN["normalized"]
 
 
+@pytest.mark.parametrize(
+    "references, want",
+    [(["cat"], 1), (["dog"], 0), (["cat"] * 2, 1), (["cat", "dog"], 0.5), (["cat"] * 3, 1)],
+)
+def test_what_few_people_all_say_is_right(references, want):
+    """Of two who differ: one way leaves who agrees, one leaves the other."""
+    assert vqa.accuracy("cat", references) == want
+
+
 @pytest.mark.parametrize("agree, want", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0)])
 def test_four_of_ten_who_agree_are_enough(agree, want):
     """Of 3 who agree: 7 ways leave all 3, 1.0 each; 3 ways leave 2, 2/3 each: 0.9."""
