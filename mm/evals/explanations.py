@@ -25,7 +25,8 @@ class Explanations:
     """Maps by attention rollout, gradient-weighted attention and similarity of patches.
 
     See `mm.evals.patch_maps`. count: pictures, spread evenly over the source; ids: these instead.
-    texts: each is looked for in each picture; by default a picture's own. The image tower has to be
+    texts: each is looked for in each picture; by default a picture's own. batch_size: so many at
+    once, at most. The image tower has to be
     a ViT of pictures. Raises BadInput for a picture that the source does not have or that is
     broken; of those that are spread, broken ones are left out.
     """
@@ -38,7 +39,7 @@ class Explanations:
         *,
         source: Any,
         preprocess: Any,
-        batch_size: int,
+        batch_size: Positive,
         count: Positive = 6,
         ids: tuple[int, ...] = (),
         texts: tuple[str, ...] = (),
@@ -75,7 +76,7 @@ class Explanations:
         """
         arrays = arrays_of(self.preprocess, self.records)
         maps, randomized = (
-            gathered(model.apply(look), model.sharding, arrays)
+            gathered(model.apply(look), model.sharding, arrays, self.batch_size)
             for look in (patch_maps, random_maps)
         )
         methods = [name for name in self.methods if name in maps]

@@ -193,9 +193,10 @@ def arrays_of(preprocess: Preprocess, records: Sequence[Mapping]) -> dict[str, n
 def gathered(
     function: Callable, sharding: NamedSharding, rows: Mapping[str, np.ndarray], size: int = 0
 ) -> Any:
-    """function(batch) over all rows, `size` at a time, on every host; by default all at once."""
+    """function(batch) over all rows, at most `size` at a time, on every host; 0: all at once."""
     count = len(next(iter(rows.values())))
-    size = size or -(-count // sharding.mesh.size) * sharding.mesh.size
+    whole = -(-count // sharding.mesh.size) * sharding.mesh.size
+    size = min(size or whole, whole)
     return in_batches(
         function, lambda at: {name: x[at] for name, x in rows.items()}, count, sharding, size
     )
