@@ -137,6 +137,13 @@ def _kind(
         patterns = tuple((re.compile(pattern), text) for pattern, text in answers.items())
     except re.error as error:
         raise BadInput(f"answers: {error.pattern!r} is no regular expression: {error}") from error
+    for pattern, text in patterns:
+        try:
+            pattern.sub(text, "")  # reads the text even where nothing is found
+        except (re.error, IndexError) as error:
+            raise BadInput(
+                f"answers: {text!r} of {pattern.pattern!r}: {error}; \\1 is its first group"
+            ) from error
     if not train or not held_out or set(train) & set(held_out):
         raise BadInput("expected templates in train and in held_out, none in both")
     made = Kind(name, field, patterns, tuple({"train": train}.get(templates, held_out)), weight)

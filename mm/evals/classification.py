@@ -14,7 +14,7 @@ from mm.evals.base import Model, draw_later, leave_page
 from mm.evals.calibration import calibration, fit_temperature
 from mm.evals.classes import confusion, mean_average_precision, of_one, of_several
 from mm.evals.labelled import ranks_of
-from mm.evals.pool import pool_of, read_labels
+from mm.evals.pool import pool_of, read_column, read_labels
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report import classes as report
@@ -44,8 +44,11 @@ class Classification:
         if not (preprocess.only("label").ops or preprocess.only("labels").ops):
             raise BadInput("classification: the ops number no classes; add label or labels")
         one = preprocess.only("label")
+        # So that it refuses what is no class.
         if one.ops:
-            read_labels(source, preprocess, "classification")  # so that it refuses what is no class
+            read_labels(source, preprocess, "classification")
+        else:
+            read_column(source, preprocess, "labels")
         self.names = one.classes or preprocess.only("labels").classes
         self.needs = ("classify", f"classes={len(self.names)}")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size

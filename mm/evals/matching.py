@@ -9,7 +9,7 @@ from jaxtyping import Int
 from mm import registry
 from mm.config import BadInput, Count, Positive, Share
 from mm.evals.base import Model
-from mm.evals.pool import of_pairs, pool_of
+from mm.evals.pool import of_pairs, pool_of, read_column
 from mm.evals.rerank import match_rows
 from mm.report.outcomes import Outcome
 
@@ -22,7 +22,7 @@ class Matching:
 
     A text of the same `group`, if the ops write it, is no negative. The arrays of all examples are
     kept in the memory of each host. max_bad_share: of broken examples, which are left out. Raises
-    BadInput when there are fewer than two pairs.
+    BadInput when there are fewer than two pairs, or all are of one group.
     """
 
     needs = ("image", "text", "match")
@@ -40,6 +40,9 @@ class Matching:
     ):
         if len(source) < 2:
             raise BadInput(f"matching: needs two pairs at least, the source has {len(source)}")
+        if preprocess.only("group").ops:
+            group, whole = read_column(source, preprocess, "group")
+            others(group[whole], 1, seed)
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.negatives, self.seed, self.max_bad_share = negatives, seed, max_bad_share
 
@@ -69,7 +72,7 @@ class Matching:
 
 def others(group: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " m"]:
     """For each row `count` rows of other groups. Raises BadInput if all are of one."""
-    if (group == group[0]).all():
+    if (group == group[:1]).all():
         raise BadInput("matching: all pairs are of one group, so that none has a negative")
     rng, own = np.random.default_rng(seed), np.repeat(group, count)
     found = rng.integers(len(group), size=len(own))

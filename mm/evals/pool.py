@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped
 
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
@@ -18,7 +18,7 @@ from data.sources import BadExample, Source, read_each
 from mm.config import BadInput
 from mm.evals.base import Model
 
-_AT_ONCE = 1024  # labels read
+_AT_ONCE = 1024  # records read
 
 
 def pool_of(
@@ -138,24 +138,38 @@ def floats(rows: np.ndarray) -> np.ndarray:
 def read_labels(source: Source, preprocess: Preprocess, what: str) -> Int[np.ndarray, " n"]:
     """The class of each example as the op `label` numbers it, -1 where the record is broken.
 
-    Reads that field alone, of all examples: so what is wrong shows before anything is computed.
-    Raises BadInput, which `what` begins, without that op, for a value that is no class, and if
-    no example has one.
+    Raises BadInput, which `what` begins, without that op, for a value that is no class, and if no
+    example has one.
     """
-    numbering = preprocess.only("label")
-    if not numbering.ops:
+    if not preprocess.only("label").ops:
         raise BadInput(f"{what}: needs the op label(FIELD, classes=...) in {preprocess.where}")
-    (op,) = numbering.ops[:1]
-    found = np.full(len(source), -1, np.int32)
+    labels, whole = read_column(source, preprocess, "label")
+    if not whole.any():
+        raise BadInput(f"{what}: no example has a label that can be read")
+    return np.where(whole, labels, -1)
+
+
+def read_column(
+    source: Source, preprocess: Preprocess, name: str
+) -> tuple[Shaped[np.ndarray, "n ..."], Bool[np.ndarray, " n"]]:
+    """What the op `name` writes under its name, of all examples; and which of them are whole.
+
+    Reads its field alone, so that what is wrong shows before anything is computed. Raises as the op
+    does.
+    """
+    ops = preprocess.only(name)
+    (op,) = ops.ops[:1]
+    found, whole = [], np.ones(len(source), bool)
     for start in range(0, len(source), _AT_ONCE):
         ids = np.arange(start, min(start + _AT_ONCE, len(source)))
         records = read_each(source, ids, op.reads)
-        whole = np.array([not isinstance(record, BadExample) for record in records])
-        if whole.any():
-            kept: list[dict[str, Any]] = [r for r in records if not isinstance(r, BadExample)]
+        kept: list[dict[str, Any]] = [r for r in records if not isinstance(r, BadExample)]
+        whole[ids] = [not isinstance(record, BadExample) for record in records]
+        if kept:
             columns = {key: [record[key] for record in kept] for key in op.reads}
-            keys = example_keys(0, ids[whole], np.zeros(int(whole.sum()), np.int64))
-            found[ids[whole]] = numbering.apply(columns, keys)["label"]
-    if not (found >= 0).any():
-        raise BadInput(f"{what}: no example has a label that can be read")
-    return found
+            here = ids[whole[ids]]
+            found.append(ops.apply(columns, example_keys(0, here, here * 0))[name])
+    made = np.concatenate(found) if found else np.zeros(0, np.int32)
+    every = np.zeros((len(source), *made.shape[1:]), made.dtype)
+    every[whole] = made
+    return every, whole

@@ -34,7 +34,8 @@ def head(label):
 
 
 def source():
-    return Source(**{"class": [NAMES[i] for i in LABELS]})
+    many = [[name for name, there in zip(NAMES, row, strict=True) if there] for row in MANY]
+    return Source(**{"class": [NAMES[i] for i in LABELS], "classes": many})
 
 
 @DEVICES
@@ -113,7 +114,7 @@ def test_matching_is_measured_on_pairs_and_on_those_that_are_none(monkeypatch, d
     text = image + RNG.normal(0, 3, SIZE).astype(np.float32)
     group = (np.arange(SIZE) // 2).astype(np.int32)
     feed(monkeypatch, image=image, text=text, group=group)
-    evaluator = Matching(source=source(), preprocess=None, batch_size=batch_size, negatives=3)
+    evaluator = Matching(source=source(), preprocess=ONE, batch_size=batch_size, negatives=3)
 
     def match(batch):
         return 2 - jnp.abs(batch["image"] - batch["text"])

@@ -1,6 +1,5 @@
-"""Zero-shot by hand, and every evaluator on 1, 2, 4 and 8 devices."""
+"""Zero-shot by hand; with a real model, and on several devices: tests/evals/test_every.py."""
 
-import functools
 import json
 
 import jax
@@ -12,115 +11,11 @@ from data.input import open_input
 from mm.config import BadInput
 from mm.evals.base import Model
 from mm.evals.zero_shot import ZeroShot, class_vectors, embed_image, embed_text
-from mm.evaluate import open_evaluations, run_evaluations
-from mm.program import build_program
-from mm.report import outcomes
 from tests.evals.test_probes import COLORS, SHAPES
 from tests.evals.test_retrieval import _mesh
-from tests.tiny import get_config
 
 CLASSES = {shape: [f"{color} {shape}" for color in COLORS] for shape in SHAPES}
-TEMPLATES = ("{}", "a red {}", "{} black")
 COUNT, BATCH = 21, 8  # the last batch is uneven
-
-
-def config_of(tokenizer):
-    """All evaluators but those of other files, on a model with embeddings and a matching head."""
-    config = get_config(f"tokenizer={tokenizer}")
-    ops = (
-        f'decode|resize(16)|value_range(-1, 1)|caption("label")|tokenize("{tokenizer}", 8)'
-        f'|label("label", classes={CLASSES!r})|group("concept")'
-    )
-    source = dict(name="synthetic", num_examples=COUNT, image_size=16, seed=1)
-    given = dict(source=source, preprocess=ops, batch_size=BATCH)
-    methods = dict(
-        few_shot=dict(name="few_shot", shots=(1, 2), draws=2, held_out=4),
-        linear_probe=dict(name="linear_probe", l2=(1e-2, 1.0)),
-        knn=dict(name="knn", k=3),
-    )
-    config.evals = dict(
-        retrieval=dict(name="retrieval", rerank=3, image_id="concept", **given),
-        losses=dict(name="losses", **given),
-        zero_shot=dict(name="zero_shot", templates=TEMPLATES, **given),
-        probes=dict(name="probes", train=source | dict(num_examples=53), methods=methods, **given),
-    )
-    config.checkpoint.keep_best = None
-    for tower in (config.model.image, config.model.text):
-        tower.depth = 1
-    config.model.fusion = dict(name="cross", width=16, depth=1, num_heads=2)
-    config.objectives.matching = dict(name="matching")
-    return config
-
-
-@pytest.fixture(scope="module")
-def on(tokenizer):
-    """devices -> (program, its first state, evaluations)."""
-
-    @functools.cache
-    def built(devices):
-        program = build_program(config_of(tokenizer), jax.devices()[:devices])
-        return program, program.init(0), open_evaluations(program)
-
-    return built
-
-
-@pytest.fixture(scope="module")
-def found(on, tmp_path_factory):
-    """devices -> (results, outcomes of each evaluator; of 8 devices alone)."""
-
-    @functools.cache
-    def run(devices):
-        path = tmp_path_factory.mktemp("outcomes") if devices == 8 else None
-        results = run_evaluations(*on(devices), path)
-        kept = {} if path is None else (path / "outcomes").iterdir()
-        return results, {x.stem: outcomes.read(x) for x in kept}
-
-    return run
-
-
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_every_evaluator_finds_the_same_on_any_number_of_devices(found, devices):
-    alone, together = found(1)[0], found(devices)[0]
-    assert alone.keys() == together.keys() and len(alone) > 35
-    assert together == pytest.approx(alone, rel=1e-6, abs=1e-6)
-    assert 0 < alone["zero_shot/accuracy"] < 1 and 0 < alone["probes/knn/accuracy"] < 1
-
-
-def test_outcomes_are_of_every_example_and_their_means_are_the_results(found):
-    results, kept = found(8)
-    assert set(kept) == {"retrieval", "zero_shot", "probes"}  # a loss is of a batch
-    for name, metrics in kept.items():
-        for metric, outcome in metrics.items():
-            assert outcome.metric == pytest.approx(results[f"{name}/{metric}"], rel=1e-9)
-            if metric.endswith("text_to_image/recall@1") or name != "retrieval":
-                assert outcome.ids.tolist() == list(range(COUNT))
-
-
-def test_a_class_is_the_mean_of_its_normalized_prompts_normalized(on, found):
-    program, state, evaluations = on(1)
-    evaluator = evaluations["zero_shot"].evaluator
-    tokenize = evaluator.preprocess.tokenizer.encode
-    image = np.zeros((BATCH, 16, 16, 3), np.float32)
-    vectors = []
-    for name in SHAPES:
-        total = np.zeros(16)
-        for template in TEMPLATES:
-            text, mask = tokenize([template.format(name)] * BATCH)
-            ztxt = program.embed(state, {"image": image, "text": text, "text_mask": mask})[1][0]
-            total += ztxt / np.linalg.norm(ztxt)
-        vectors.append(total / np.linalg.norm(total))
-    records = evaluator.source.read(np.arange(COUNT))
-    right = 0
-    for start in range(0, COUNT, BATCH):
-        some = [records[min(start + i, COUNT - 1)] for i in range(BATCH)]
-        columns = {key: [record[key] for record in some] for key in evaluator.preprocess.reads}
-        made = evaluator.preprocess.apply(columns, np.zeros(BATCH, np.uint64))
-        batch = {name: made[name] for name in ("image", "text", "text_mask")}
-        zimg = np.asarray(program.embed(state, batch)[0])
-        for z, record in list(zip(zimg, some, strict=True))[: COUNT - start]:
-            best = int(np.argmax([float(z @ vector) for vector in vectors]))
-            right += SHAPES[best] == record["label"].split()[1]
-    assert found(1)[0]["zero_shot/accuracy"] == right / COUNT
 
 
 def test_an_average_of_embeddings_is_of_their_directions():

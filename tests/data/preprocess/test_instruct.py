@@ -90,6 +90,8 @@ def test_an_example_that_answers_nothing_is_broken(questions):
         (dict(what=QUESTIONS["what"] | {"train": ["{one}?"]}), "expected both or none"),
         (dict(what=QUESTIONS["what"] | {"train": ["{one}{two}"]}), "answers has 0 of them"),
         (dict(what=QUESTIONS["what"] | {"answers": {"(": "a"}}), "no regular expression"),
+        (dict(what=QUESTIONS["what"] | {"answers": {"(a)b": "\\2"}}), "invalid group reference 2"),
+        (dict(what=QUESTIONS["what"] | {"answers": {"a": "\\g<b>"}}), "unknown group name 'b'"),
         (dict(what=QUESTIONS["what"] | {"weigth": 1}), "did you mean 'weight'"),
     ],
 )
