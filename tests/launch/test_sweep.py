@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from command_line import split_overrides
-from launch import budget, sweep
+from launch import budget, pool, sweep
 from launch.arms import Arm, make_sweep
 from mm.config import BadInput, load, override, plain
+from tests.launch import fakes
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = [sys.executable, "tests/launch/fakes.py", "sweep"]
@@ -48,6 +49,20 @@ def run(file, workdir, *flags, **variables):
         command(file, workdir, *flags), cwd=ROOT, env={**os.environ, **variables},
         capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
+
+
+@pytest.fixture
+def here(monkeypatch, capfd):
+    """Runs a sweep in this process, without a table: (exit code, what it said, its errors)."""
+    monkeypatch.setattr(sweep, "COST", fakes.COST)
+    monkeypatch.setattr(sweep, "TABLE", ["true"])
+    monkeypatch.setattr(pool, "_POLL_SECONDS", 0.02)
+
+    def run_here(file, workdir, *flags):
+        code = sweep.main([str(file), f"--workdir={workdir}", f"--launcher={fakes.RUN}", *flags])
+        return code, *capfd.readouterr()
+
+    return run_here
 
 
 def start(file, workdir, *flags, **variables):
@@ -187,9 +202,8 @@ def test_a_second_sweep_of_the_same_folder_is_refused(file, tmp_path):
     assert process.wait(timeout=SECONDS) == 75
 
 
-def test_a_dry_run_prints_the_commands_and_starts_nothing(file, tmp_path):
-    done = run(file, tmp_path / "runs", "--dry_run")
-    lines = done.stdout.splitlines()
+def test_a_dry_run_prints_the_commands_and_starts_nothing(file, tmp_path, here):
+    lines = here(file, tmp_path / "runs", "--dry_run")[1].splitlines()
     assert len(lines) == 1 + len(RUNS) and not (tmp_path / "runs").exists()
     assert lines[1].endswith(
         f"--config=configs/menu.py --workdir={tmp_path}/runs/narrow/seed-0 "
@@ -214,35 +228,35 @@ def test_runs_side_by_side_have_cores_of_their_own(file, tmp_path, whole):
     assert sorted(starts(workdir)) == sorted(RUNS) and tables(workdir) == tables(whole[0])
 
 
-def test_a_config_that_is_refused_names_the_arm_before_anything_runs(file, tmp_path):
+def test_a_config_that_is_refused_names_the_arm_before_anything_runs(file, tmp_path, here):
     file.write_text(FILE.replace('"width": 64', '"wrong": 64'))
-    done = run(file, tmp_path / "runs")
-    assert done.returncode == 2 and not (tmp_path / "runs/starts.txt").exists()
-    assert done.stderr == "error: arm 'huge': unknown config key 'wrong'\n"
+    code, _, errors = here(file, tmp_path / "runs")
+    assert code == 2 and not (tmp_path / "runs/starts.txt").exists()
+    assert errors == "error: arm 'huge': unknown config key 'wrong'\n"
 
 
-def test_a_metric_of_no_evaluation_is_refused_before_anything_runs(file, tmp_path):
+def test_a_metric_of_no_evaluation_is_refused_before_anything_runs(file, tmp_path, here):
     file.write_text(FILE.replace("unseen/score", "unsen/score"))
-    done = run(file, tmp_path / "runs")
-    assert done.returncode == 2 and not (tmp_path / "runs/starts.txt").exists()
-    assert done.stderr == (
+    code, _, errors = here(file, tmp_path / "runs")
+    assert code == 2 and not (tmp_path / "runs/starts.txt").exists()
+    assert errors == (
         "error: metric 'unsen/score': config.evals of arm 'narrow' has no 'unsen'; "
         "did you mean 'unseen'? (have ['unseen'])\n"
     )
 
 
-def test_a_metric_that_the_first_results_have_not_stops_the_sweep(file, tmp_path):
+def test_a_metric_that_the_first_results_have_not_stops_the_sweep(file, tmp_path, here):
     file.write_text(FILE.replace("unseen/score", "unseen/scoer"))
-    done = run(file, tmp_path / "runs")
-    assert done.returncode == 2 and starts(tmp_path / "runs") == ["narrow/seed-0"]
-    assert "did you mean 'unseen/score'" in done.stderr and done.stderr.count("\n") == 1
+    code, _, errors = here(file, tmp_path / "runs")
+    assert code == 2 and starts(tmp_path / "runs") == ["narrow/seed-0"]
+    assert "did you mean 'unseen/score'" in errors and errors.count("\n") == 1
 
 
-def test_a_wrong_metric_leaves_the_table_and_its_record_as_they_were(file, tmp_path, whole):
+def test_a_wrong_metric_leaves_the_table_and_its_record_as_they_were(file, tmp_path, whole, here):
     workdir = tmp_path / "runs"
     shutil.copytree(whole[0], workdir)
     file.write_text(FILE.replace("unseen/score", "unseen/scoer"))
-    assert run(file, workdir).returncode == 2
+    assert here(file, workdir)[0] == 2
     assert tables(workdir) == tables(whole[0])
     assert (workdir / "sweep.json").read_text() == (whole[0] / "sweep.json").read_text()
 
@@ -285,10 +299,10 @@ def test_without_any_probe_there_is_an_empty_table_and_75(file, tmp_path):
     assert (tmp_path / "runs/table.md").read_text().count("is not finished") == 9
 
 
-def test_seconds_are_turned_into_steps_by_a_probe(file, tmp_path):
+def test_seconds_are_turned_into_steps_by_a_probe(file, tmp_path, here):
     file.write_text(FILE.replace("examples=800", "seconds=100"))
     workdir = tmp_path / "runs"
-    assert run(file, workdir).returncode == 0
+    assert here(file, workdir)[0] == 0
     arms = json.loads((workdir / "sweep.json").read_text())["arms"]
     assert {arm["set"]["total_steps"] for arm in arms.values()} == {200}, "0.5 s is the median"
     assert starts(workdir)[:3] == ["narrow/probe", "wide/probe", "huge/probe"]

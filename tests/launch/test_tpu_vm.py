@@ -17,7 +17,7 @@ FLAGS = ("--accelerator=v5litepod-8", "--zone=z", "--name=run", "--poll_seconds=
 
 @pytest.fixture
 def cloud(tmp_path):
-    return lambda **script: Cloud(tmp_path, **script)
+    return lambda workers=1, **script: Cloud(tmp_path, workers=workers, **script)
 
 
 def launch(cloud, *flags, program=()):
@@ -46,7 +46,7 @@ def steps(done):
 
 
 def test_a_run_is_planned_created_prepared_followed_and_deleted(cloud):
-    cloud = cloud(states=[["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]])
+    cloud = cloud(workers=2, states=[["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]])
     done = launch(cloud, "--spot")
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("plan of c.py for v5e:2x4") < done.stdout.index("is PROVISIONING")
@@ -60,7 +60,7 @@ def test_a_run_is_planned_created_prepared_followed_and_deleted(cloud):
 
 
 def test_hosts_get_the_code_as_it_is_with_its_revision_and_diff(cloud):
-    cloud = cloud()
+    cloud = cloud(workers=2)
     (cloud.code / "main.py").write_text((cloud.code / "main.py").read_text() + "print('edited')\n")
     (cloud.code / "new.py").write_text("NEW = 1\n")
     done = launch(cloud, "--keep")
@@ -213,7 +213,7 @@ def test_one_that_saved_after_sigterm_is_started_again(cloud):
 
 
 def test_a_resource_that_cannot_be_deleted_is_said_loudly(cloud, monkeypatch, capsys):
-    cloud = cloud(delete_fails=999, workers=1)
+    cloud = cloud(delete_fails=999)
     monkeypatch.setattr(tpu_machine, "_DELETE_TRIES", 2)
     for key, value in cloud.environment().items():
         monkeypatch.setenv(key, value)
@@ -296,7 +296,7 @@ def reads(path, text):
 
 
 def test_the_same_command_goes_on_where_a_killed_launcher_left(cloud):
-    cloud = cloud()
+    cloud = cloud(workers=2)
     process = start(cloud, program=["--config.wait=2", "--config.steps=4"])
     checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
     cloud.wait_for(lambda: reads(checkpoints / "step-0", "2"), "step 2")
@@ -350,7 +350,8 @@ def test_attach_knows_how_it_was_launched_and_after_a_preemption_sends_the_same_
     ],
 )
 def test_attach_takes_up_machines_in_any_state(cloud, states, creations, said):
-    cloud = cloud(workers=1)
+    """From a machine that launched nothing, so that it says which code it has."""
+    cloud = cloud()
     (cloud.folder / "resources").mkdir()
     resource = json.dumps({"states": states, "preempt": None})
     (cloud.folder / "resources" / "run.json").write_text(resource)
@@ -358,6 +359,7 @@ def test_attach_takes_up_machines_in_any_state(cloud, states, creations, said):
     done = launch(cloud, "attach", program=["--config.steps=1"])
     assert done.returncode == 0, done.stderr
     assert said in done.stdout and steps(done) == ["from step 0", "step 1"]
+    assert "launched elsewhere; after a preemption it gets code: " in done.stdout
     assert cloud.verbs().count("create") == creations and cloud.resources() == []
 
 
@@ -401,7 +403,7 @@ def test_a_launch_in_another_zone_is_another(cloud, capsys):
 
 
 def test_a_run_that_failed_since_another_host_rebooted_is_started_again(cloud):
-    cloud = cloud()
+    cloud = cloud(workers=2)
     failures = cloud.folder / "bucket" / "gs" / "bucket" / "run" / "failures-1"
     failures.parent.mkdir(parents=True)
     failures.write_text("1")  # host 1 does not fail of itself
@@ -447,16 +449,6 @@ def test_logs_of_what_was_never_started_are_no_success(monkeypatch):
     with pytest.raises(tpu_vm.Failure, match="main.py was not started yet") as error:
         tpu_vm.logs(machine)
     assert error.value.code == NO_MACHINES
-
-
-def test_attach_from_elsewhere_says_which_code_it_has(cloud):
-    cloud = cloud()
-    assert launch(cloud, "--keep").returncode == 0
-    (cloud.code / "launches" / "run.z" / "launch.json").unlink()
-    (cloud.code / "launches" / "run.z" / "code.tar.gz").unlink()
-    done = launch(cloud, "attach")
-    assert done.returncode == 0 and cloud.resources() == []
-    assert "launched elsewhere; after a preemption it gets code: " in done.stdout
 
 
 def test_a_host_that_rebooted_is_not_taken_for_one_that_runs(cloud):
@@ -547,7 +539,7 @@ def test_interrupted_stop_says_that_all_may_be_there(cloud):
 
 
 def test_stop_ends_a_run_that_a_launcher_follows_for_good(cloud):
-    cloud = cloud()
+    cloud = cloud(workers=2)
     process = start(cloud, program=["--config.wait=2"])
     checkpoints = cloud.folder / "bucket" / "gs" / "bucket" / "run"
     both = [checkpoints / f"step-{index}" for index in range(2)]
