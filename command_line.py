@@ -37,7 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="for export: npz (default), hf, open_clip, stablehlo, saved_model, onnx, big_vision; "
         "for embed: parquet (default) or npy",
     )
-    parser.add_argument("--weights", help="for export: trained (default) or average")
+    parser.add_argument(
+        "--weights", help="for export: trained, or average (default: what the run evaluates)"
+    )
     parser.add_argument("--licence", help="for export: of the weights, such as apache-2.0")
     parser.add_argument("--data_note", help="for export: a sentence on the data, for the card")
     parser.add_argument(

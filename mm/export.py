@@ -120,7 +120,7 @@ def _read(
     if config is not None:
         registry.check(Recipe, plain(config), "config")
         preprocess = preprocess or facts.evaluation_ops(plain(config))
-    bundle = run.read(place.path, step or "latest", weights or "trained", preprocess)
+    bundle = run.read(place.path, step or "latest", weights, preprocess)
     if config is not None:
         model = plain(config)["model"]
         if changed := differences(model, bundle.model, SAME_FUNCTION):

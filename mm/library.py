@@ -115,22 +115,22 @@ def load(
     path: str | os.PathLike,
     *,
     step: str | int = "latest",
-    weights: str = "trained",
+    weights: str | None = None,
     preprocess: str | None = None,
     device: jax.Device | str | None = None,
 ) -> Embedder:
     """The model at a path: a run's workdir, an export of ours, or FORMAT:PATH of others.
 
     step: of a run's checkpoint, a number, "latest" or "best"; weights: "trained", or the "average"
-    that the run keeps. preprocess: other ops than its own. device: one of JAX's, or the first of a
-    platform such as "cpu"; by default JAX's first. Raises BadInput, one line, where nothing can be
-    loaded.
+    that the run keeps, by default those that it evaluates. preprocess: other ops than its own.
+    device: one of JAX's, or the first of a platform such as "cpu"; by default JAX's first. Raises
+    BadInput, one line, where nothing can be loaded.
     """
     place = formats.parse_place(os.fspath(path), "load")
     if place.format == "run":
         bundle = run.read(place.path, str(step), weights, preprocess)
     else:
-        if (str(step), weights) != ("latest", "trained"):
+        if (str(step), weights) != ("latest", None):
             raise BadInput(f"load: step and weights go with the workdir of a run; {place} is none")
         bundle = formats.read(str(place), "load")
         if preprocess is not None:

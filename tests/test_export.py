@@ -12,8 +12,10 @@ import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 import main
+import mm
 from data.preprocess.parse import parse
 from mm import export as module
 from mm.assembly import TrainState
@@ -385,10 +387,28 @@ def test_an_average_is_exported_if_the_run_keeps_one(fresh_run, tmp_path):
     params, average = ({"model": {"bias": np.full(3, x, np.float32)}} for x in (1, 2))
     changes = {"teacher": {"name": "average", "decay": 0.9}}
     path = saved(fresh_run, tmp_path, changes, params, {"teacher": average})
-    assert run.read(path).params["model/bias"].tolist() == [1, 1, 1]
-    found = run.read(path, weights="average")
-    assert found.params["model/bias"].tolist() == [2, 2, 2]
-    assert found.manifest["weights"] == "average"
+    for weights, value in ((None, 1), ("trained", 1), ("average", 2)):
+        found = run.read(path, weights=weights)
+        assert found.params["model/bias"].tolist() == [value] * 3
+        assert found.manifest["weights"] == (weights or "trained")
+
+
+def test_of_a_run_that_evaluates_its_average_that_is_taken_unless_asked(fresh_run, tmp_path):
+    whole = run.read(str(fresh_run)).params
+    one_more = {path: np.asarray(x + np.float32(1)) for path, x in whole.items()}
+    params, average = (unflatten_dict(tree, sep="/") for tree in (whole, one_more))
+    changes = {"teacher": {"name": "average", "decay": 0.9, "evaluate": True}, "total_steps": 1}
+    path = saved(fresh_run, tmp_path / "run", changes, params, {"teacher": average})
+    (tmp_path / "run" / "results.json").write_text('{"seen/recall@1": 0.5}')
+    for weights, add in ((None, 1), ("average", 1), ("trained", 0)):
+        assert export(path, output=str(tmp_path / f"{weights}"), weights=weights) == 0
+        found = npz.read(str(tmp_path / f"{weights}"))
+        assert found.manifest["weights"] == ("average" if add else "trained")
+        assert found.manifest["metrics"] == ({"seen/recall@1": 0.5} if add else {})
+        for name, x in found.params.items():
+            np.testing.assert_array_equal(x, (one_more if add else whole)[name])
+    kept = mm.load(path), mm.load(path, weights="trained")
+    assert [model.manifest["weights"] for model in kept] == ["average", "trained"]
 
 
 def test_a_run_without_evaluations_needs_the_ops(fresh_run, tmp_path):
@@ -404,7 +424,7 @@ def test_a_run_without_evaluations_needs_the_ops(fresh_run, tmp_path):
     "flags, message",
     [
         (["--format=npy"], "--format=npy: no such format; did you mean 'npz'?"),
-        (["--format=run"], "--format=run: this format is not written"),
+        (["--format=run"], "--format=run: only comes in; expected one of"),
         (["--step=7"], "no checkpoint of step 7"),
         (["--weights=mean"], "weights='mean': expected 'trained' or 'average'"),
         (["--source=a"], "--source=a: goes with --mode=embed, not export"),

@@ -230,21 +230,23 @@ def soup(*places, **keys):
     return dict(soup=[f"run:{place}" for place in places], parameters=("model/image/.*",), **keys)
 
 
-def test_a_soup_is_the_weighted_mean_of_runs_bit_for_bit(saved, tmp_path):
-    other = save(program(), tmp_path / "other", step=4)
-    init = soup(saved[0], tmp_path / "other", weights=(0.3, 0.7))
-    found = flatten(begin(program(4, init=init), tmp_path / "mine")[0].params)
-    one, two = (flatten(jax.device_get(state.params)) for state in (saved[1], other))
-    for name in one:
-        if name.startswith("model/image/"):
-            want = np.float32(0.3) * one[name] + np.float32(0.7) * two[name]
-            np.testing.assert_array_equal(found[name], want, err_msg=name)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """(workdir, state) of another run, whose parameters are others."""
+    workdir = tmp_path_factory.mktemp("other")
+    return workdir, save(program(), workdir, step=4)
 
 
-def test_a_soup_without_weights_has_each_alike(saved, tmp_path):
-    found = begin(program(init=soup(saved[0], saved[0])), tmp_path)[0]
-    path = "model/image/stem/embedding/kernel"
-    np.testing.assert_array_equal(flatten(found.params)[path], flatten(saved[1].params)[path])
+@pytest.mark.parametrize("shares, keys", [((0.3, 0.7), dict(weights=(0.3, 0.7))), ((0.5, 0.5), {})])
+def test_a_soup_is_the_weighted_mean_of_runs_bit_for_bit(shares, keys, saved, other, tmp_path):
+    init = soup(saved[0], other[0], **keys)
+    found = flatten(begin(program(4, init=init), tmp_path)[0].params)
+    one, two = (flatten(jax.device_get(state.params)) for state in (saved[1], other[1]))
+    names = [name for name in one if name.startswith("model/image/")]
+    assert any((one[name] != two[name]).all() for name in names)
+    for name in names:
+        want = np.float32(shares[0]) * one[name] + np.float32(shares[1]) * two[name]
+        np.testing.assert_array_equal(found[name], want, err_msg=name)
 
 
 @pytest.mark.parametrize(

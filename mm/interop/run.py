@@ -26,27 +26,32 @@ from mm.runtime.checkpoint import Checkpointer, find_step
 def read(
     path: str,
     step: str = "latest",
-    weights: str = "trained",
+    weights: str | None = None,
     preprocess: str | None = None,
 ) -> Bundle:
     """A checkpoint of a run; neither its mesh nor its data are needed.
 
     step: a number, "latest", or "best" by config.checkpoint.keep_best. weights: "trained", or
-    "average" of a run with config.teacher.name="average". preprocess: ops, by default those of the
-    first retrieval in config.evals. The manifest has `step`, `metrics` of that step and `trained`:
-    when and with what. What config.adapt added is merged into the weights, where that can be.
+    "average" of a run with config.teacher.name="average"; by default those that it evaluates, so
+    that `metrics` are theirs. preprocess: ops, by default those of the first retrieval in
+    config.evals. The manifest has `step`, `weights`, `metrics` of that step and `trained`: when and
+    with what. What config.adapt added is merged into the weights, where that can be.
     Raises BadInput where there is no such checkpoint, or it has no average.
     """
-    if weights not in ("trained", "average"):
+    if weights not in (None, "trained", "average"):
         raise BadInput(f"weights={weights!r}: expected 'trained' or 'average'")
     directory = epath.Path(path)
     with _opened(directory) as checkpointer:
         number = find_step(checkpointer, step)
         saved = checkpointer.manifest(number)
         number, config = saved["step"], saved["config"]
+        evaluated = "average" if (config.get("teacher") or {}).get("evaluate") else "trained"
+        weights = weights or evaluated
         params = _parameters(checkpointer, number, config, weights, path)
         metrics = checkpointer.metrics(number)
     metrics |= _results(directory, number, config)
+    if weights != evaluated:
+        metrics = {}  # they are of the others
     manifest = {
         "step": number,
         "weights": weights,
