@@ -1,7 +1,6 @@
 """The workdir of a run, as a model: its parameters and what its manifest says. It only comes in."""
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from mm.adapt import fold
 from mm.config import BadInput
 from mm.interop import facts
 from mm.interop.bundle import Bundle
+from mm.interop.json_files import read_json
 from mm.optim.paths import flatten
 from mm.runtime.checkpoint import Checkpointer, find_step
 
@@ -81,7 +81,7 @@ def read(
 def _opened(directory: epath.Path) -> Iterator[Checkpointer]:
     path, keep_best = directory / "config.json", None
     if path.exists():  # it says what is best
-        keep_best = json.loads(path.read_text())["checkpoint"].get("keep_best")
+        keep_best = read_json(path)["checkpoint"].get("keep_best")
     logger = logging.getLogger("absl")  # orbax reports each of its decisions
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -131,7 +131,7 @@ def _results(directory: epath.Path, step: int, config: Mapping) -> dict[str, flo
     found: dict[str, float] = {}
     for path in paths:
         if path.exists():
-            found |= json.loads(path.read_text())
+            found |= read_json(path)
     return found
 
 
@@ -139,7 +139,7 @@ def _environment(directory: epath.Path) -> dict[str, Any]:
     path = directory / "environment.json"
     if not path.exists():
         return {}
-    found = json.loads(path.read_text())
+    found = read_json(path)
     return {key: found[key] for key in ("time", "git", "devices", "packages") if key in found}
 
 
@@ -155,7 +155,7 @@ def _described(source: Mapping) -> dict[str, Any]:
         )
         with contextlib.suppress(BadInput):  # it need not be here
             for path in files.expand(files.join(folder, "*/dataset_info.json")):
-                info = json.loads(files.read(path))
+                info = read_json(path)
                 if licence := info.get("redistributionInfo", {}).get("license"):
                     found["licence"] = licence
     return found
