@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from data.input import open_input
+from data.loader import eval_batches
 from data.tokenizers import train
 from mm import registry
 from mm.config import BadInput
+from mm.evals.pool import of_pairs
 from mm.evaluate import open_evaluations, run_evaluations
 from mm.program import build_program
 from mm.report import outcomes
@@ -162,6 +164,19 @@ def test_a_class_is_the_mean_of_its_normalized_prompts_normalized(on, found):
             best = int(np.argmax([float(z @ vector) for vector in vectors]))
             right += SHAPES[best] == record["shape"]
     assert found(1)[0]["zero_shot/accuracy"] == right / COUNT
+
+
+def test_pairs_are_ranked_by_the_matching_objective(on, found):
+    program, state, evaluations = on(1)
+    evaluator, results = evaluations["losses"].evaluator, found(1)[0]
+    given = dict(batch_size=BATCH, sharding=program.batch_sharding)
+    with eval_batches(evaluator.source, evaluator.preprocess, **given) as batches:
+        batch = next(batches)
+    own = np.mean(np.asarray(program.match(state, of_pairs(batch))) > 0)
+    assert own == program.losses(state, batch)["matching/own_accuracy"]
+    for name in ("text_to_image", "image_to_text"):  # three change places among themselves
+        plain, better = (results[f"retrieval/{kind}{name}/recall@5"] for kind in ("", "reranked/"))
+        assert plain == better
 
 
 WITHOUT_LABEL = 'decode|resize(16)|value_range(-1, 1)|caption("caption")|tokenize({words})'

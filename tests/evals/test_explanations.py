@@ -167,7 +167,21 @@ def test_pictures_and_texts_that_are_asked_for_are_drawn(tokenizer, tmp_path):
     assert set(found) == {f"{name}/random_correlation" for name in METHODS}
     sheet = Image.open(tmp_path / "maps.png")
     assert sheet.height > 6 * 144 > Image.open(tmp_path / "maps.png").width
-    assert evaluator.run(model(8)) == pytest.approx(found, abs=1e-6)
+
+
+def test_at_most_a_batch_is_explained_at_once(tokenizer):
+    evaluator, sizes = build(tokenizer, count=5, batch_size=2), []
+
+    def apply(function):
+        def maps(batch):
+            sizes.append(len(batch["image"]))
+            return {name: batch["image"][..., 0] for name in METHODS}
+
+        return maps
+
+    sharding = NamedSharding(_mesh(1), PartitionSpec(("a", "b")))
+    found = evaluator.run(Model(None, None, None, sharding, apply))
+    assert sizes == [2] * 6 and found["gradient/random_correlation"] == pytest.approx(1)
 
 
 def test_a_tower_that_does_not_attend_has_no_map_of_attention(tokenizer, capsys, tmp_path):

@@ -10,10 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mm.config import BadInput
 from mm.evals.rerank import reranked
 from mm.evals.retrieval import belonging
-from mm.evaluate import open_evaluations, run_evaluations
+from mm.evaluate import open_evaluations
 from mm.program import build_program
 from tests.evals.test_retrieval import _mesh
-from tests.test_program import batch
 from tests.tiny import get_config
 
 N, D = 23, 3
@@ -88,27 +87,8 @@ def test_any_of_several_of_its_own_is_right(of_texts):
         assert found[i] == want
 
 
-def tiny(tokenizer, **objectives):
+def test_reranking_without_an_objective_that_matches_is_refused(tokenizer):
     config = get_config(f"tokenizer={tokenizer}")
     config.evals.held_out.rerank = 3
-    config.evals.held_out.preprocess += '|group("concept")'
-    config.model.fusion = dict(name="cross", width=16, depth=1, num_heads=2) if objectives else None
-    config.objectives.update(objectives)
-    return build_program(config)
-
-
-def test_a_program_ranks_by_its_matching_objective(tokenizer):
-    program = tiny(tokenizer, matching=dict(name="matching"))
-    state, data = program.init(0), batch(program)
-    own = np.mean(np.asarray(program.match(state, data)) > 0)
-    assert own == program.losses(state, data)["matching/own_accuracy"]
-    results = run_evaluations(program, state, open_evaluations(program))
-    plain, better = (
-        results[f"held_out/{kind}image_to_text/recall@5"] for kind in ("", "reranked/")
-    )
-    assert plain == better  # three change their places among themselves
-
-
-def test_reranking_without_an_objective_that_matches_is_refused(tokenizer):
     with pytest.raises(BadInput, match=r"config.evals.held_out: needs an objective that matches"):
-        open_evaluations(tiny(tokenizer))
+        open_evaluations(build_program(config))
