@@ -175,10 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    counts = sorted({row.count for row in compared})
+    counts = [row.count for row in compared]
+    ends = sorted({min(counts), max(counts)})
     print(f"first: {flags.first}\nsecond: {flags.second}\n\n{table(compared)}\n")
     print(
-        f"paired bootstrap over {' or '.join(f'{count:,}' for count in counts)} examples; of "
+        f"paired bootstrap over {' to '.join(f'{count:,}' for count in ends)} examples; of "
         f"{len(compared)} true differences of zero, {len(compared) * (1 - LEVEL):.1f} would be "
         "called different"
     )

@@ -63,7 +63,7 @@ def write(path: Any, outcomes: Mapping[str, Outcome], of: Mapping[str, Any]) -> 
 
 def read(path: Any) -> dict[str, Outcome]:
     """What `write` wrote. Raises BadInput for another file."""
-    arrays = _read(path)
+    arrays, _ = _read(path)
     names = [key.removesuffix("/ids") for key in arrays if key.endswith("/ids")]
     try:
         return {
@@ -81,15 +81,16 @@ def read(path: Any) -> dict[str, Outcome]:
 
 def read_of(path: Any) -> dict[str, Any]:
     """What was evaluated, "source" and "preprocess" as the config has them. Raises as `read`."""
-    arrays = _read(path)
-    if _OF not in arrays:
-        raise BadInput(f"{path}: is of an older version: --mode=eval makes it again")
-    return json.loads(str(arrays[_OF]))
+    return _read(path)[1]
 
 
-def _read(path: Any) -> dict[str, np.ndarray]:
+def _read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays, and what was evaluated."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return dict(file)
+            arrays = dict(file)
+        if _OF not in arrays:
+            raise BadInput(f"{path}: is of an older version; --mode=eval makes it again")
+        return arrays, json.loads(str(arrays.pop(_OF)))
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"{path}: is no file of outcomes ({error})") from error

@@ -157,6 +157,14 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, capsys):
     assert "seen.npz: is no file of outcomes" in capsys.readouterr().err
 
 
+def test_a_file_of_an_older_version_is_refused(tmp_path, capsys):
+    folders = two(tmp_path, np.ones(10), np.ones(10))
+    file = tmp_path / "b/outcomes/seen.npz"
+    np.savez(file, **{"recall@1/ids": np.arange(10), "recall@1/values": np.ones(10)})
+    assert compare.main(folders) == 2
+    assert "seen.npz: is of an older version; --mode=eval makes it" in capsys.readouterr().err
+
+
 def test_runs_without_a_common_evaluation_are_refused(tmp_path, capsys):
     folders = two(tmp_path, np.ones(10), np.ones(10))
     (tmp_path / "b/outcomes/seen.npz").rename(tmp_path / "b/outcomes/unseen.npz")
