@@ -190,15 +190,20 @@ def test_a_run_that_is_told_to_stop_saves_before_it_evaluates(run, tmp_path, mon
 
 
 def test_pictures_are_drawn_when_all_is_saved(run, tmp_path, monkeypatch):
+    """And what became of each example is written; what fails then is told and fails nothing."""
     saved = []
 
-    def show(self, *_):
-        saved.append((tmp_path / "checkpoints/2").is_dir() and (tmp_path / "results.json").exists())
-        assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 2
+    def draw(*_):
+        step = Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step()
+        saved.append((step, (tmp_path / "results.json").exists()))
+        raise OSError("no space")
 
-    monkeypatch.setattr(Retrieval, "_show", show)
-    assert run(tmp_path, "--config.total_steps=2")[0] == 0
-    assert saved == [True]
+    monkeypatch.setattr(Retrieval, "_draw", draw)
+    monkeypatch.setattr("mm.report.outcomes.write", draw)
+    code, out, _ = run(tmp_path, "--config.total_steps=2")
+    assert code == 0 and saved == [(2, True)] * 2
+    for what in ("pictures", "outcomes"):
+        assert f"warning: no {what} of held_out: OSError: no space" in out
 
 
 def test_a_run_does_not_continue_on_a_changed_source(finished, run, monkeypatch):
