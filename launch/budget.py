@@ -29,14 +29,15 @@ def make_plan(
 ) -> dict[str, Any]:
     """How long the arm is trained, and what it is.
 
-    seconds: of a step, for that budget. Raises BadInput when the budget is less than one step.
+    seconds: of a step, for that budget. An arm whose recipe makes no step, total_steps=0, makes
+    none: it shows where others begin. Raises BadInput when the budget is less than one step.
     """
     config = cost["config"]
     batch = config["global_batch_size"]
     [(kind, amount)] = sweep.budget.items()
     of_a_step = {"examples": batch, "flops": cost["flops"], "seconds": seconds}[kind]
-    steps = round(amount / of_a_step)
-    if steps < 1:
+    steps = round(amount / of_a_step) if config["total_steps"] else 0
+    if steps < 1 and config["total_steps"]:
         raise BadInput(
             f"budget {kind}={amount:g}: a step of arm {arm.name!r} takes {of_a_step:g}; give more"
         )

@@ -26,6 +26,7 @@ from mm.planning.flops import count_flops, kernel_costs
 from mm.planning.topology import GIB, Chip, Topology, open_topology
 from mm.program import Program, build_program
 from mm.runtime import table, workdir
+from mm.runtime.memory import reserved
 from mm.sharding.mesh import BATCH_AXES, count_slices
 from mm.sharding.rules import axes_of, axis_size
 
@@ -134,8 +135,7 @@ def make_plan(config: Mapping, topology: Topology) -> tuple[dict[str, Any], str]
 
 def fit(memory: Any, chip: Chip) -> dict[str, Any]:
     """Whether a compiled step fits, by its `memory_analysis`."""
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    total += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = reserved(memory)
     return {
         "fits": total <= chip.bytes_of_memory,
         "bytes_per_chip": total,

@@ -24,7 +24,7 @@ from mm.runtime import preemption, workdir
 from mm.runtime.checkpoint import Checkpointer
 from mm.runtime.goodput import Goodput
 from mm.runtime.input_log import InputLog
-from mm.runtime.memory import memory
+from mm.runtime.memory import memory, step_memory
 from mm.runtime.metrics import MetricsWriter
 from mm.runtime.progress import Progress
 from mm.start import first_state, layout, say, write_start
@@ -54,6 +54,7 @@ class Run(NamedTuple):
     goodput: Goodput
     signals: preemption.StopSignals
     drawings: list[Callable[[], None]]  # for when all is saved
+    sizes: dict[str, float]  # what the first step tells of all
 
 
 def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> int:
@@ -90,10 +91,7 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
         signals = preemption.StopSignals()
         stack.callback(signals.close)
         checkpointer = registry.call(
-            Checkpointer,
-            recipe.checkpoint,
-            "config.checkpoint",
-            directory=path / "checkpoints",
+            Checkpointer, recipe.checkpoint, "config.checkpoint", directory=path / "checkpoints"
         )
         stack.callback(checkpointer.close)
         state, start_step, saved = first_state(program, checkpointer)
@@ -126,12 +124,11 @@ def train(config: ConfigDict, directory: str, origin: Mapping | None = None) -> 
         progress = Progress(recipe.total_steps, recipe.global_batch_size, start_step=start_step)
         stack.callback(progress.close)
         input_log = InputLog(batches, start_step, progress.message, counting_tokenizers(opened))
-        file = path / "goodput.json" if jax.process_index() == 0 else None
-        goodput = Goodput(file, start_step)
+        goodput = Goodput(path / "goodput.json" if jax.process_index() == 0 else None, start_step)
         stack.callback(goodput.write)
         run = Run(
             path, program, start_step, batches, input_log, evaluations, logging, checkpointer,
-            manifest, writer, progress, goodput, signals, [],
+            manifest, writer, progress, goodput, signals, [], {},
         )  # fmt: skip
         try:
             state, results, stopped = loop(run, state)
@@ -183,6 +180,8 @@ def loop(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float], boo
         compared = run.program.compare(state, batch) if every and step % every == 0 else {}
         state, metrics = run.program.train_step(state, batch)
         metrics |= compared
+        if step == run.start_step + 1:  # of what has just been compiled, so nothing is again
+            run.sizes.update(step_memory(run.program.train_step.lower(run.program.state, batch)))
         # While the device works on this step, the one before is waited for and logged: the device
         # never idles for the host, and the host is never more than one step ahead.
         if previous is not None:
@@ -226,7 +225,7 @@ def log(run: Run, step: int, metrics: Mapping[str, Any], results: Mapping = {}) 
     if step % run.logging.every_steps == 0 or results:
         rates = run.progress.rates()
         times = run.input_log.metrics(step, rates.get("data_wait_fraction"))
-        run.writer.write(step, {**metrics, **rates, **times, **memory(), **results})
+        run.writer.write(step, {**metrics, **rates, **times, **memory(), **run.sizes, **results})
     if results and step < run.program.recipe.total_steps:  # the last ones are shown at the end
         run.progress.message(f"step {step}\n{show(results)}")
     # The update, too: a finite loss may have gradients that are not, and they must not be saved.

@@ -49,6 +49,7 @@ def test_every_step_is_one_line_with_the_rates(finished):
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert {"examples_per_second", "data_wait_fraction", "learning_rate"} <= lines[-1].keys()
+    assert all(line["memory/step"] > 0 for line in lines)
 
 
 def test_the_final_evaluation_is_one_flat_object(finished):

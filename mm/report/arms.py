@@ -13,10 +13,13 @@ from mm.config import BadInput, suggest
 from mm.report.statistics import Difference, Summary, compare, holm, summarize, verdict
 from mm.runtime import metrics
 
+_GIB = 1 << 30
+
 
 class Run(NamedTuple):
     """One arm on one seed. value: of the metric; failure: why there is none; lines: those of
-    metrics.jsonl; seconds: of training steps; revision: of the code, "+" after it for changes.
+    metrics.jsonl; seconds: of training steps; step_bytes: of a device that a step takes; revision:
+    of the code, "+" after it for changes. nan is what is not known.
     """
 
     arm: str
@@ -25,11 +28,15 @@ class Run(NamedTuple):
     failure: str | None
     lines: Sequence[Mapping[str, Any]]
     seconds: float
+    step_bytes: float
     revision: str
 
 
 class Row(NamedTuple):
-    """One arm. summary is None when no run has a value; difference of the base itself, too."""
+    """One arm. summary is None when no run has a value; difference of the base itself, too.
+
+    trained: how many of the parameters steps change.
+    """
 
     arm: str
     runs: list[Run]
@@ -38,10 +45,12 @@ class Row(NamedTuple):
     corrected: float
     verdict: str
     parameters: int
+    trained: int
     flops: float
     examples: int
     steps: int
     seconds: float
+    step_bytes: float
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
@@ -90,7 +99,9 @@ def _read_run(record: Mapping[str, Any], arm: str, seed: int) -> Run:
     seconds = math.nan
     if rates and "set" in plan:
         seconds = examples_of(plan) / statistics.median(rates)
-    return Run(arm, seed, value, failure, lines, seconds, _revision(folder / "environment.json"))
+    size = max((line["memory/step"] for line in lines if "memory/step" in line), default=math.nan)
+    revision = _revision(folder / "environment.json")
+    return Run(arm, seed, value, failure, lines, seconds, size * _GIB, revision)
 
 
 def _revision(path: epath.Path) -> str:
@@ -127,7 +138,9 @@ def make_rows(record: Mapping[str, Any], runs: Sequence[Run]) -> list[Row]:
             said = verdict(difference, corrected[arm], record["better"])
         mine = [run for run in runs if run.arm == arm]
         times = [run.seconds for run in mine if not math.isnan(run.seconds)]
+        sizes = [run.step_bytes for run in mine if not math.isnan(run.step_bytes)]
         steps = plan["set"]["total_steps"] if "set" in plan else 0
+        parameters = plan.get("parameters", 0)
         rows.append(
             Row(
                 arm=arm,
@@ -136,11 +149,13 @@ def make_rows(record: Mapping[str, Any], runs: Sequence[Run]) -> list[Row]:
                 difference=difference,
                 corrected=corrected.get(arm, math.nan),
                 verdict=said,
-                parameters=plan.get("parameters", 0),
+                parameters=parameters,
+                trained=parameters - plan.get("frozen", 0) if steps else 0,
                 flops=steps * plan.get("flops_of_a_step", 0.0),
                 examples=examples_of(plan) if steps else 0,
                 steps=steps,
                 seconds=statistics.mean(times) if times else math.nan,
+                step_bytes=max(sizes, default=math.nan),
             )
         )
     return rows

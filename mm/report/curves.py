@@ -18,7 +18,7 @@ STYLE = """
 """
 _POINTS = 300  # of a curve; of more lines the mean of some
 _MOST = 60  # curves that are folded
-_HIDDEN = ("step", "batch_hash", "memory/device_limit")
+_HIDDEN = ("step", "batch_hash", "memory/device_limit", "memory/step")
 _TIMES = "examples_per_second", "data_wait_fraction", "memory/host", "memory/device_peak"
 KINDS = {
     "train": "training steps",
@@ -96,6 +96,8 @@ def times(lines: Lines, starts: Sequence[Mapping[str, Any]], missing: str) -> Ht
         parts.append(html.paragraph(note, quiet=True))
     elif lines and (limit := lines[-1].get("memory/device_limit")):
         parts.append(html.paragraph(f"A device has {limit:.1f} GiB.", quiet=True))
+    if lines and (size := lines[-1].get("memory/step")):
+        parts.append(html.paragraph(f"The compiled step takes {size:.3g} GiB of it.", quiet=True))
     return html.join(parts)
 
 

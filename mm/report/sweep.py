@@ -21,7 +21,7 @@ from mm.config import BadInput
 from mm.report import chart
 from mm.report import html as h
 from mm.report.arms import Row, Run, make_rows, read_record, read_runs
-from mm.report.table import HEADER, cells, comma_separated, markdown, notes, runs_csv, sentences
+from mm.report.table import comma_separated, lines, markdown, notes, runs_csv, sentences
 from mm.runtime.workdir import write_atomic
 
 
@@ -127,7 +127,8 @@ def page(
     figures: Mapping[str, tuple[Figure, str]],
 ) -> str:
     """report.html."""
-    table = h.table([cells(record, row) for row in rows], HEADER)
+    header, shown = lines(record, rows)
+    table = h.table(shown, header)
     charts = h.grid(h.figure(chart.svg(figure), text) for figure, text in figures.values())
     runs = [
         [

@@ -11,12 +11,32 @@ from mm.report.statistics import detectable
 
 HEADER = (
     "arm", "runs", "mean ± sd", "difference", "bootstrap 95%", "paired t 95%", "verdict",
-    "parameters", "FLOPs", "examples", "steps", "time",
+    "parameters", "trained", "FLOPs", "examples", "steps", "memory", "time",
 )  # fmt: skip
+_MIB = 1 << 20
+
+
+def lines(
+    record: Mapping[str, Any], rows: Sequence[Row]
+) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """The header, and the cells of each row below it, as a person reads them.
+
+    Without what is trained where that is everything, and the memory of a step where all are alike.
+    """
+    every = [cells(record, row) for row in rows]
+    columns = dict(zip(HEADER, zip(*every, strict=True), strict=True))
+    hidden = set()
+    if columns["trained"] == columns["parameters"]:
+        hidden.add("trained")
+    if len(set(columns["memory"])) == 1:
+        hidden.add("memory")
+    kept = [i for i, name in enumerate(HEADER) if name not in hidden]
+    header, *shown = ([row[i] for i in kept] for row in (HEADER, *every))
+    return header, shown
 
 
 def cells(record: Mapping[str, Any], row: Row) -> list[str]:
-    """Of HEADER, as a person reads them."""
+    """Of HEADER."""
     show = shower(record["metric"])
     count = sum(run.value is not None for run in row.runs)
     parts = [row.arm, f"{count}/{len(row.runs)}", "", "", "", "", row.verdict]
@@ -30,8 +50,9 @@ def cells(record: Mapping[str, Any], row: Row) -> list[str]:
             if not math.isnan(low):
                 parts[i] = f"{show(low, signed=True)} to {show(high, signed=True)}"
     seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.0f} s"
-    sizes = f"{row.parameters:,}", f"{row.flops:.3g}", f"{row.examples:,}", f"{row.steps:,}"
-    return [*parts, *sizes, seconds]
+    memory = "" if math.isnan(row.step_bytes) else f"{row.step_bytes / _MIB:,.0f} MiB"
+    sizes = f"{row.parameters:,}", f"{row.trained:,}", f"{row.flops:.3g}"
+    return [*parts, *sizes, f"{row.examples:,}", f"{row.steps:,}", memory, seconds]
 
 
 def shower(metric: str) -> Callable[..., str]:
@@ -105,8 +126,9 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     def line(parts: Sequence[str]) -> str:
         return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
 
-    lines = [line(HEADER), "|" + "---|" * len(HEADER), *(line(cells(record, row)) for row in rows)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(record, rows)), ""])
+    header, shown = lines(record, rows)
+    found = [line(header), "|" + "---|" * len(header), *map(line, shown)]
+    return "\n".join([*found, "", *(f"- {note}" for note in notes(record, rows)), ""])
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
@@ -125,9 +147,11 @@ def comma_separated(rows: Sequence[Row]) -> str:
             "p_holm": row.corrected,
             "verdict": row.verdict,
             "parameters": row.parameters,
+            "trained": row.trained,
             "flops": row.flops,
             "examples": row.examples,
             "steps": row.steps,
+            "step_bytes": row.step_bytes,
             "seconds": row.seconds,
         }
         for row in rows

@@ -344,11 +344,11 @@ CONFIG = {
 COST = {"config": CONFIG, "parameters": 5, "frozen": 0, "flops": 1e6}
 
 
-def plan(arm_overrides=None, step_seconds=None, **amount):
+def plan(arm_overrides=None, step_seconds=None, cost=COST, **amount):
     sweep = make_sweep(
         "s", dict(config="c", axes=dict(grid={"a": [1, 2]}), metric="m", budget=amount)
     )
-    return budget.make_plan(sweep, Arm("x", "c", arm_overrides or {}), COST, step_seconds)["set"]
+    return budget.make_plan(sweep, Arm("x", "c", arm_overrides or {}), cost, step_seconds)["set"]
 
 
 @pytest.mark.parametrize(
@@ -357,6 +357,11 @@ def plan(arm_overrides=None, step_seconds=None, **amount):
 )
 def test_a_budget_is_so_many_steps(amount, seconds, steps):
     assert plan(step_seconds=seconds, **amount)["total_steps"] == steps
+
+
+def test_an_arm_whose_recipe_makes_no_step_makes_none():
+    begins = CONFIG | {"total_steps": 0, "optimizer": {"schedule": {"warmup_steps": 0}}}
+    assert plan(cost=COST | {"config": begins}, examples=6400) == {"total_steps": 0}
 
 
 def test_a_probe_is_a_run_that_main_takes():

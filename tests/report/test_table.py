@@ -1,6 +1,7 @@
 """The table and the page of a sweep; tests/launch/test_sweep.py has a golden one."""
 
 import csv
+import json
 import math
 from functools import partial
 
@@ -36,6 +37,28 @@ def test_a_share_is_shown_in_percent_and_written_as_it_is(sweep):
 def test_time_is_that_of_all_steps_at_the_median_rate(sweep):
     lines = [{"step": i, "loss": 1.0, "examples_per_second": r} for i, r in enumerate((8, 5, 1), 1)]
     assert rows(sweep({"a": {0: 0.1}, "b": {0: 0.1}}, lines=lines))[0].seconds == 40 / 5
+
+
+def test_what_is_trained_and_the_memory_of_a_step_are_shown_where_arms_differ(sweep):
+    line = {"step": 10, "loss": 2.0, "examples_per_second": 8.0, "memory/step": 0.5}
+    folder = sweep({"a": {0: 0.1}, "b": {0: 0.2}}, lines=[line])
+    write_report(folder)
+    alike = (folder / "table.md").read_text()
+    assert "trained" not in alike and "memory" not in alike and "| 1,234 | 1e+07 |" in alike
+    record = json.loads((folder / "sweep.json").read_text())
+    record["arms"]["b"]["frozen"] = 1000
+    (folder / "sweep.json").write_text(json.dumps(record))
+    (folder / "b/seed-0/metrics.jsonl").write_text(json.dumps(line | {"memory/step": 0.25}) + "\n")
+    write_report(folder)
+    table = (folder / "table.md").read_text()
+    assert "| parameters | trained | FLOPs | examples | steps | memory | time |" in table
+    assert "| 1,234 | 234 | 1e+07 | 40 | 10 | 256 MiB | 5 s |" in table
+    page = (folder / "report.html").read_text()
+    assert "trained</th>" in page and "256 MiB" in page
+    with open(folder / "table.csv") as file:
+        found = list(csv.DictReader(file))
+    assert [row["trained"] for row in found] == ["1234", "234"]
+    assert [float(row["step_bytes"]) for row in found] == [2**29, 2**28]
 
 
 def test_a_run_that_is_not_finished_and_a_metric_that_is_no_number_are_failures(sweep):
