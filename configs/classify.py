@@ -9,15 +9,21 @@ number of them; `score`: a number a picture, on lines of your own (docs/tasks.md
 `digits` and `mnist`: ten digits that `python -m data.builders.digits --data_dir=.data` (or .mnist)
 has prepared. `init` is the run that the tower comes from, none: it begins from nothing. `train` are
 the quick start's seven vendors, `seen` and `unseen` the pictures of the eighth, of concepts that
-were trained on and of others; `test` a fifth of the digits. Nothing was tuned.
+were trained on and of others; `test` a fifth of the digits.
+
+`method` is what is trained beside the head: `full`, all of the tower; `probe`, nothing of it, so
+that the head is a linear probe of its pooled vector; `lora`, `adapter`, `vpt`, what these add to it
+(docs/finetuning.md). Learning rates are of configs/ablations/classification_rates.py for subgroups,
+otherwise nothing was tuned.
 """
 
 from ml_collections import ConfigDict
 
+from configs.finetune import ADAPTER, LORA, VPT
 from configs.quickstart import EMOJI
 from configs.quickstart import get_config as quickstart
 from configs.siglip import named_variant
-from mm.config import parse_arg
+from mm.config import BadInput, parse_arg
 
 GROUPS = (
     "smileys-emotion", "people-body", "animals-nature", "food-drink", "travel-places",
@@ -32,6 +38,14 @@ FOLDER = "data/builders/emoji"
 DIGITS = "data/builders/digits.json"
 SOFTMAX = dict(name="classification", label_smoothing=0.1)
 SIGMOID = dict(name="classification", kind="sigmoid")
+# method -> its learning rate, and what config.adapt adds
+METHODS = {
+    "full": (1e-4, None),
+    "probe": (3e-4, None),
+    "lora": (3e-4, LORA),
+    "adapter": (3e-4, ADAPTER),
+    "vpt": (3e-4, VPT),
+}
 
 
 def of_groups(label: str, num_classes: int, **objective) -> dict:
@@ -72,9 +86,15 @@ VARIANTS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe. `arg`: "variant=group,init=workdirs/quickstart,path=rated.jsonl", optional."""
-    given = parse_arg(arg, variant="group", init="workdirs/quickstart", path="rated.jsonl")
+    """The recipe. `arg`: "variant=group,method=full,init=WORKDIR,path=rated.jsonl", optional."""
+    given = parse_arg(
+        arg, variant="group", method="full", init="workdirs/quickstart", path="rated.jsonl"
+    )
     variant = named_variant(VARIANTS, given)
+    method = given["method"]
+    if method not in METHODS:
+        raise BadInput(f"config argument method={method}: expected one of {list(METHODS)}")
+    learning_rate, adaptation = METHODS[method]
     config = quickstart()
     augment = variant.get("augment") or config.input.preprocess.partition("|caption")[0]
     config.total_steps = 240
@@ -84,7 +104,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = dict(image=config.model.image)
     task = variant["objective"]["name"]
     config.objectives = {task: variant["objective"]}
-    config.optimizer.learning_rate = 5e-4
+    config.adapt = {method: adaptation} if adaptation else {}
+    if method == "probe":
+        config.optimizer.trainable = ("objectives/.*",)
+    config.optimizer.learning_rate = learning_rate
     config.optimizer.schedule.warmup_steps = 25
 
     def part(source: dict, ops: str) -> dict:

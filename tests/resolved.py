@@ -24,10 +24,11 @@ from tests import pods
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden/configs"
-METHODS = ("full", "lit", "image", "probe", "adapter", "vpt", "coop", "prompts", "none")
+METHODS = ("full", "lit", "image", "projections", "adapter", "vpt", "coop", "prompts", "none")
 MORE = {
+    "classify": [f"method={method}" for method in ("probe", "lora", "adapter", "vpt")],
     "eval_emoji": ["data=digits"],
-    "finetune": [f"method={method}" for method in METHODS],
+    "finetune": [*(f"method={method}" for method in METHODS), "method=vpt,hidden=64"],
     "flip": ["keep=0.25", "phase=tune"],
     "pairs": ["size=tiny"],
     "probe": ["parts=all,languages=de"],

@@ -142,5 +142,5 @@ def test_a_sweep_of_the_repository_sets_keys_that_are_there(path):
 def test_the_ablations_that_the_docs_name_are_there():
     assert {path.stem for path in SHIPPED} == {
         "batch_size", "data_amount", "fusion", "loss", "masking", "mixture", "patch_size",
-        "text_tower", "finetuning",
+        "text_tower", "finetuning", "finetuning_rates", "classification", "classification_rates",
     }  # fmt: skip
