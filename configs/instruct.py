@@ -14,6 +14,9 @@ end. `data=vqav2,path=FOLDER` takes VQAv2 instead of lines, in `B/16` and, for a
 FOLDER has the files of questions and annotations of train2014 and val2014, and COCO's folders of
 pictures called so. `init=none` begins from nothing.
 
+`method` is what is trained beside the decoder: `full`, the tower as well; `decoder`, nothing, as in
+the first stage of LLaVA; `lora`, what it adds to the tower (docs/finetuning.md).
+
 The layout is that of CapPa's decoder (Tschannen et al. 2023) behind a tower that was trained by
 contrast, the loss that of LLaVA (Liu et al. 2023, section 4.2): no projection between the two, the
 decoder attends to the tower's tokens. Nothing was tuned.
@@ -21,6 +24,7 @@ decoder attends to the tower's tokens. Nothing was tuned.
 
 from ml_collections import ConfigDict
 
+from configs.finetune import LORA
 from configs.menu import V5E_16
 from configs.quickstart import EMOJI
 from configs.quickstart import get_config as quickstart
@@ -37,6 +41,12 @@ B = dict(width=768, num_heads=12, mlp_dim=3072, remat="cheap")
 WORDS = ".data/words.json"
 TRIPLES = 'instruct("question", "answers")'
 TINY = dict(width=128, num_heads=4, mlp_dim=256, dropout=0.1)
+# method -> (config.adapt, config.optimizer.trainable)
+METHODS = {
+    "full": ({}, ()),
+    "decoder": ({}, ("model/decoder/.*",)),
+    "lora": ({"lora": LORA}, ("model/decoder/.*", ".*/lora/.*")),
+}
 VARIANTS = {
     "tiny": dict(
         stack=TINY, depth=2, vocab_size=4096, length=32, learning_rate=1e-3, steps=1200, warmup=60,
@@ -55,11 +65,14 @@ VARIANTS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe. `arg`: "variant=tiny,init=WORKDIR,path=...,tokenizer=...,data=...", optional."""
+    """The recipe. `arg`: "variant=tiny,method=lora,init=WORKDIR,path=...,...", optional."""
     given = parse_arg(
-        arg, variant="tiny", init="", path="triples.jsonl", tokenizer="", image=224, data=""
-    )
+        arg, variant="tiny", method="full", init="", path="triples.jsonl", tokenizer="", image=224,
+        data="",
+    )  # fmt: skip
     variant = named_variant(VARIANTS, given)
+    if given["method"] not in METHODS:
+        raise BadInput(f"config argument method={given['method']}: expected one of {[*METHODS]}")
     large, length = "mesh" in variant, variant["length"]
     asks = given["variant"] != "captions"
     if given["data"] not in ("", "vqav2") or (given["data"] and not asks):
@@ -85,6 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )  # fmt: skip
     task = "instruction" if asks else "captioning"
     config.objectives = {task: dict(name="captioning", answers=asks)}
+    config.adapt, config.optimizer.trainable = METHODS[given["method"]]
     config.optimizer.learning_rate = variant["learning_rate"]
     config.optimizer.schedule.warmup_steps = variant["warmup"]
     name = "tokenize_answer" if asks else "tokenize"
