@@ -1,5 +1,6 @@
 """Learning rates that fall from a tower's last layer to its first."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ _FIRST = (
 _LAST = ("attention_pool", "flatten_pool", "pooler", "prompts", "context")
 
 
-def layer_factors(params: Any, decay: float) -> dict[str, np.ndarray | float]:
+def layer_factors(
+    params: Any, decay: float, frozen: Collection[str] = ()
+) -> dict[str, np.ndarray | float]:
     """Path name -> factor of the learning rate, for the image and the text tower.
 
     Of block i of a tower of n it is decay^(n - i), of what comes before the first block
     decay^(n + 1), of what comes after the last, and of all outside of towers, 1 (ELECTRA: Clark et
     al. 2020, appendix A; BEiT, its released code). Of stacked blocks, [n, ...], it is an array that
-    differs along the stack. Raises BadInput for a tower that is no such stack.
+    differs along the stack. What is `frozen`, names, has none. Raises BadInput for a tower that is
+    trained and no such stack.
     """
     leaves, factors = flatten(params), {}
     if decay == 1:
@@ -30,6 +34,8 @@ def layer_factors(params: Any, decay: float) -> dict[str, np.ndarray | float]:
         stacked = [leaf for name, leaf in own.items() if name.startswith(f"{tower}encoder/blocks/")]
         depth = stacked[0].shape[0] if stacked else 0
         for name, leaf in own.items():
+            if name in frozen:
+                continue
             part = name.removeprefix(tower).split("/")
             if part[:2] == ["encoder", "blocks"]:
                 factor = decay ** np.arange(depth, 0, -1, dtype=np.float32)

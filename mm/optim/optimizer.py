@@ -71,7 +71,7 @@ def adamw(
     factors = () if unused else weight_decay_factors
     decay = match_factors(own, factors, "weight_decay_factors", 0.0)
     rates = match_factors(own, learning_rate_factors, "learning_rate_factors", 1.0)
-    layers = layer_factors(params, layer_decay)
+    layers = layer_factors(params, layer_decay, held)
     rates = {name: factor * layers.get(name, 1.0) for name, factor in rates.items()}
 
     def rate(step):

@@ -51,3 +51,9 @@ def test_a_tower_without_layers_is_refused():
     with pytest.raises(BadInput, match="layer_decay=0.9: model/image/stages/0 has no place"):
         layer_factors(params, 0.9)
     assert layer_factors(params, 1.0) == {}
+
+
+def test_a_frozen_tower_needs_no_layers():
+    params = {"model": {"image": {"stages": [jnp.ones(2)]}, "text": {"embedding": jnp.ones(2)}}}
+    found = layer_factors(params, 0.5, {"model/image/stages/0"})
+    assert found == {"model/text/embedding": 0.5}
