@@ -123,12 +123,19 @@ class Preprocess(NamedTuple):
         """Runs the ops over b examples; returns the arrays [b, ...] that they wrote.
 
         columns: the fields `reads`, lists of b values. keys: one an example, see `draws`. out:
-        arrays that what is made last of all, pictures, is written to.
+        arrays that what is made last of all, pictures, is written to. Raises BadInput for an op
+        that reads a field which one before it has written over.
         """
         raw = dict(columns)
         seen: dict[str, int] = {}
         writers: dict[str, str] = {}  # the first op that wrote a column
         for name, op in zip(self.names, self.ops, strict=True):
+            for key in op.reads:
+                if key in writers:
+                    raise BadInput(
+                        f"{self.where}: {name}: reads the field {key!r}, which {writers[key]} "
+                        f"has written over; put {name} before it"
+                    )
             kind = _kind(name)
             seen[kind] = seen.get(kind, 0) + 1
             try:

@@ -68,3 +68,14 @@ def test_an_order_that_cannot_work_is_refused(string, message):
     columns = {"image": [np.zeros((8, 8, 3), np.uint8)], "label": ["x"]}
     with pytest.raises(BadInput, match=message):
         parse(string, where=WHERE).apply(columns, np.zeros(1, np.uint64))
+
+
+def test_an_op_that_reads_what_another_has_written_over_is_refused_by_name():
+    columns = {"group": ["animals"], "label": ["cat"]}
+    keys = np.zeros(1, np.uint64)
+    right = parse("label('group', classes=['animals'])|group('group')", where=WHERE)
+    assert right.apply(columns, keys).keys() == {"group", "label"}
+    wrong = parse("group('group')|label('group', classes=['animals'])", where=WHERE)
+    message = r"label\('group', .*\): reads the field 'group', which group\('group'\) has written"
+    with pytest.raises(BadInput, match=message):
+        wrong.apply(columns, keys)
