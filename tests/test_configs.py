@@ -31,7 +31,7 @@ TRAINED = {
     "flip-phase-tune": "flip-L-16", "pairs": None, "quickstart": None, "siglip-B-16": None,
     "distill-T-16": None, "eval_emoji": None, "icons-tiny": None, "menu": None,
     "video-size-tiny": None, "probe-parts-all-languages-de": None,
-    "classify-group": "quickstart", "instruct-tiny": "quickstart",
+    "classify-group": "quickstart", "instruct-tiny": "quickstart", "vqa-tiny": None,
     "finetune": "quickstart", "finetune-method-prompts": "quickstart",
 } | {f"{recipe}-tiny": None for recipe in (
     "albef", "beit3", "blip", "cappa", "coca", "flava", "m3ae", "mae", "moco_mm", "siglip2", "slip",
@@ -58,7 +58,9 @@ def pairs(tmp_path_factory):
     for i, example in enumerate(source.read(np.arange(PAIRS))):
         (folder / f"{i}.png").write_bytes(example["image"])
         taught = {f"teacher_{side}": [i % 7 + 0.5] * SMALL["width"] for side in ("image", "text")}
-        lines.append(json.dumps({"image": f"{i}.png", "caption": example["label"]} | taught))
+        asked = {"question": "what is it?", "answers": [example["label"].split()[-1]]}
+        line = {"image": f"{i}.png", "caption": example["label"]} | taught | asked
+        lines.append(json.dumps(line))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     # What is asked, and a tokenizer that tells where words end.
     what = {"field": "label", "train": ["red?"], "held_out": ["blue?"]}
@@ -119,6 +121,9 @@ def visit(node: ConfigDict, image_size: int, tokenizer: Path, pairs: Path) -> No
             value = re.sub(r"(resize|random_resized_crop)\(\d+", rf"\1({image_size}", value)
             value = re.sub(r"(numbers\(\"\w+\"), \d+", rf"\1, {SMALL['width']}", value)
             value = re.sub(r'label\("\w+", .+?\)(?=\||$)', f'label("group", {SHAPES})', value)
+            value = re.sub(
+                r'labels\((.+?), classes="[^"]+"', rf"labels(\1, classes={SHAPES}", value
+            )
             value = re.sub(r'ask\("\w+"', f'ask("{pairs.parent / "questions.json"}"', value)
             value = re.sub(r"tokenize\([^,]+, \d+", f'tokenize("{tokenizer}", {LENGTH}', value)
             speller = f'tokenize_answer("{pairs.parent / "words.json"}", {LENGTH}'

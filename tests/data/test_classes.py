@@ -28,6 +28,16 @@ def test_values_are_written_sorted_and_once(tmp_path, capsys, field, want):
     assert f"{len(want)} classes in" in capsys.readouterr().out
 
 
+def test_the_most_frequent_values_are_those_of_most_examples(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    tags = [["a", "z", "z", "z"], ["a", "b"], ["b", "c"]]
+    path.write_text("\n".join(json.dumps({"image": "x", "tags": some}) for some in tags))
+    assert classes.classes(str(path), "tags", most=2) == ["a", "b"]
+    assert classes.classes(str(path), "tags", most=3) == ["a", "b", "c"]  # before z, as many
+    with pytest.raises(BadInput, match="--most=0: expected at least 1"):
+        classes.classes(str(path), "tags", most=0)
+
+
 def test_a_folder_of_classes_is_labelled_by_its_file(tmp_path):
     for name in ("tench", "goldfish"):
         (tmp_path / "photos" / name).mkdir(parents=True)
