@@ -120,7 +120,7 @@ def get_config(arg: str = "") -> ConfigDict:
         for split, test in tests.items()
     }
     best = variant["best"] and f"{next(iter(tests))}/{variant['best']}"
-    config.checkpoint = dict(every_steps=120, keep_last=1, keep_best=best)
+    config.checkpoint = dict(every_steps=80, keep_last=1, keep_best=best)
     return config
 
 

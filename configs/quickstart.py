@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
             source=dict(split=split, **EMOJI),
             preprocess='decode|resize(48)|caption("label")|' + TO_TENSORS,
             batch_size=512,
-            every_steps=160,
+            every_steps=120,
         )
         for split in ("seen", "unseen")
     }
