@@ -18,6 +18,7 @@ from mm.evals.base import Model, draw_later
 from mm.program import Program, build_program, check_batch
 from mm.recipe import SAME_FUNCTION
 from mm.report import outcomes
+from mm.report.measures import is_share
 from mm.report.outcomes import Outcome
 from mm.runtime import workdir
 from mm.runtime.checkpoint import Checkpointer, find_step
@@ -148,7 +149,6 @@ def show(results: Mapping[str, float]) -> str:
     width = max(map(len, results), default=0)
     lines = []
     for key, value in results.items():
-        share = "recall@" in key or "accuracy" in key
-        shown = f"{100 * value:.1f}%" if share else f"{value:g}"
+        shown = f"{100 * value:.1f}%" if is_share(key) else f"{value:g}"
         lines.append(f"  {key:<{width}}  {shown:>8}")
     return "\n".join(lines)

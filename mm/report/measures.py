@@ -15,6 +15,11 @@ Counts = Shaped[np.ndarray, "r n"]
 _BINS = 15  # of the calibration error: Guo et al. 2017, section 4
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share, from 0 to 1, that is shown in percent."""
+    return any(part in metric for part in ("recall@", "accuracy", "exact_match"))
+
+
 def measure(kind: str, values: Values, counts: Counts) -> Float[np.ndarray, " r"]:
     """The metric of each resample. What follows a colon is a part: "of_one:f1/macro"."""
     name, _, part = kind.partition(":")

@@ -19,6 +19,7 @@ from etils import epath
 from mm.config import flatten
 from mm.report import curves, examples, html
 from mm.report.html import Html
+from mm.report.measures import is_share
 from mm.runtime import goodput, metrics
 from mm.runtime.progress import duration
 from mm.runtime.workdir import write_atomic
@@ -190,7 +191,7 @@ def _results(
 def _metric(name: str, value: Any) -> str:
     if value is None:
         return ""
-    return f"{100 * value:.1f}%" if name.startswith("recall@") else _number(value)
+    return f"{100 * value:.1f}%" if is_share(name) else _number(value)
 
 
 def _number(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mm.report.arms import Row, Run
+from mm.report.measures import is_share
 from mm.report.statistics import detectable
 
 HEADER = (
@@ -60,7 +61,7 @@ def shower(metric: str) -> Callable[..., str]:
 
     def show(value: float, signed: bool = False, digits: int = 4) -> str:
         sign = "+" if signed else ""
-        if "recall@" in metric or "accuracy" in metric:
+        if is_share(metric):
             return f"{100 * value:{sign}.1f}"
         return f"{value:{sign}.{digits}g}"
 
