@@ -7,6 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+
+def say(*words):
+    """One write a line: processes of a job share a file, and write it unbuffered."""
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
 parser = argparse.ArgumentParser()
 parser.add_argument("--config")
 parser.add_argument("--workdir")
@@ -18,7 +25,7 @@ parser.add_argument("--config.wait", type=int, default=0, dest="wait", help="for
 flags = parser.parse_args()
 
 if flags.mode == "plan":
-    print(f"plan of {flags.config} for {flags.topology}", flush=True)
+    say(f"plan of {flags.config} for {flags.topology}")
     sys.exit(int(os.environ.get("FAKE_PLAN", "0")))
 
 folder = Path(os.environ["FAKE_CLOUD"]) / "bucket" / flags.workdir.replace("://", "/").lstrip("/")
@@ -26,16 +33,16 @@ folder.mkdir(parents=True, exist_ok=True)
 index = os.environ.get("MM_PROCESS_ID") or os.environ.get("FAKE_WORKER", "0")
 if "MM_PROCESS_ID" in os.environ:
     names = ("MM_PROCESS_ID", "MM_NUM_PROCESSES", "MM_COORDINATOR", "CUDA_VISIBLE_DEVICES")
-    print("place", *(os.environ.get(name) for name in names), flush=True)
+    say("place", *(os.environ.get(name) for name in names))
 if "://" in (cache := os.environ.get("JAX_COMPILATION_CACHE_DIR", "")):
-    print("cache", cache, flush=True)
+    say("cache", cache)
 checkpoint, failures = folder / f"step-{index}", folder / f"failures-{index}"
 stopped = []
 signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
 begin = int(checkpoint.read_text()) if checkpoint.exists() else 0
-print(f"from step {begin}", flush=True)
+say(f"from step {begin}")
 for step in range(begin + 1, flags.steps + 1):
-    print(f"step {step}", flush=True)
+    say(f"step {step}")
     checkpoint.write_text(str(step))
     if flags.fail:
         at, code, times = map(int, flags.fail.split(":"))
@@ -48,5 +55,5 @@ for step in range(begin + 1, flags.steps + 1):
         while not stopped and time.monotonic() < deadline:
             time.sleep(0.02)
     if stopped:
-        print("saved", flush=True)
+        say("saved")
         sys.exit(75)
