@@ -32,6 +32,7 @@ class Classification:
     """
 
     reads = ("image", "text", "text_mask", "entities", "label", "labels")
+    score = "accuracy"
 
     def __init__(
         self,

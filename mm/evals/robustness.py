@@ -63,7 +63,10 @@ class Robustness:
         self.source, self.batch_size = source, batch_size
         self.clean = build(preprocess)
         if not getattr(self.clean, "score", None):
-            raise BadInput(f"of.name={of['name']!r}: has no score that could fall; take retrieval")
+            raise BadInput(
+                f"of.name={of['name']!r}: has no score that could fall; take "
+                "retrieval, zero_shot or classification"
+            )
         self.needs, self.reads, self.score = self.clean.needs, self.clean.reads, self.clean.score
         self.strengths = tuple(sorted({*strengths}))
         self.corrupted = {

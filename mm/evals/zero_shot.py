@@ -36,6 +36,7 @@ class ZeroShot:
 
     needs = ("image", "text", "embed_dim")
     reads = ("image", "text", "text_mask")
+    score = "accuracy"
 
     def __init__(
         self,

@@ -69,7 +69,9 @@ def evaluations_of(folder: Path) -> dict:
         explanations=dict(count=3),
         probes=dict(train=given["source"], methods=methods),
         retrieval=dict(rerank=3, image_id="caption"),
-        robustness=dict(of=dict(name="retrieval"), corruptions=("fog",), strengths=(3,)),
+        robustness=dict(
+            of=dict(name="zero_shot", templates=TEMPLATES), corruptions=("fog",), strengths=(3,)
+        ),
         winoground=dict(match=True),
         zero_shot=dict(templates=TEMPLATES),
     )
@@ -128,6 +130,12 @@ def test_every_evaluator_finds_the_same_on_any_number_of_devices(found, devices)
     assert {key.split("/")[0] for key in alone} == {*registry.names("evaluator")}
     assert alone.keys() == together.keys() and len(alone) > 100
     assert together == pytest.approx(alone, rel=1e-6, abs=1e-6, nan_ok=True)
+
+
+def test_zero_shot_of_clean_pictures_is_what_robustness_compares_with(found):
+    results = found(1)[0]
+    assert results["robustness/accuracy/clean"] == results["zero_shot/accuracy"]
+    assert "robustness/accuracy/fog" in results
 
 
 def test_outcomes_make_the_results(found):
