@@ -161,11 +161,18 @@ def preprocess(names: list[str], image: str, caption: str) -> str:
     return "|".join(ops)
 
 
-def rerank(config: ConfigDict, first: int, name: str) -> None:
-    """Ranks the first so many of a retrieval by the matching head as well, if there is one."""
-    matches = any(objective.name == "matching" for objective in config.objectives.values())
-    if matches and config.evals[name].name == "retrieval":
-        config.evals[name].rerank = first
+def judge_matching(config: ConfigDict, first: int, name: str) -> None:
+    """Evaluates the matching head, if there is one, on the source of the evaluation `name`.
+
+    By itself, and if that is retrieval, where it ranks the first so many.
+    """
+    if all(objective.name != "matching" for objective in config.objectives.values()):
+        return
+    given = config.evals[name]
+    if given.name == "retrieval":
+        given.rerank = first
+    keys = ("source", "preprocess", "batch_size", "every_steps")
+    config.evals.matching = dict(name="matching", **{k: given[k] for k in keys if k in given})
 
 
 def add_evals(config: ConfigDict, ops: str, batch_size: int = 256) -> None:
@@ -182,8 +189,7 @@ def add_evals(config: ConfigDict, ops: str, batch_size: int = 256) -> None:
     for name, evaluation in config.evals.items():
         split = name if name in parts else "unseen"
         evaluation.update(source=dict(split=split, **EMOJI), preprocess=ops)
-    if parts:
-        rerank(config, 16, "unseen")
+    judge_matching(config, 16, "unseen" if parts else "losses")
 
 
 def pod(name: str, replica: int) -> dict:
@@ -231,7 +237,7 @@ def assemble(
     config.optimizer = dict(name="adamw", **optimizer)
     config.sharding = dict(mesh=variant["mesh"], rules=variant["rules"])
     add_pairs(config, given, length, batch_size=512, **data)
-    rerank(config, 128, "held_out")  # as many as ALBEF on Flickr30K
+    judge_matching(config, 128, "held_out")  # as many as ALBEF on Flickr30K
     augment = data.get("augment", SQUASH).format(image=given["image"])
     return shrink(config, augment) if given["variant"] == "tiny" else config
 
