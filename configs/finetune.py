@@ -39,7 +39,7 @@ IMAGE, TEXT = "model/image(_projection)?/.*", "model/text(_projection)?/.*"
 # Of the image tower; configs/classify.py and configs/instruct.py have them too.
 LORA = dict(
     name="lora",
-    at=("model/image/encoder/.*", "model/image/flatten_pool/.*"),
+    at=("model/image/encoder/.*", "model/image/.*_pool/.*"),
     rank=8,
     alpha=16.0,
 )
@@ -52,7 +52,7 @@ METHODS = {
     "projections": dict(
         learning_rate=3e-3, optimizer=dict(trainable=("model/.*_projection/.*", "objectives/.*"))
     ),
-    "lora": dict(learning_rate=1e-3, adapt=dict(LORA, at=(*LORA["at"], "model/.*_projection"))),
+    "lora": dict(learning_rate=3e-3, adapt=dict(LORA, at=(*LORA["at"], "model/.*_projection"))),
     "adapter": dict(learning_rate=1e-2, adapt=ADAPTER),
     "vpt": dict(learning_rate=3e-2, adapt=VPT),
     "prompts": dict(learning_rate=3e-2, adapt=dict(name="text_context", count=4)),

@@ -28,7 +28,11 @@ METHODS = ("full", "lit", "image", "projections", "adapter", "vpt", "coop", "pro
 MORE = {
     "classify": [f"method={method}" for method in ("probe", "lora", "adapter", "vpt")],
     "eval_emoji": ["data=digits"],
-    "instruct": ["variant=tiny,method=decoder", "variant=tiny,method=lora"],
+    "instruct": [
+        "variant=tiny,method=decoder",
+        "variant=tiny,method=lora",
+        "variant=B/16,method=lora",
+    ],
     "finetune": [*(f"method={method}" for method in METHODS), "method=vpt,hidden=64"],
     "flip": ["keep=0.25", "phase=tune"],
     "pairs": ["size=tiny"],
