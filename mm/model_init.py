@@ -7,7 +7,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from etils import epath
 
 from mm.config import BadInput, differences, listed, plain
 from mm.interop import formats, options
+from mm.interop.run import at_weights, find_weights, saved_weights
 from mm.models.vit import resample
 from mm.optim.paths import flatten, map_paths, match_any
 from mm.program import Program
@@ -60,17 +61,19 @@ def read_parameters(
     allow_missing: tuple[str, ...] = (),
     allow_unused: tuple[str, ...] = (),
     step: int | None = None,
+    which: Literal["trained", "average"] | None = None,
     program: Program,
 ) -> tuple[Any, dict]:
     """config.model_init: parameters of another model, whose paths one of the regexes matches.
 
     path: "hf:FOLDER", "open_clip:FOLDER", "big_vision:FILE.npz", "run:WORKDIR", or as
-    `mm.interop.formats` guesses it; step: of a run (None: the latest). Position embeddings of
-    another grid are resampled, those of a longer text cut. A parameter that the file does not have,
-    or has in another shape, stays as it is drawn, if one of `allow_missing` matches it or
-    config.adapt adds it; what the file has beside ours must be matched by `allow_unused`, by our
-    path or its name. What an objective owns (the scale) comes along under another name, too, if the
-    other model has one objective alone and ours has one of its kind.
+    `mm.interop.formats` guesses it. step: of a run (None: the latest); which: of a run that keeps
+    an average, that or what was trained (None: what it evaluates, as in an export). Position
+    embeddings of another grid are resampled, those of a longer text cut. A parameter that the file
+    does not have, or has in another shape, stays as it is drawn, if one of `allow_missing` matches
+    it or config.adapt adds it; what the file has beside ours must be matched by `allow_unused`, by
+    our path or its name. What an objective owns (the scale) comes along under another name, too, if
+    the other model has one objective alone and ours has one of its kind.
 
     soup: several paths instead of one, whose parameters are averaged, by `weights` that sum to 1
     (default: all alike): a model soup of runs that began alike (Wortsman et al. 2022a), or, of the
@@ -83,7 +86,7 @@ def read_parameters(
     params, found, saved = program.state.params, {}, {}
     names = match_any(params, parameters, "parameters")
     for number, (text, weight) in enumerate(_shares(path, soup, weights, step)):
-        with _opened(formats.parse_place(text, "path"), step) as origin:
+        with _opened(formats.parse_place(text, "path"), step, which) as origin:
             _check_adapt(origin, program.recipe.adapt or {}, bool(soup))
             taken = _take(origin, program, names, parameters, allow_missing, allow_unused)
         tokenizer = {"tokenizer": origin.tokenizer} if TEXT_EMBEDDING in taken else {}
@@ -138,13 +141,14 @@ def _take(
 
 
 @contextlib.contextmanager
-def _opened(place: formats.Place, step: int | None):
+def _opened(place: formats.Place, step: int | None, which: str | None):
     if place.format == "run":
         with open_run(place.path) as checkpointer:
-            yield _of_run(checkpointer, place.path, step)
+            yield _of_run(checkpointer, place.path, step, which)
         return
-    if step is not None:
-        raise BadInput(f"step={step}: is of a run, path={str(place)!r} is none")
+    for key, value in (("step", step), ("which", which)):
+        if value is not None:
+            raise BadInput(f"{key}={value}: is of a run, path={str(place)!r} is none")
     bundle = formats.read(str(place), "path", partial=True)
 
     def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -171,10 +175,13 @@ def open_run(workdir: str) -> contextlib.closing[Checkpointer]:
     return contextlib.closing(Checkpointer(epath.Path(workdir) / "checkpoints", read_only=True))
 
 
-def _of_run(checkpointer: Checkpointer, workdir: str, step: int | None) -> Origin:
+def _of_run(
+    checkpointer: Checkpointer, workdir: str, step: int | None, which: str | None
+) -> Origin:
     """Its arrays are read straight to where they belong."""
     manifest = checkpointer.manifest(step)
-    step = manifest["step"]
+    step, config = manifest["step"], manifest["config"]
+    weights = find_weights(config, which, workdir)
 
     def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         if not wanted:
@@ -186,12 +193,12 @@ def _of_run(checkpointer: Checkpointer, workdir: str, step: int | None) -> Origi
             for key in parents:
                 node = node.setdefault(key, {})
             node[last] = leaf
-        found, _ = checkpointer.restore({"params": tree}, step, partial=True)
-        return flatten(found["params"])
+        found, _ = checkpointer.restore(at_weights(tree, weights), step, partial=True)
+        return flatten(saved_weights(found, weights))
 
-    arrays = flatten(checkpointer.arrays(step)["params"])
+    arrays = flatten(saved_weights(checkpointer.arrays(step), weights))
     shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-    config, says = manifest["config"], f"step {step} in {workdir}"
+    says = f"step {step} in {workdir}" + (" (the average)" if weights == "average" else "")
     objectives = config.get("objectives", {})
     tokenizer = manifest["tokenizer"]
     adapt = config.get("adapt") or {}

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import fsspec
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 
 import main
 import mm
@@ -25,6 +27,9 @@ from mm.interop import facts, npz, onnx, run, stablehlo
 from mm.interop.bundle import Bundle
 from mm.interop.card import write_card
 from mm.interop.towers import build_towers, from_pixels
+from mm.model_init import read_parameters
+from mm.optim.paths import flatten
+from mm.program import build_program
 from mm.runtime.checkpoint import Checkpointer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -409,6 +414,24 @@ def test_of_a_run_that_evaluates_its_average_that_is_taken_unless_asked(fresh_ru
             np.testing.assert_array_equal(x, (one_more if add else whole)[name])
     kept = mm.load(path), mm.load(path, weights="trained")
     assert [model.manifest["weights"] for model in kept] == ["average", "trained"]
+
+
+def test_a_run_begins_with_the_weights_that_another_evaluates_unless_asked(fresh_run, tmp_path):
+    whole = run.read(str(fresh_run)).params
+    one_more = {path: np.asarray(x + np.float32(1)) for path, x in whole.items()}
+    params, average = (unflatten_dict(tree, sep="/") for tree in (whole, one_more))
+    changes = {"teacher": {"name": "average", "decay": 0.9, "evaluate": True}}
+    path = saved(fresh_run, tmp_path, changes, params, {"teacher": average})
+    program = build_program(
+        ConfigDict(json.loads((fresh_run / "config.json").read_text())), jax.devices()[:1]
+    )
+    for which, want in ((None, one_more), ("average", one_more), ("trained", whole)):
+        found = flatten(read_parameters(path=path, which=which, program=program)[0])
+        assert found.keys() == want.keys()
+        for name, x in found.items():
+            np.testing.assert_array_equal(x, want[name])
+    with pytest.raises(BadInput, match="weights=average: the run .* keeps no average"):
+        read_parameters(path=str(fresh_run), which="average", program=program)
 
 
 def test_a_run_without_evaluations_needs_the_ops(fresh_run, tmp_path):

@@ -1,7 +1,9 @@
 """The workdir of a run, as a model: its parameters and what its manifest says. It only comes in."""
 
 import contextlib
+import functools
 import logging
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +23,8 @@ from mm.interop.json_files import read_json
 from mm.optim.paths import flatten
 from mm.runtime.checkpoint import Checkpointer, find_step
 
+_PLACES = {"trained": ("params",), "average": ("extras", "teacher")}  # in a checkpoint
+
 
 @registry.register("import_format", "run")
 def read(
@@ -38,16 +42,14 @@ def read(
     with what. What config.adapt added is merged into the weights, where that can be.
     Raises BadInput where there is no such checkpoint, or it has no average.
     """
-    if weights not in (None, "trained", "average"):
-        raise BadInput(f"weights={weights!r}: expected 'trained' or 'average'")
     directory = epath.Path(path)
     with _opened(directory) as checkpointer:
         number = find_step(checkpointer, step)
         saved = checkpointer.manifest(number)
         number, config = saved["step"], saved["config"]
-        evaluated = "average" if (config.get("teacher") or {}).get("evaluate") else "trained"
-        weights = weights or evaluated
-        params = _parameters(checkpointer, number, config, weights, path)
+        evaluated = find_weights(config, None, path)
+        weights = find_weights(config, weights, path)
+        params = _parameters(checkpointer, number, weights)
         metrics = checkpointer.metrics(number)
     metrics |= _results(directory, number, config)
     if weights != evaluated:
@@ -94,24 +96,43 @@ def _opened(directory: epath.Path) -> Iterator[Checkpointer]:
         logger.setLevel(level)
 
 
-def _parameters(
-    checkpointer: Checkpointer, step: int, config: Mapping, weights: str, path: str
-) -> dict[str, np.ndarray]:
+def find_weights(config: Mapping, weights: str | None, path: str) -> str:
+    """Which weights of a run are meant, "trained" or "average": of None those that it evaluates.
+
+    Raises BadInput for others, and for an average that the run does not keep.
+    """
+    teacher = config.get("teacher") or {}
+    if weights is None:
+        return "average" if teacher.get("evaluate") else "trained"
+    if weights not in _PLACES:
+        raise BadInput(f"weights={weights!r}: expected 'trained' or 'average'")
+    if weights == "average" and teacher.get("name") != "average":
+        raise BadInput(
+            f"weights=average: the run in {path} keeps no average of its parameters "
+            "(config.teacher=dict(name='average', ...) does)"
+        )
+    return weights
+
+
+def saved_weights(state: Mapping, weights: str) -> Any:
+    """The tree of these weights in that of a checkpoint."""
+    return functools.reduce(operator.getitem, _PLACES[weights], state)
+
+
+def at_weights(tree: Any, weights: str) -> dict:
+    """A tree of a checkpoint that has these weights alone."""
+    return functools.reduce(lambda found, key: {key: found}, reversed(_PLACES[weights]), tree)
+
+
+def _parameters(checkpointer: Checkpointer, step: int, weights: str) -> dict[str, np.ndarray]:
     """By path, on the host."""
-    tree = checkpointer.arrays(step)
-    if weights == "average":
-        if (config.get("teacher") or {}).get("name") != "average":
-            raise BadInput(
-                f"weights=average: the run in {path} keeps no average of its parameters "
-                "(config.teacher=dict(name='average', ...) does)"
-            )
-        tree = {"extras": {"teacher": tree["extras"]["teacher"]}}
-    else:
-        tree = {"params": tree["params"]}
     here = jax.sharding.SingleDeviceSharding(_cpu())
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
-    found, _ = checkpointer.restore(wanted, step, partial=True)
-    found = found["params"] if "params" in found else found["extras"]["teacher"]
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        saved_weights(checkpointer.arrays(step), weights),
+    )
+    found, _ = checkpointer.restore(at_weights(wanted, weights), step, partial=True)
+    found = saved_weights(found, weights)
     return {name: np.asarray(leaf) for name, leaf in flatten(found).items()}
 
 
