@@ -76,22 +76,26 @@ class Openclipart(Dataset):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         folder = Path(self.path or unpacked(Path(dl_manager.download_dir) / PACKAGE, self.log))
         clips, left_out = read_folder(folder)
-        examples = []
+        found: dict[bytes, dict] = {}  # a drawing comes under several titles, on both sides
         for clip in clips:
             try:
-                examples.append(clip.example())
+                example = clip.example()
             except BadExample as error:
                 left_out[error.reason] += 1
+                continue
+            if found.setdefault(example["image"], example) is not example:
+                left_out["same picture as another"] += 1
+        examples = list(found.values())
         for reason, count in left_out.most_common():
             self.log(f"openclipart: left out {count:,}: {reason}")
         self.info.metadata.update(left_out=dict(left_out))
         splits: dict[str, list] = {"train": [], "held_out": []}
         for example in examples:
             splits["held_out" if held_out(example["concept"]) else "train"].append(example)
-        for name, found in splits.items():
-            if not found:
+        for name, part in splits.items():
+            if not part:
                 raise BadInput(f"{folder}: {len(examples)} drawings are left, none for {name}")
-        return {name: self._generate_examples(found) for name, found in splits.items()}
+        return {name: self._generate_examples(part) for name, part in splits.items()}
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
         yield from enumerate(examples)

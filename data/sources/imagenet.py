@@ -39,7 +39,10 @@ def read_labels(path: str, names: Sequence[str]) -> list[str]:
         if rows and all(len(row) == 1 and row[0].isdigit() for row in rows):
             return _ground_truth(path, [int(row[0]) for row in rows], names)
         pairs = [(row[0], row[1:]) for row in rows if len(row) == 2]
-    labels = {_stem(name): found[0] for name, found in pairs if found}
+    labels: dict[str, str] = {}
+    for name, found in pairs:
+        if found and labels.setdefault(_stem(name), found[0]) != found[0]:
+            raise BadInput(f"{path}: gives two labels to pictures called {_stem(name)}")
     if not labels or len(pairs) < len(rows):
         raise BadInput(f"{path}: is no file of labels as ImageNet has them, a picture a line")
     missing = [name for name in names if _stem(name) not in labels]

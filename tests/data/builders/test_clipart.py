@@ -14,10 +14,12 @@ from mm.config import BadInput, load, plain
 PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"
 # Drawn 30 wide and 60 high: the left half is red, the rest as the page.
 BODY = '<rect width="15" height="60" fill="red"/>'
+SPOT = '<rect x="20" width="4" height="4" fill="rgb(0,0,{})"/>'  # tells drawings apart
 
 
-def drawing(title: str, *keywords: str, licence=PUBLIC_DOMAIN, body=BODY, size="30px 60") -> str:
+def drawing(title: str, *keywords: str, licence=PUBLIC_DOMAIN, body=None, size="30px 60") -> str:
     width, height = size.split()
+    body = BODY + SPOT.format(sum(map(ord, title)) % 250) if body is None else body
     words = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
     return f"""<?xml version="1.0" encoding="UTF-8" standalone="no"?>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="http://web.resource.org/cc/"
@@ -45,6 +47,7 @@ def package(tmp_path_factory):
     }
     files |= {f"theme/{i}.svg": drawing("My Theme") for i in range(9)}
     files["food/fruit/plum.svg"] = drawing("Plum")  # by its hash held out
+    files["more/prune.svg"] = drawing("prune", body=BODY + SPOT.format(sum(map(ord, "Plum")) % 250))
     home = root / "usr/share/openclipart/svg"
     for name, text in files.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +96,11 @@ def test_a_title_is_on_one_side_and_both_sides_have_some(data_dir):
     assert train and held_out and not train & held_out
 
 
+def test_a_picture_under_two_titles_is_one_example(data_dir):
+    pictures = [x["image"] for split in ("train", "held_out") for x in read(data_dir, split)]
+    assert len(set(pictures)) == len(pictures) == 4
+
+
 def test_what_is_left_out_is_counted(package, data_dir):
     clips, left_out = read_folder(package)
     assert left_out == {
@@ -104,7 +112,7 @@ def test_what_is_left_out_is_counted(package, data_dir):
     }
     assert "recent.svg" not in {clip.name for clip in clips}
     drawn = sum(len(read(data_dir, split)) for split in ("train", "held_out"))
-    assert drawn == len(clips) - 2  # all white, one as its only shape is none
+    assert drawn == len(clips) - 3  # two all white, one as its only shape is none; one is another
 
 
 def test_the_recipe_reads_what_was_prepared(data_dir, tokenizer):

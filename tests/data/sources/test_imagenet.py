@@ -74,6 +74,12 @@ def test_a_picture_without_a_label_is_refused(val):
         opened(val, "ILSVRC2012_validation_ground_truth.txt")
 
 
+def test_two_labels_for_pictures_of_one_name_are_refused(val):
+    (val.parent / "val.txt").write_text("a/1.jpg 3\na/2.jpg 3\nb/1.jpg 4\n")
+    with pytest.raises(BadInput, match="val.txt: gives two labels to pictures called 1"):
+        opened(val, "val.txt")
+
+
 @pytest.mark.parametrize("text", ["", "a picture of a cat\n", "a.jpg\nb.jpg\n"])
 def test_another_file_is_refused(val, text):
     (val.parent / "val.txt").write_text(text)
