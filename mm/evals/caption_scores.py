@@ -51,23 +51,19 @@ def ngrams(text: Words, n: int) -> collections.Counter[tuple[str, ...]]:
 
 
 def bleu_counts(
-    candidates: Sequence[Words], references: Sequence[Sequence[Words]], most: int = 4
-) -> Int[np.ndarray, "n k"]:
-    """What `mm.report.measures.bleu` is made of, of each example.
+    candidates: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> Int[np.ndarray, "n 10"]:
+    """What `mm.report.measures.bleu` is made of, of each example, as sacrebleu counts it.
 
     The brevity penalty takes the reference that is nearest in length, the shorter of two.
     """
+    from sacrebleu.metrics import BLEU  # brings lxml along, so only where captions are scored
+
+    bleu = BLEU(tokenize="none", effective_order=True)  # the latter is for its scores of sentences
     rows = []
     for candidate, texts in zip(candidates, references, strict=True):
-        right, found = [], []
-        for n in range(1, most + 1):
-            own, best = ngrams(candidate, n), collections.Counter()
-            for text in texts:
-                best |= ngrams(text, n)
-            right.append((own & best).total())
-            found.append(own.total())
-        wanted = min(map(len, texts), key=lambda n: (abs(n - len(candidate)), n))
-        rows.append([*right, *found, len(candidate), wanted])
+        found = bleu.sentence_score(" ".join(candidate), [" ".join(text) for text in texts])
+        rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
     return np.array(rows)
 
 

@@ -1,4 +1,4 @@
-"""Scores of captions against others' programs (tests/golden/scores) and by hand."""
+"""Scores of captions against others' programs (sacrebleu, tests/golden/scores) and by hand."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sacrebleu import corpus_bleu
 
 from mm.evals import caption_scores as scores
 from mm.report.measures import measure
@@ -20,9 +21,17 @@ def bleu(candidates, references):
     return measure("bleu", counts, np.ones((1, len(counts))))[0]
 
 
-def test_bleu_is_that_of_sacrebleu():
-    found = bleu(GOLDEN["candidates"], GOLDEN["references"])
-    np.testing.assert_allclose(found, GOLDEN["bleu4"], rtol=1e-9)
+texts = st.lists(st.sampled_from(["a", "b", "'s"]), max_size=9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), min_size=1, max_size=5))
+def test_bleu_of_any_corpus_is_that_of_sacrebleu(pairs):
+    candidates, references = map(list, zip(*pairs, strict=True))
+    lines = [" ".join(candidate) for candidate in candidates]
+    columns = itertools.zip_longest(*([" ".join(own) for own in rows] for rows in references))
+    want = corpus_bleu(lines, list(columns), tokenize="none", smooth_method="none")
+    np.testing.assert_allclose(bleu(candidates, references), want.score / 100, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["rouge_l", "cider"])
@@ -93,6 +102,12 @@ def test_what_a_candidate_repeats_counts_no_more():
 def test_words_are_lower_case_without_punctuation():
     found = scores.words("Man’s T-shirt: 3 o'clock, (don't)!")
     assert found == ["man", "'s", "t-shirt", "3", "o", "'clock", "don", "'t"]
+
+
+@given(st.text())
+def test_words_have_no_space_inside(text):
+    """sacrebleu takes them joined by spaces."""
+    assert " ".join(scores.words(text)).split() == scores.words(text)
 
 
 def test_a_candidate_without_references_is_refused():

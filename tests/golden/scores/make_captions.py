@@ -1,11 +1,11 @@
 """Writes captions.json: scores of made-up captions by others' programs.
 
-pip install pycocoevalcap==1.2 sacrebleu==2.6.0 nltk==3.10.4 snowballstemmer==3.1.1, then
+pip install pycocoevalcap==1.2 nltk==3.10.4 snowballstemmer==3.1.1, then
 python tests/golden/scores/make_captions.py
 
-BLEU by sacrebleu; ROUGE-L and CIDEr by pycocoevalcap, the program of COCO's server; METEOR by NLTK
-with an empty WordNet, so without synonyms, and snowballstemmer's stems. NLTK aligns greedily:
-METEOR's captions have no word twice, so that there is one alignment alone.
+ROUGE-L and CIDEr by pycocoevalcap, the program of COCO's server; METEOR by NLTK with an empty
+WordNet, so without synonyms, and snowballstemmer's stems. NLTK aligns greedily: METEOR's captions
+have no word twice, so that there is one alignment alone.
 """
 
 import json
@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import sacrebleu
 import snowballstemmer
 from nltk.translate.meteor_score import meteor_score
 from pycocoevalcap.cider.cider import Cider
@@ -51,14 +50,6 @@ def main():
     candidates, references = corpus(0, True)
     results = {i: [" ".join(text)] for i, text in enumerate(candidates)}
     truth = {i: [" ".join(text) for text in texts] for i, texts in enumerate(references)}
-    padded = [
-        [" ".join(texts[i]) if i < len(texts) else None for texts in references]
-        for i in range(REFERENCES)
-    ]
-    plain = [text for [text] in results.values()]
-    bleu = sacrebleu.corpus_bleu(
-        plain, padded, tokenize="none", smooth_method="none", force=True
-    ).score
     plain_candidates, plain_references = corpus(1, False)
     porter = snowballstemmer.stemmer("porter")
     stemmer = SimpleNamespace(stem=porter.stemWord)
@@ -70,7 +61,6 @@ def main():
     found = {
         "candidates": candidates,
         "references": references,
-        "bleu4": bleu / 100,
         "rouge_l": Rouge().compute_score(truth, results)[1].tolist(),
         "cider": Cider().compute_score(truth, results)[1].tolist(),
         "meteor_candidates": plain_candidates,
