@@ -13,7 +13,7 @@ hands (1,459 icons), `unseen_sets` all that nine other authors drew (10,000 icon
 draw has a known name). Icons of one concept are positives of each other, whoever draws them, and
 pictures are not flipped: left and right are names. No number has been tuned.
 
-`data=openclipart` in the argument trains on clip art with titles and keywords instead, 2,800
+`data=openclipart` in the argument trains on clip art with titles and keywords instead, 2,600
 drawings and 300 of held-out titles; it takes two commands before:
 
   python -m data.builders.openclipart --data_dir=.data
