@@ -59,26 +59,12 @@ def tfds_source(
     """
     data_dir = str(epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
     builder = _open(dataset, data_dir)
-    try:
-        files = builder.info.splits[split].file_instructions
-    except (ValueError, KeyError) as error:
-        have = list(builder.info.splits)
-        raise BadInput(
-            f"split {split!r} of {dataset!r}: cannot be read; the data set has {have}, and parts "
-            "such as 'train[:90%]' or 'a+b' of them"
-        ) from error
-    paths = [str(file.filename) for file in files]
-    for path in paths:
-        if not epath.Path(path).exists():
-            raise BadInput(f"{path}: is missing; prepare the data set again")
-    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-        readers = _tfrecords(paths, index_dir)
-    else:
-        readers = [functools.partial(_read, path, _reader(path)) for path in paths]
-    source = _Records(files, readers, _features(builder.info.features))
+    source = _records(builder, split, index_dir)
+    whole = functools.partial(_records, builder, "+".join(builder.info.splits), index_dir)
     for values, keep in ((only, True), (exclude, False)):
         for key, wanted in (values or {}).items():
-            source.filter(key, {wanted} if isinstance(wanted, str) else set(wanted), keep)
+            wanted = {wanted} if isinstance(wanted, str) else set(wanted)
+            source.filter(key, wanted, keep, whole)
     if not len(source):
         raise BadInput(f"{dataset!r} {split!r} with only={only}, exclude={exclude}: is empty")
     source = part(source, first, last)
@@ -103,6 +89,27 @@ def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
             "which cannot be read at random; prepare it with --file_format=array_record"
         )
     return builder
+
+
+def _records(builder: tfds.core.DatasetBuilder, split: str, index_dir: str | None) -> "_Records":
+    """Those of a split, in the order of its files."""
+    try:
+        files = builder.info.splits[split].file_instructions
+    except (ValueError, KeyError) as error:
+        have = list(builder.info.splits)
+        raise BadInput(
+            f"split {split!r} of {builder.name!r}: cannot be read; the data set has {have}, and "
+            "parts such as 'train[:90%]' or 'a+b' of them"
+        ) from error
+    paths = [str(file.filename) for file in files]
+    for path in paths:
+        if not epath.Path(path).exists():
+            raise BadInput(f"{path}: is missing; prepare the data set again")
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        readers = _tfrecords(paths, index_dir)
+    else:
+        readers = [functools.partial(_read, path, _reader(path)) for path in paths]
+    return _Records(files, readers, _features(builder.info.features))
 
 
 def _features(features: tfds.features.FeaturesDict, prefix: str = "") -> dict[str, Feature]:
@@ -207,19 +214,27 @@ class _Records:
     def _shards(self, rows: np.ndarray) -> Int64[np.ndarray, " b"]:
         return np.searchsorted(self._ends, rows, side="right")
 
-    def filter(self, key: str, values: set[str], keep: bool) -> None:
-        """Keeps the records whose `key` is (keep) or is not (not keep) among `values`."""
+    def column(self, key: str) -> list:
+        """A field of all records."""
+        blocks = range(0, len(self), _FILTER_BLOCK)
+        ids = [np.arange(start, min(start + _FILTER_BLOCK, len(self))) for start in blocks]
+        return [record[key] for block in ids for record in self.read(block, (key,))]
+
+    def filter(
+        self, key: str, values: set[str], keep: bool, whole: Callable[[], "_Records"]
+    ) -> None:
+        """Keeps the records whose `key` is (keep) or is not (not keep) among `values`.
+
+        Raises BadInput for a value that not even `whole` has, the records of all splits.
+        """
         if key not in self.features or self.features[key] != Feature("text"):
             have = [name for name, feature in self.features.items() if feature == Feature("text")]
             raise BadInput(
                 f"{key!r}: is no text field of the data set{suggest(key, have)} ({have})"
             )
-        blocks = range(0, len(self), _FILTER_BLOCK)
-        ids = [np.arange(start, min(start + _FILTER_BLOCK, len(self))) for start in blocks]
-        found = [record[key] for block in ids for record in self.read(block, (key,))]
-        unknown = values - set(found)
-        if unknown:
-            have = sorted(set(found))
+        found = self.column(key)
+        if values - set(found) and (unknown := values - set(every := whole().column(key))):
+            have = sorted(set(every))
             raise BadInput(
                 f"{key}={sorted(unknown)}: no example has that{suggest(min(unknown), have)}; "
                 f"there are {have[:20]}"

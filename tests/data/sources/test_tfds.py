@@ -139,6 +139,11 @@ def test_exclude_and_only_filter_by_a_text_field(data_dir):
     assert sorted(ranks(both)) == [0, 2, 8, 10, 12, 14, 16, 18]
 
 
+def test_a_value_that_only_another_split_has_is_no_mistake(data_dir):
+    kept = open_tiny(data_dir, "seen", only={"label": ("label 3", "label 15")})
+    assert len(kept) == 1
+
+
 @pytest.mark.parametrize(
     "kwargs, message",
     [
