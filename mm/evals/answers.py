@@ -60,9 +60,7 @@ class Answers:
         )
         decode, ids = self.tokenizer.decode, pool["id"]
         written, answers, asked = (decode(pool[k]) for k in ("ids", "answers", "instructions"))
-        right = np.array(
-            [vqa.normalized(a) == vqa.normalized(b) for a, b in zip(written, answers, strict=True)]
-        )
+        right = np.array([vqa.same(a, b) for a, b in zip(written, answers, strict=True)])
         found = {"exact_match": Outcome(ids, right)}
         for number, kind in enumerate(self.kinds):
             of_kind = pool["kind"] == number

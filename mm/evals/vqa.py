@@ -44,6 +44,12 @@ def normalized(answer: str) -> str:
     return " ".join(_REPAIRED.get(word, word) for word in found if word not in _ARTICLES)
 
 
+def same(answer: str, other: str) -> bool:
+    """Whether they are one when both are `normalized`; what that leaves nothing of, as it is."""
+    found = normalized(answer)
+    return found == normalized(other) and (bool(found) or answer.strip() == other.strip())
+
+
 def accuracy(answer: str, references: Sequence[str]) -> float:
     """min(people who say the same / 3, 1), the mean over all ways to leave one of the people out.
 

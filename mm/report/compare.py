@@ -135,7 +135,8 @@ def read_outcomes(path: epath.Path) -> tuple[dict[str, Outcome], dict[str, float
     }
     kept = {name: outcome for name, outcome in found.items() if name in known}
     for name, outcome in kept.items():
-        if not math.isclose(outcome.metric, known[name], rel_tol=1e-9, abs_tol=1e-12):
+        both = outcome.metric, known[name]
+        if not (all(map(math.isnan, both)) or math.isclose(*both, rel_tol=1e-9, abs_tol=1e-12)):
             raise BadInput(
                 f"{path}: results.json says {name} is {known[name]:g}, its outcomes say "
                 f"{outcome.metric:g}; evaluate again: --mode=eval"

@@ -5,6 +5,7 @@ counts [r n] says how often each is there, in each of r resamples. So an evaluat
 number, all counts one, and `mm.report.compare` the numbers of other samples, by the same lines.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,12 +13,20 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 Values = Shaped[np.ndarray, "n ..."]
 Counts = Shaped[np.ndarray, "r n"]
+_ROUNDING = 1e-12
 _BINS = 15  # of the calibration error: Guo et al. 2017, section 4
 
 
+_SHARES = ("accuracy", "recall", "precision", "f1", "exact_match", "ece", "roc", "error", "score")
+
+
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share, from 0 to 1, that is shown in percent."""
-    return any(part in metric for part in ("recall@", "accuracy", "exact_match"))
+    """Whether a metric is a share, from 0 to 1, that is shown in percent.
+
+    By the words of its name, of which what stands before the first / is that of the evaluation.
+    """
+    words = re.split("[/_@]", metric.partition("/")[2] or metric)
+    return any(word in _SHARES for word in words) and not {"squared", "absolute"} & {*words}
 
 
 def measure(kind: str, values: Values, counts: Counts) -> Float[np.ndarray, " r"]:
@@ -99,7 +108,7 @@ def area_under_roc(
     other_counts: Shaped[np.ndarray, "r m"] | None = None,
 ) -> Float[np.ndarray, " r"]:
     """How often one of `own` scores higher than one of `other`; a tie is half (Mann and Whitney
-    1947). What is no number never wins."""
+    1947). What is no number counts against the model."""
     counts = np.ones((1, len(own))) if own_counts is None else own_counts
     others = np.ones((1, len(other))) if other_counts is None else other_counts
     own = np.where(np.isnan(own), -np.inf, own)
@@ -140,7 +149,8 @@ def r2(values: Values, counts: Counts) -> Float[np.ndarray, " r"]:
     true, found = true - true.mean(0), found - true.mean(0)
     n = counts.sum(1, keepdims=True)
     spread = counts @ true**2 - (counts @ true) ** 2 / n
-    told = 1 - counts @ (found - true) ** 2 / np.where(spread > 0, spread, np.nan)
+    there = spread > _ROUNDING * (counts @ true**2)  # else all that were drawn are equal
+    told = 1 - counts @ (found - true) ** 2 / np.where(there, spread, np.nan)
     return told.mean(1)
 
 

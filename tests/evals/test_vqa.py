@@ -37,3 +37,8 @@ def test_four_of_ten_who_agree_are_enough(agree, want):
     """Of 3 who agree: 7 ways leave all 3, 1.0 each; 3 ways leave 2, 2/3 each: 0.9."""
     references = ["cat"] * agree + [f"dog {i}" for i in range(10 - agree)]
     assert vqa.accuracy("cat", references) == pytest.approx(want)
+
+
+def test_what_has_nothing_left_when_normalized_is_compared_as_it_is():
+    assert vqa.same("The cat.", "cat") and vqa.same("a", "a")
+    assert not vqa.same("", "a") and not vqa.same("the", "a")

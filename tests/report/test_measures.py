@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mm.report.measures import KINDS, measure, resample
+from mm.report.measures import KINDS, is_share, measure, resample
 
 RNG = np.random.default_rng(0)
 N = 40
@@ -58,3 +58,29 @@ def test_a_resample_has_as_many_examples_and_clusters_whole():
     together = resample(rng, 50, np.ones(4, int), clusters)
     assert (together[:, 0] == together[:, 2]).all()
     assert (together[:, 1:].sum(1) == 3).all() and (together.sum(1) != 4).any()
+
+
+@pytest.mark.parametrize(
+    "metric, share",
+    [
+        ("seen/accuracy", True),
+        ("seen/text_to_image/recall@1", True),
+        ("probes/few_shot/4_shot/accuracy_spread", True),
+        ("seen/precision/macro", True),
+        ("quadruples/group_score", True),
+        ("noisy/mean_corruption_error", True),
+        ("zero_shot_accuracy/examples", False),
+        ("seen/squared_error", False),
+        ("seen/cider", False),
+        ("seen/brier", False),
+    ],
+)
+def test_a_share_is_told_by_its_own_name(metric, share):
+    assert is_share(metric) == share
+
+
+def test_what_has_no_variance_but_that_of_rounding_has_no_r2():
+    true = np.full(6, 0.1) + np.array([0, 0, 0, 0, 0, 5.0])
+    counts = np.array([[1, 1, 1, 1, 1, 1], [2, 1, 1, 1, 1, 0]])
+    found = measure("r2", np.stack([true, np.zeros(6)], axis=1), counts)
+    assert np.isfinite(found[0]) and np.isnan(found[1])
