@@ -20,8 +20,7 @@ quick start, as noisy. What is trained:
 
 and the scale of the loss, always. `hidden=64` lets a small network make the tokens or words of the
 last three (Li and Liang 2021). A linear probe takes labels: configs/classify.py:method=probe.
-Learning rates are of configs/ablations/finetuning_rates.py; `image` and `prompts`, which it does
-not try, have those of `full` and `coop`. docs/finetuning.md says more.
+Learning rates are of configs/ablations/finetuning_rates.py. docs/finetuning.md says more.
 """
 
 from ml_collections import ConfigDict
@@ -48,18 +47,19 @@ VPT = dict(name="image_prompt", count=8, deep=True)
 METHODS = {
     "full": dict(learning_rate=1e-3, optimizer=dict(layer_decay=0.75)),
     "lit": dict(learning_rate=3e-3, optimizer=dict(trainable=(TEXT, "objectives/.*"))),
-    "image": dict(learning_rate=1e-3, optimizer=dict(trainable=(IMAGE, "objectives/.*"))),
+    "image": dict(learning_rate=3e-3, optimizer=dict(trainable=(IMAGE, "objectives/.*"))),
     "projections": dict(
         learning_rate=3e-3, optimizer=dict(trainable=("model/.*_projection/.*", "objectives/.*"))
     ),
     "lora": dict(learning_rate=3e-3, adapt=dict(LORA, at=(*LORA["at"], "model/.*_projection"))),
     "adapter": dict(learning_rate=1e-2, adapt=ADAPTER),
     "vpt": dict(learning_rate=3e-2, adapt=VPT),
-    "prompts": dict(learning_rate=3e-2, adapt=dict(name="text_context", count=4)),
+    "prompts": dict(learning_rate=1e-2, adapt=dict(name="text_context", count=4)),
     "none": dict(learning_rate=1.0),
     "coop": dict(learning_rate=3e-2, adapt=dict(name="text_context", count=4)),
 }
 PROMPTED = ("vpt", "coop", "prompts")
+NETWORK_RATE = 1e-2  # of those whose prompts a network makes
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -74,6 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
         if name not in PROMPTED:
             raise BadInput(f"config argument hidden={given['hidden']}: is for {list(PROMPTED)}")
         adaptation = dict(adaptation, hidden=given["hidden"])
+        method = dict(method, learning_rate=NETWORK_RATE)
     config = quickstart()
     config.total_steps = 60 if name != "none" else 0
     config.global_batch_size = 128

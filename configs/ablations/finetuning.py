@@ -12,7 +12,9 @@ pictures. docs/finetuning.md has the table.
 CHOSEN_ON, REPORTED = (
     "+".join(f"seen[{start}%:{start + 5}%]" for start in range(first, 100, 10)) for first in (0, 5)
 )
-METHODS = ("full", "lit", "projections", "lora", "adapter", "vpt", "coop")
+METHODS = (
+    "full", "lit", "image", "projections", "lora", "adapter", "vpt", "coop", "prompts"
+)  # fmt: skip
 
 
 def get_sweep() -> dict:
