@@ -6,13 +6,15 @@
 
 Groups are the eight of the pool's pictures, under names that a text tower can read; concepts are
 all labels of both pools, so that one that no vendor drew in training has 1,643 rivals. The config's
-argument `labels=PATH` is another place for their file. `data=digits` or `data=mnist` judges it by
-handwritten digits instead, which it has never seen. docs/evaluation.md has the results.
+argument `labels=PATH` is another place for their file. Each is asked by the name alone and by the
+mean of several templates (`_ensemble`). `data=digits` or `data=mnist` judges it by handwritten
+digits instead, which it has never seen. docs/evaluation.md has the results.
 """
 
 from ml_collections import ConfigDict
 
 from configs.classify import DIGITS as CLASSES
+from configs.finetune import TEMPLATES
 from configs.quickstart import EMOJI
 from configs.quickstart import get_config as quickstart
 from mm.config import BadInput, parse_arg
@@ -71,8 +73,10 @@ def on_emoji(given: dict) -> dict:
     evals = {}
     for split in ("seen", "unseen"):
         pool = dict(source=dict(split=split, **EMOJI), batch_size=512)
-        evals[f"{split}_group"] = dict(name="zero_shot", preprocess=group, **pool)
-        evals[f"{split}_concept"] = dict(name="zero_shot", preprocess=concept, **pool)
+        for name, ops in (("group", group), ("concept", concept)):
+            zero_shot = dict(name="zero_shot", preprocess=ops, **pool)
+            evals[f"{split}_{name}"] = zero_shot
+            evals[f"{split}_{name}_ensemble"] = dict(zero_shot, templates=TEMPLATES)
         evals[f"{split}_probes"] = dict(
             name="probes", preprocess=group, train=train, methods=METHODS, **pool
         )
