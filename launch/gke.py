@@ -98,8 +98,9 @@ def submit(cluster: "Cluster", run: Run) -> int:
             "fit a ConfigMap: is there data that .gitignore should name?",
             REFUSED,
         )
-    ended = find_ended(cluster)
+    find_ended(cluster)  # here so that nobody waits for a plan
     check_plan(shell, flags, run, code, plan_topology(flags, slice_))
+    ended = find_ended(cluster)  # a plan takes minutes, in which another may have launched it
     if ended:
         shell.say(f"{flags.name} is there from before, and {ended}: it is replaced")
         with uninterrupted():

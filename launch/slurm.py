@@ -83,14 +83,13 @@ def read_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Run
 
 def submit(shell: Shell, flags: argparse.Namespace, run: Run, folder: Path) -> int:
     """Plan, code, script, sbatch; with --wait the log until the end."""
-    known = (folder / "job_id").exists()
-    if known and (state := job_state(shell, job := read_job(shell, folder))):
-        raise Failure(f"{flags.name} is job {job} already, and {state}; stop it first", EXISTS)
+    check_ended(shell, flags.name, folder)
     code = snapshot(flags.code)
     shell.say(code.describe())
     gpus = flags.nodes * flags.gpus_per_node
     topology = f"{flags.accelerator}:{gpus}" if flags.accelerator else None
     check_plan(shell, flags, run, code, topology, shared=True)
+    check_ended(shell, flags.name, folder)  # in these minutes another may have submitted it
     unpack(shell, code, folder)
     script = folder / "job.sh"
     shell.write(script, make_script(flags, run, folder), mode=0o755)
@@ -112,6 +111,15 @@ def submit(shell: Shell, flags: argparse.Namespace, run: Run, folder: Path) -> i
             command += f" --code={shlex.quote(str(flags.code))}"
         shell.left(f"job {job} goes on without me. To end it:", command)
         return error.code
+
+
+def check_ended(shell: Shell, name: str, folder: Path) -> None:
+    """Raises Failure while a job of that name is in the queue."""
+    if not (folder / "job_id").exists():
+        return
+    job = read_job(shell, folder)
+    if state := job_state(shell, job):
+        raise Failure(f"{name} is job {job} already, and {state}; stop it first", EXISTS)
 
 
 def unpack(shell: Shell, code: Code, folder: Path) -> None:

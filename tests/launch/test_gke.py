@@ -264,12 +264,24 @@ def test_what_exists_is_left_alone(cloud):
 
 
 def test_what_has_ended_is_replaced(cloud):
-    cloud = cloud(states=[{}, FAILED, {}])
+    cloud = cloud(states=[{}, FAILED, FAILED, {}])
     assert launch(cloud).returncode == 0
     done = launch(cloud)
     assert done.returncode == 0 and "from before, and Failed: it is replaced" in done.stdout
     verbs = [call[1] for call in cloud.calls()]
-    assert verbs == ["get", "apply", "get", "patch", "get", "delete", "apply", "get", "patch"]
+    first, second = ["get", "get", "apply", "get", "patch"], ["delete", "apply", "get", "patch"]
+    assert verbs == [*first, "get", "get", *second]
+
+
+def test_what_another_launches_during_the_plan_is_left_alone(cloud, monkeypatch):
+    cloud = cloud(apply="denied")
+    for key, value in cloud.environment().items():
+        monkeypatch.setenv(key, value)
+    other = cloud.folder / "resources" / "jobset-run.json"
+    monkeypatch.setattr(gke, "check_plan", lambda *_: other.write_text(json.dumps(RUNNING)))
+    with pytest.raises(gke.Failure, match="run exists already and is") as error:
+        gke.work([*arguments(cloud)])
+    assert error.value.code == EXISTS and cloud.resources() == ["jobset-run"]
 
 
 @pytest.mark.parametrize("states, code", [([{}, RUNNING, COMPLETED], 0), ([RUNNING, FAILED], 7)])

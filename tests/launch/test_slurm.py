@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from launch import slurm
 from launch.shell import EXISTS, FAILED, NO_MACHINES, PREEMPTED, REFUSED
 from tests import runs
 from tests.launch import slurm_cluster
@@ -141,6 +142,21 @@ def test_what_is_in_the_queue_is_not_submitted_twice(cloud):
     assert launch(cloud).returncode == 0
     done = launch(cloud)
     assert done.returncode == EXISTS and "run is job 1 already, and PENDING" in done.stderr
+
+
+def test_what_another_submits_during_the_plan_is_left_alone(cloud, monkeypatch):
+    cloud = cloud(pending=True)
+    assert launch(cloud).returncode == 0
+    job = cloud.code / "launches" / "run" / "job_id"
+    number, code = job.read_text(), job.parent / "code"
+    job.unlink()
+    for key, value in cloud.environment().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(slurm, "check_plan", lambda *_, **__: job.write_text(number))
+    (code / "of_the_other").touch()
+    with pytest.raises(slurm.Failure, match="run is job 1 already, and PENDING") as error:
+        slurm.work([*FLAGS, f"--code={cloud.code}", "--", "--config=c.py", "--workdir=/shared/run"])
+    assert error.value.code == EXISTS and (code / "of_the_other").exists()
 
 
 def test_interrupted_while_it_waits_the_job_goes_on(cloud):
