@@ -78,10 +78,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.input = dict(source=train, preprocess=ops)
     config.evals = dict(
         held_out=dict(
-            name="classification", source=held_out, preprocess=ops, batch_size=256, every_steps=1000
+            name="classification", source=held_out, preprocess=ops, batch_size=256,
+            references="answers", every_steps=1000,
         )
-    )
-    best = "held_out/mean_average_precision"
+    )  # fmt: skip
+    best = "held_out/vqa_accuracy"
     config.checkpoint = dict(every_steps=1000, keep_last=1, keep_best=best)
     config.log = dict(every_steps=50)
     return config

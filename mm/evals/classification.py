@@ -10,11 +10,13 @@ from jax import Array
 
 from mm import registry
 from mm.config import BadInput, Positive, Share
+from mm.evals import vqa
 from mm.evals.base import Model, draw_later, leave_page
 from mm.evals.calibration import calibration, fit_temperature
 from mm.evals.classes import confusion, mean_average_precision, of_one, of_several
 from mm.evals.labelled import ranks_of
 from mm.evals.pool import pool_of, read_column, read_labels
+from mm.evals.writing import read_references
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report import classes as report
@@ -26,9 +28,10 @@ from mm.runtime.workdir import write_atomic
 class Classification:
     """The classes of all of `source`, by the first objective that classifies.
 
-    The ops number them with `label` or, several an example, with `labels`. max_bad_share: of broken
-    examples, which are left out. Raises BadInput for what could not run: a label that is no
-    class, a head of another number of classes.
+    The ops number them with `label` or, several an example, with `labels`. references: a field with
+    what people answered, by which the name of the highest class is judged as an answer
+    (`mm.evals.vqa`). max_bad_share: of broken examples, which are left out. Raises BadInput for
+    what could not run: a label that is no class, a head of another number of classes.
     """
 
     reads = ("image", "text", "text_mask", "entities", "label", "labels")
@@ -40,6 +43,7 @@ class Classification:
         source: Any,
         preprocess: Any,
         batch_size: Positive,
+        references: str | None = None,
         max_bad_share: Share = 0.01,
     ):
         if not (preprocess.only("label").ops or preprocess.only("labels").ops):
@@ -53,11 +57,14 @@ class Classification:
         self.names = one.classes or preprocess.only("labels").classes
         self.needs = ("classify", f"classes={len(self.names)}")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.max_bad_share = max_bad_share
+        if references is not None:  # of all, so that what is missing shows before training
+            read_references(source, references, np.arange(len(source)))
+        self.references, self.max_bad_share = references, max_bad_share
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "accuracy", "precision/macro" and so on (`mm.evals.classes`); of one class an
-        example also "ece", "brier", "temperature", ... (`mm.evals.calibration`).
+        example also "ece", "brier", "temperature", ... (`mm.evals.calibration`); with references
+        "vqa_accuracy".
 
         picture: a PNG to write, the confusion matrix (process 0), and for the run's page
         `report/<its name>.json` beside it.
@@ -77,6 +84,12 @@ class Classification:
             more |= {name: found.pop(name).metric for name in ("ece", "scaled/ece")}
             matrix = confusion(labels, logits.argmax(1), len(self.names))
             draw_later(model, picture, functools.partial(self._draw, matrix, picture))
+        if self.references is not None:
+            texts = read_references(self.source, self.references, ids)
+            sure = (logits == logits.max(1, keepdims=True)).sum(1) == 1
+            said = [self.names[i] if s else "" for i, s in zip(logits.argmax(1), sure, strict=True)]
+            right = [vqa.accuracy(*pair) for pair in zip(said, texts, strict=True)]
+            found["vqa_accuracy"] = Outcome(ids, np.array(right))
         return model.metrics(found) | more | {"examples": float(len(ids))}
 
     def _draw(self, matrix: np.ndarray, path: epath.Path) -> None:

@@ -50,6 +50,21 @@ def test_classes_are_measured_over_all_examples_once(monkeypatch, devices, batch
     assert found == pytest.approx(want, abs=1e-9)
 
 
+def test_classes_that_are_answers_are_judged_by_what_people_said(monkeypatch):
+    best = [NAMES[i] for i in LOGITS.argmax(1)]
+    # All ten, two of ten (0.6 by the benchmark's mean over nine of them), none of ten.
+    shares = [(10, 1.0), (2, 0.6), (0, 0.0)]
+    given = [shares[i % 3] for i in range(SIZE)]
+    people = [[name] * n + ["nobody"] * (10 - n) for name, (n, _) in zip(best, given, strict=True)]
+    records = Source(classes=[list(NAMES)] * SIZE, said=people)
+    feed(monkeypatch, image=LOGITS, labels=MANY)
+    evaluator = Classification(source=records, preprocess=SEVERAL, batch_size=8, references="said")
+    found = evaluator.run(model(1, head("labels")))
+    assert found["vqa_accuracy"] == pytest.approx(np.mean([x for _, x in given]))
+    with pytest.raises(BadInput, match="references='sad': the source has no such field"):
+        Classification(source=records, preprocess=SEVERAL, batch_size=8, references="sad")
+
+
 @pytest.mark.parametrize("said", [0.0, np.nan])
 def test_a_model_that_says_the_same_of_all_classes_is_right_about_nothing(monkeypatch, said):
     feed(monkeypatch, image=np.full_like(LOGITS, said), label=LABELS.astype(np.int32))
