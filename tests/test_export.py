@@ -517,6 +517,11 @@ def test_a_template_of_one_sentence_may_travel(tokenizer):
         facts.open_ops(several, tokenizer.read_text(), "x")
 
 
+def test_noise_may_not_travel():
+    with pytest.raises(BadInput, match="corrupt.*draws at random; give ops that do not"):
+        facts.open_ops("decode|resize(8)|corrupt('gaussian_noise', 5)", None, "x")
+
+
 @pytest.mark.parametrize(
     "spec, params, expected",
     [
