@@ -17,7 +17,7 @@ _ROUNDING = 1e-12
 _BINS = 15  # of the calibration error: Guo et al. 2017, section 4
 
 
-_SHARES = ("accuracy", "recall", "precision", "f1", "exact_match", "ece", "roc", "error", "score")
+_SHARES = ("accuracy", "recall", "precision", "f1", "exact_match", "ece", "roc", "error")
 
 
 def is_share(metric: str) -> bool:
@@ -25,8 +25,10 @@ def is_share(metric: str) -> bool:
 
     By the words of its name, of which what stands before the first / is that of the evaluation.
     """
-    words = re.split("[/_@]", metric.partition("/")[2] or metric)
-    return any(word in _SHARES for word in words) and not {"squared", "absolute"} & {*words}
+    own = metric.partition("/")[2] or metric
+    words = re.split("[/_@]", own)
+    share = any(word in _SHARES for word in words) or own.endswith("_score")
+    return share and not {"squared", "absolute"} & {*words}
 
 
 def measure(kind: str, values: Values, counts: Counts) -> Float[np.ndarray, " r"]:

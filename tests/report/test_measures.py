@@ -71,6 +71,7 @@ def test_a_resample_has_as_many_examples_and_clusters_whole():
         ("noisy/mean_corruption_error", True),
         ("zero_shot_accuracy/examples", False),
         ("seen/squared_error", False),
+        ("seen/score", False),
         ("seen/cider", False),
         ("seen/brier", False),
     ],
