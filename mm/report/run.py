@@ -159,7 +159,7 @@ def _results(
         if metric in _KS:
             groups.setdefault(name, {})[metric] = value
         elif metric != "pool_size":
-            rest.append([key, _number(value)])
+            rest.append([key, _metric(key, value)])
     rows = []
     for name, values in groups.items():
         evaluation, _, direction = name.rpartition("/")
@@ -180,7 +180,7 @@ def _results(
     ]
     if values:
         value, step = max(values)
-        shown = f"Best {best}: {_metric(best.rpartition('/')[2], value)} at step {step:,}."
+        shown = f"Best {best}: {_metric(best, value)} at step {step:,}."
         parts.append(html.paragraph(shown))
     if rest:
         table = html.table(rest, ["result", "value"])

@@ -144,6 +144,12 @@ def test_an_evaluation_has_a_page_of_its_own(workdir):
     assert "evaluation eval-20" in text and "12.5%" in text and "best five of 77" in text
 
 
+def test_shares_are_in_percent_beside_each_other(workdir):
+    (workdir / "results.json").write_text('{"seen/f1/macro": 0.625, "seen/brier": 0.375}')
+    text = Reader(run.build(workdir)).text
+    assert "seen/f1/macro62.5%" in text and "seen/brier0.375" in text
+
+
 def test_a_page_that_cannot_be_drawn_fails_no_run(workdir):
     (workdir / "results.json").write_text("{")
     line = run.leave_page(workdir)
