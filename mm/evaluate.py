@@ -28,7 +28,8 @@ from mm.sharding.mesh import check_batch_size
 class Evaluation(NamedTuple):
     """An evaluator and when it runs: every so many steps (None: only at the end).
 
-    of: what it evaluates, "source" and "preprocess" as the config has them.
+    of: what it evaluates, "source" and "preprocess" as the config has them, and how: "evaluator",
+    its own keys and their defaults.
     """
 
     evaluator: Any
@@ -60,7 +61,9 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
         batch = {"id": np.zeros(1, np.uint32), **example(source, preprocess)}
         check_batch(program, batch, f"{where}.preprocess", names)
         check_batch_size(f"{where}.batch_size", evaluator.batch_size, program.mesh)
-        of = {key: plain(spec[key]) for key in ("source", "preprocess")}
+        of = {key: spec[key] for key in ("source", "preprocess")}
+        of["evaluator"] = registry.defaults("evaluator", rest["name"], where) | rest
+        of = plain(of)
         evaluations[name] = Evaluation(evaluator, every_steps, of)
     return evaluations
 

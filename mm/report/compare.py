@@ -28,6 +28,7 @@ from mm.report.table import shower
 
 _SHOWN = 4  # names in a message
 _PLACES = ("data_dir", "index_dir", "cache_mib")  # of a source: where it is, not what
+_APART = ("batch_size", "max_bad_share", "maps", "words")  # of an evaluator: no metric's meaning
 
 
 class Compared(NamedTuple):
@@ -56,7 +57,7 @@ def compare(
     """The metrics that both have as outcomes, and the names of the others that both have.
 
     other_preprocess: the two may have other ops. Raises BadInput when a run has no outcomes, they
-    are not those of its results, or the two are of different sources, ops or examples.
+    are not those of its results, or the two are of different sources, ops, evaluators or examples.
     """
     (one, results), (other, others) = map(read_outcomes, (first, second))
     names = [name for name in one if name in other]
@@ -90,7 +91,7 @@ def same_draws(base: Outcome, arm: Outcome) -> bool:
 
 
 def check_alike(first: epath.Path, second: epath.Path, other_preprocess: bool) -> None:
-    """Raises BadInput when evaluations of one name are of other sources or ops."""
+    """Raises BadInput when evaluations of one name are of other sources, ops or evaluators."""
     for file in sorted((first / outcomes.FOLDER).glob("*.npz")):
         if not (second / outcomes.FOLDER / file.name).exists():
             continue
@@ -102,6 +103,14 @@ def check_alike(first: epath.Path, second: epath.Path, other_preprocess: bool) -
         if changed := differences(sources[1], sources[0]):
             raise BadInput(
                 f"{file.stem}: {second} was evaluated on another source than {first} ({changed}); "
+                "evaluate both by one config: --mode=eval"
+            )
+        if not ("evaluator" in one and "evaluator" in other):
+            old = first if "evaluator" not in one else second
+            raise BadInput(f"{file.stem}: {old} is of an older version; --mode=eval makes it again")
+        if changed := differences(other["evaluator"], one["evaluator"], _APART):
+            raise BadInput(
+                f"{file.stem}: {second} was evaluated in another way than {first} ({changed}); "
                 "evaluate both by one config: --mode=eval"
             )
         ops = [each["preprocess"].split("|") for each in (one, other)]

@@ -80,7 +80,7 @@ def read(path: Any) -> dict[str, Outcome]:
 
 
 def read_of(path: Any) -> dict[str, Any]:
-    """What was evaluated, "source" and "preprocess" as the config has them. Raises as `read`."""
+    """What was evaluated, see `mm.evaluate.Evaluation`. Raises as `read`."""
     return _read(path)[1]
 
 

@@ -11,7 +11,10 @@ from mm.report import compare, outcomes
 from mm.report.outcomes import Outcome
 from mm.report.statistics import bootstrap_pairs
 
-OF = dict(source=dict(name="jsonl", path="a.jsonl"), preprocess="decode|resize(8)")
+EVALUATOR = dict(name="retrieval", batch_size=8, rerank=0)
+OF = dict(
+    source=dict(name="jsonl", path="a.jsonl"), preprocess="decode|resize(8)", evaluator=EVALUATOR
+)
 
 
 def leave(path, right, ids=None, of=OF, **more):
@@ -121,6 +124,24 @@ def test_evaluations_of_one_name_on_other_data_are_refused(tmp_path, capsys, key
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert compare.main([*folders, "--other_preprocess"]) == (2 if key == "source" else 0)
+
+
+def test_evaluations_of_one_name_by_other_keys_are_refused(tmp_path, capsys):
+    other = OF | dict(evaluator=EVALUATOR | dict(rerank=16))
+    assert compare.main(two(tmp_path, np.ones(10), np.ones(10), of=other)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"seen: .*in another way than .*rerank \(given 16, found 0\)", line)
+
+
+def test_the_size_of_batches_makes_no_difference(tmp_path):
+    other = OF | dict(evaluator=EVALUATOR | dict(batch_size=16))
+    assert compare.main(two(tmp_path, np.ones(10), np.ones(10), of=other)) == 0
+
+
+def test_outcomes_that_do_not_say_how_are_of_an_older_version(tmp_path, capsys):
+    older = {key: value for key, value in OF.items() if key != "evaluator"}
+    assert compare.main(two(tmp_path, np.ones(10), np.ones(10), of=older)) == 2
+    assert "b is of an older version; --mode=eval makes it again" in capsys.readouterr().err
 
 
 def test_where_data_lies_makes_no_difference(tmp_path):
