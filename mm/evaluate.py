@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
     """An evaluator and when it runs: every so many steps (None: only at the end).
 
     of: what it evaluates, "source" and "preprocess" as the config has them, and how: "evaluator",
-    its own keys and their defaults.
+    all keys that it and its parts were built with.
     """
 
     evaluator: Any
@@ -53,7 +53,9 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
         every_steps = rest.pop("every_steps", None)
         if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
             raise BadInput(f"{where}.every_steps={every_steps!r}: expected a positive int or None")
-        evaluator = registry.build("evaluator", rest, where, source=source, preprocess=preprocess)
+        with registry.recording() as built:
+            given = dict(source=source, preprocess=preprocess)
+            evaluator = registry.build("evaluator", rest, where, **given)
         program.need(where, *evaluator.needs)
         if hasattr(evaluator, "check"):
             evaluator.check(program.recipe.model)
@@ -61,10 +63,10 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
         batch = {"id": np.zeros(1, np.uint32), **example(source, preprocess)}
         check_batch(program, batch, f"{where}.preprocess", names)
         check_batch_size(f"{where}.batch_size", evaluator.batch_size, program.mesh)
+        keys = {key.removeprefix(f"{where}."): value for key, value in built.items()}
         of = {key: spec[key] for key in ("source", "preprocess")}
-        of["evaluator"] = registry.defaults("evaluator", rest["name"], where) | rest
-        of = plain(of)
-        evaluations[name] = Evaluation(evaluator, every_steps, of)
+        of["evaluator"] = {"name": rest["name"], **keys}
+        evaluations[name] = Evaluation(evaluator, every_steps, plain(of))
     return evaluations
 
 

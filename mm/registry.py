@@ -98,21 +98,20 @@ def check(constructor: Callable, kwargs: Mapping, where: str, given: Sequence[st
     return checked
 
 
-def defaults(kind: str, name: str, where: str) -> dict[str, Any]:
-    """The keys of (kind, name) that a config may leave out, with what they are then."""
-    schema = _schema(find(kind, name, where))
-    return {key: entry.default for key, entry in schema.items() if not entry.required}
-
-
 @contextlib.contextmanager
 def recording() -> Iterator[dict[str, Any]]:
-    """Collects each key that is checked meanwhile with its value or its default, by its path."""
-    recorded: dict[str, Any] = {}
+    """Collects each key that is checked meanwhile with its value or its default, by its path.
+
+    One within another collects for both.
+    """
+    outer, recorded = _recorded.get(), {}
     token = _recorded.set(recorded)
     try:
         yield recorded
     finally:
         _recorded.reset(token)
+        if outer is not None:
+            outer |= recorded
 
 
 def _absolute(where: str) -> str:

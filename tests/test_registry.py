@@ -163,3 +163,12 @@ def test_recording_collects_given_values_and_defaults():
     build(width=4)
     assert values["config.x.width"] == 3 and values["config.x.rate"] == 0.5
     assert "config.x.given" not in values
+
+
+def test_recording_within_another_collects_for_both():
+    with registry.recording() as outer:
+        with registry.recording() as inner:
+            build(width=3)
+        assert outer == inner
+        build(width=4)
+    assert inner["config.x.width"] == 3 and outer["config.x.width"] == 4

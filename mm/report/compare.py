@@ -14,13 +14,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from mm.config import BadInput, differences
+from mm.config import BadInput, differences, flatten
 from mm.report import outcomes
 from mm.report.outcomes import Outcome
 from mm.report.statistics import LEVEL, bootstrap_pairs
@@ -28,7 +28,7 @@ from mm.report.table import shower
 
 _SHOWN = 4  # names in a message
 _PLACES = ("data_dir", "index_dir", "cache_mib")  # of a source: where it is, not what
-_APART = ("batch_size", "max_bad_share", "maps", "words")  # of an evaluator: no metric's meaning
+_HOW = ("batch_size", "max_bad_share", "maps", "words")  # of an evaluator: no metric's meaning
 
 
 class Compared(NamedTuple):
@@ -96,23 +96,15 @@ def check_alike(first: epath.Path, second: epath.Path, other_preprocess: bool) -
         if not (second / outcomes.FOLDER / file.name).exists():
             continue
         one, other = map(outcomes.read_of, (file, second / outcomes.FOLDER / file.name))
-        sources = [
-            {key: value for key, value in each["source"].items() if key not in _PLACES}
-            for each in (one, other)
-        ]
-        if changed := differences(sources[1], sources[0]):
-            raise BadInput(
-                f"{file.stem}: {second} was evaluated on another source than {first} ({changed}); "
-                "evaluate both by one config: --mode=eval"
-            )
-        if not ("evaluator" in one and "evaluator" in other):
-            old = first if "evaluator" not in one else second
-            raise BadInput(f"{file.stem}: {old} is of an older version; --mode=eval makes it again")
-        if changed := differences(other["evaluator"], one["evaluator"], _APART):
-            raise BadInput(
-                f"{file.stem}: {second} was evaluated in another way than {first} ({changed}); "
-                "evaluate both by one config: --mode=eval"
-            )
+        for part, but, otherwise in (
+            ("source", _PLACES, "on another source"),
+            ("evaluator", _PLACES + _HOW, "in another way"),
+        ):
+            if changed := differences(_without(other[part], but), _without(one[part], but)):
+                raise BadInput(
+                    f"{file.stem}: {second} was evaluated {otherwise} than {first} ({changed}); "
+                    "evaluate both by one config: --mode=eval"
+                )
         ops = [each["preprocess"].split("|") for each in (one, other)]
         if ops[0] != ops[1] and not other_preprocess:
             alone = (sorted({*ops[i]} - {*ops[1 - i]}) or ops[i] for i in (0, 1))
@@ -121,6 +113,11 @@ def check_alike(first: epath.Path, second: epath.Path, other_preprocess: bool) -
                 f"{file.stem}: {first} and {second} were evaluated with different ops ({only}); "
                 "evaluate both by one config, or say --other_preprocess if that is what you compare"
             )
+
+
+def _without(config: Mapping, names: Sequence[str]) -> dict:
+    """The leaves by dotted key, but those so named, whatever they are within."""
+    return {key: x for key, x in flatten(config) if key.rpartition(".")[2] not in names}
 
 
 def read_outcomes(path: epath.Path) -> tuple[dict[str, Outcome], dict[str, float]]:

@@ -89,8 +89,9 @@ def _read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = dict(file)
-        if _OF not in arrays:
+        of = json.loads(str(arrays.pop(_OF, "{}")))
+        if "evaluator" not in of:
             raise BadInput(f"{path}: is of an older version; --mode=eval makes it again")
-        return arrays, json.loads(str(arrays.pop(_OF)))
+        return arrays, of
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"{path}: is no file of outcomes ({error})") from error

@@ -141,12 +141,22 @@ def test_the_size_of_batches_makes_no_difference(tmp_path):
 def test_outcomes_that_do_not_say_how_are_of_an_older_version(tmp_path, capsys):
     older = {key: value for key, value in OF.items() if key != "evaluator"}
     assert compare.main(two(tmp_path, np.ones(10), np.ones(10), of=older)) == 2
-    assert "b is of an older version; --mode=eval makes it again" in capsys.readouterr().err
+    assert "seen.npz: is of an older version; --mode=eval makes it again" in capsys.readouterr().err
 
 
 def test_where_data_lies_makes_no_difference(tmp_path):
     moved = OF | dict(source=OF["source"] | dict(data_dir="/elsewhere"))
     assert compare.main(two(tmp_path, np.ones(10), np.ones(10), of=moved)) == 0
+
+
+def test_where_training_examples_of_a_probe_lie_makes_no_difference(tmp_path):
+    folders = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        train = dict(name="jsonl", path="c.jsonl", data_dir=f"/{name}")
+        of = OF | dict(evaluator=dict(name="probes", train=train))
+        folders.append(leave(tmp_path / name, np.ones(10), of=of))
+    assert compare.main(folders) == 0
 
 
 def test_outcomes_of_other_results_are_refused(tmp_path, capsys):
