@@ -242,6 +242,16 @@ def test_a_source_without_examples_is_refused_before_training(folder, on, monkey
         open_with(on(1)[0], x=spec)
 
 
+def test_how_it_was_evaluated_is_kept_with_the_defaults_of_all_parts(on):
+    _, _, evaluations = on(1)
+    kept = {
+        name: json.loads(json.dumps(each.of["evaluator"])) for name, each in evaluations.items()
+    }
+    assert {each["name"] for each in kept.values()} == {*registry.names("evaluator")}
+    (robust,) = (each for each in kept.values() if each["name"] == "robustness")
+    assert robust["of.max_bad_share"] == 0.01 and robust["strengths"] == [3]
+
+
 def open_with(program, **evals):
     recipe = dataclasses.replace(program.recipe, evals=evals)
     return open_evaluations(dataclasses.replace(program, recipe=recipe))
