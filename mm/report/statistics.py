@@ -110,7 +110,7 @@ def bootstrap_pairs(
     if clusters is None:
         rows, counts = np.unique(rows, axis=0, return_counts=True)
     rng, found = np.random.default_rng(0), []
-    at_once = max(1, _DRAWN // len(rows))
+    at_once = max(1, _DRAWN // rows.size)
     for start in range(0, _RESAMPLES, at_once):
         drawn = resample(rng, min(at_once, _RESAMPLES - start), counts, clusters)
         found.append(_difference(kind, rows, width, drawn))
