@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from mm.evals.classes import found_class
 from mm.report.outcomes import Outcome
 
 _LEAST, _MOST = 1e-2, 1e2  # temperatures that are looked at
@@ -18,8 +19,9 @@ def calibration(
     What is "scaled/..." is of examples whose temperature (`fit_temperature`) was fitted without
     them: those at even places of the pool by that of the odd ones, and the other way round. Brier:
     the squared distance of the probabilities to the label's, summed over classes, 0 to 2 (Brier
-    1950, equation 2).
+    1950, equation 2). Right is what `found_class` finds.
     """
+    right = found_class(logits) == labels
     even = np.arange(len(labels)) % 2 == 0
     scaled = np.array(logits, np.float64)
     for held_out in (even, ~even):
@@ -28,7 +30,7 @@ def calibration(
     found = {}
     for name, values in (("", logits), ("scaled/", scaled)):
         log_p = log_softmax(values.astype(np.float64), axis=1)
-        p, right = np.exp(log_p), log_p.argmax(1) == labels
+        p = np.exp(log_p)
         told = np.stack([p.max(1), right], axis=1)
         distance = ((p - np.eye(p.shape[1])[labels]) ** 2).sum(1)
         found |= {

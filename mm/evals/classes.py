@@ -16,18 +16,29 @@ AVERAGES = tuple(
 Ids = Int[np.ndarray, " n"]
 
 
+def found_class(logits: Float[np.ndarray, "n c"]) -> Int[np.ndarray, " n"]:
+    """The class with the highest logit; -1, none, where several share it."""
+    sure = (logits == logits.max(1, keepdims=True)).sum(1) == 1
+    return np.where(sure, logits.argmax(1), -1)
+
+
 def confusion(
     labels: Int[np.ndarray, " n"], found: Int[np.ndarray, " n"], count: int
-) -> Int[np.ndarray, "c c"]:
-    """How many examples of the class of a row are taken for that of a column."""
-    return np.bincount(labels * count + found, minlength=count * count).reshape(count, count)
+) -> Int[np.ndarray, "c _"]:
+    """How many examples of the class of a row are taken for that of a column.
+
+    A column more, the last, if for some no class is found (-1).
+    """
+    columns = count + int((found < 0).any())
+    places = labels * columns + np.where(found < 0, count, found)
+    return np.bincount(places, minlength=count * columns).reshape(count, columns)
 
 
 def of_one(
     ids: Ids, labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n c"]
 ) -> dict[str, Outcome]:
-    """Accuracy and AVERAGES, of the class with the highest logit."""
-    pairs = np.stack([labels, logits.argmax(1)], axis=1)
+    """Accuracy and AVERAGES, of `found_class`."""
+    pairs = np.stack([labels, found_class(logits)], axis=1)
     averages = {part: Outcome(ids, pairs, f"of_one:{part}") for part in AVERAGES}
     return {"accuracy": Outcome(ids, pairs[:, 0] == pairs[:, 1])} | averages
 

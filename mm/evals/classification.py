@@ -13,8 +13,7 @@ from mm.config import BadInput, Positive, Share
 from mm.evals import vqa
 from mm.evals.base import Model, draw_later, leave_page
 from mm.evals.calibration import calibration, fit_temperature
-from mm.evals.classes import confusion, mean_average_precision, of_one, of_several
-from mm.evals.labelled import ranks_of
+from mm.evals.classes import confusion, found_class, mean_average_precision, of_one, of_several
 from mm.evals.pool import pool_of, read_column, read_labels
 from mm.evals.writing import read_references
 from mm.objectives.combine import System
@@ -77,17 +76,15 @@ class Classification:
             more = {"mean_average_precision": mean_average_precision(labels > 0.5, logits)}
         else:
             found = of_one(ids, labels, logits) | calibration(ids, logits, labels)
-            found["accuracy"] = Outcome(ids, ranks_of(logits, labels) < 1)  # a tie is wrong
             more = {"temperature": fit_temperature(logits, labels)}
             # Of a sample it is too high, of a vague model more than of a sharp one: differences in
             # resamples would be called true where there are none.
             more |= {name: found.pop(name).metric for name in ("ece", "scaled/ece")}
-            matrix = confusion(labels, logits.argmax(1), len(self.names))
+            matrix = confusion(labels, found_class(logits), len(self.names))
             draw_later(model, picture, functools.partial(self._draw, matrix, picture))
         if self.references is not None:
             texts = read_references(self.source, self.references, ids)
-            sure = (logits == logits.max(1, keepdims=True)).sum(1) == 1
-            said = [self.names[i] if s else "" for i, s in zip(logits.argmax(1), sure, strict=True)]
+            said = ["" if i < 0 else self.names[i] for i in found_class(logits)]
             right = [vqa.accuracy(*pair) for pair in zip(said, texts, strict=True)]
             found["vqa_accuracy"] = Outcome(ids, np.array(right))
         return model.metrics(found) | more | {"examples": float(len(ids))}

@@ -17,10 +17,11 @@ _MOST = 12  # confusions on the page
 _BLUE = np.array([31, 111, 180])
 
 
-def draw(names: Sequence[str], matrix: Int[np.ndarray, "c c"]) -> Image.Image:
+def draw(names: Sequence[str], matrix: Int[np.ndarray, "c _"]) -> Image.Image:
     """A row for each class, a column for what it was taken for, in the same order.
 
-    The darker a cell, the larger its share of the row.
+    A column more is of those for which no class was found. The darker a cell, the larger its share
+    of the row.
     """
     few = len(names) <= _FEW
     cell, size = (_LARGE, 13) if few else (_SMALL, 9)
@@ -29,12 +30,15 @@ def draw(names: Sequence[str], matrix: Int[np.ndarray, "c c"]) -> Image.Image:
     left = int(max(map(font.getlength, labels))) + 2 * _GAP
     title = f"{matrix.sum():,} examples: classes down, what they are taken for across"
     heading = ImageFont.load_default(size=13)
-    side = cell * len(names) + _GAP
-    width = max(left + side, int(heading.getlength(title)) + 2 * _GAP)
-    sheet = Image.new("RGB", (width, _HEAD + cell + side), LIGHT["paper"])
+    none = matrix.shape[1] > len(names)
+    right = left + cell * matrix.shape[1] + _GAP
+    width = max(right, int(heading.getlength(title)) + 2 * _GAP)
+    sheet = Image.new("RGB", (width, _HEAD + cell * (1 + len(names)) + _GAP), LIGHT["paper"])
     ink = ImageDraw.Draw(sheet)
     ink.text((_GAP, _GAP), title, fill=LIGHT["ink"], font=heading)
     top = _HEAD + cell
+    if none and few:
+        ink.text((left + len(names) * cell, top - cell + _GAP), "none", LIGHT["quiet"], font)
     for i, row in enumerate(matrix):
         y = top + i * cell
         width = font.getlength(labels[i])
@@ -56,11 +60,12 @@ def draw(names: Sequence[str], matrix: Int[np.ndarray, "c c"]) -> Image.Image:
 def section(shown: Mapping[str, Any]) -> Html:
     """What is taken for what most often, and how many of each class are found."""
     names, matrix = shown["names"], np.array(shown["confusion"])
-    wrong = matrix * (1 - np.eye(len(names), dtype=int))
+    wrong = matrix * (1 - np.eye(*matrix.shape, dtype=int))
+    columns = [*names, "none"]  # the last may be missing
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST]
-    pairs = [divmod(int(place), len(names)) for place in order]
+    pairs = [divmod(int(place), matrix.shape[1]) for place in order]
     confused = [
-        [names[i], names[j], f"{wrong[i, j]:,} of {matrix[i].sum():,}"]
+        [names[i], columns[j], f"{wrong[i, j]:,} of {matrix[i].sum():,}"]
         for i, j in pairs
         if wrong[i, j]
     ]

@@ -6,7 +6,7 @@ number, all counts one, and `mm.report.compare` the numbers of other samples, by
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -60,47 +60,48 @@ def median_rank(values: Values, counts: Counts) -> Float[np.ndarray, " r"]:
 
 
 def of_one(values: Values, counts: Counts, part: str) -> Float[np.ndarray, " r"]:
-    """Of (class, class that was found): one of `averages`, over classes that are there or found."""
+    """Of (class, class that was found): an `average` over classes that are there or found.
+
+    -1: none was found, a miss of the one and a find of no other.
+    """
     label, found = values.astype(int).T
     size = values.astype(int).max() + 1
     right = _by_class(label, counts * (label == found), size)
-    told, true = (_by_class(at, counts, size) for at in (found, label))
-    return averages(right, told, true, (told > 0) | (true > 0))[part]
+    told = _by_class(found + 1, counts, size + 1)[:, 1:]
+    true = _by_class(label, counts, size)
+    return average(part, right, told, true, (told > 0) | (true > 0))
 
 
 def of_several(values: Values, counts: Counts, part: str) -> Float[np.ndarray, " r"]:
-    """Of [labels, those that were found], 0 or 1: one of `averages`, over all classes."""
+    """Of [labels, those that were found], 0 or 1: an `average` over all classes."""
     true, found = np.split(values, 2, axis=1)
     sums = [counts @ x for x in (true * found, found, true)]
-    return averages(*sums, np.ones(sums[0].shape, bool))[part]
+    return average(part, *sums, np.ones(sums[0].shape, bool))
 
 
-def averages(
+def average(
+    part: str,
     right: Shaped[np.ndarray, "*r c"],
     found: Shaped[np.ndarray, "*r c"],
     true: Shaped[np.ndarray, "*r c"],
     counted: Bool[np.ndarray, "*r c"],
-) -> dict[str, Float[np.ndarray, "*r"]]:
-    """Precision, recall and F1, of how often a class is rightly found, found, and there.
+) -> Float[np.ndarray, "*r"]:
+    """Precision, recall or F1, of how often a class is rightly found, found, and there.
 
-    macro: the mean over the classes that are counted, as by scikit-learn those that are there or
-    found where an example has one class, and all where it has several; weighted: by how often they
-    are there; micro: of the sums over classes. A share of nothing is 0.
+    part: as "f1/macro". macro: the mean over the classes that are counted, as by scikit-learn those
+    that are there or found where an example has one class, and all where it has several; weighted:
+    by how often they are there; micro: of the sums over classes. A share of nothing is 0.
     """
-    measures: Mapping[str, tuple[np.ndarray, np.ndarray]] = {
+    name, _, kind = part.partition("/")
+    share, whole = {
         "precision": (right, found),
         "recall": (right, true),
         "f1": (2 * right, found + true),
-    }
-    results = {}
-    for name, (part, whole) in measures.items():
-        of_class = part / np.maximum(whole, 1)
-        results |= {
-            f"{name}/macro": _share((of_class * counted).sum(-1), counted.sum(-1)),
-            f"{name}/micro": _share(part.sum(-1), whole.sum(-1)),
-            f"{name}/weighted": _share((of_class * true).sum(-1), true.sum(-1)),
-        }
-    return results
+    }[name]
+    if kind == "micro":
+        return _share(share.sum(-1), whole.sum(-1))
+    weights = {"macro": counted, "weighted": true}[kind]
+    return _share((share / np.maximum(whole, 1) * weights).sum(-1), weights.sum(-1))
 
 
 def area_under_roc(
@@ -179,7 +180,8 @@ def resample(
 ) -> Counts:
     """How often each of m rows is in each of `size` samples drawn with replacement.
 
-    counts: how many examples a row stands for. clusters: rows of one are drawn together.
+    counts: how many examples a row stands for; one each if there are clusters, whose rows are drawn
+    together.
     """
     if clusters is None:
         return rng.multinomial(counts.sum(), counts / counts.sum(), size=size)

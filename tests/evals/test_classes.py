@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from mm.evals import calibration, classes
 from mm.report.measures import area_under_roc, measure
@@ -27,12 +30,35 @@ def close(found, want):
 
 def test_measures_of_one_class_an_example_are_those_of_scikit_learn():
     want = dict(GOLDEN["one"])
-    matrix = classes.confusion(LABELS, LOGITS.argmax(1), LOGITS.shape[1])
+    logits = LOGITS - 1e-9 * np.arange(LOGITS.shape[1])  # it takes the first of equals
+    matrix = classes.confusion(LABELS, classes.found_class(logits), LOGITS.shape[1])
     np.testing.assert_array_equal(matrix, want.pop("confusion"))
     calibrated = calibrate(LOGITS, LABELS)
     for key in ("brier", "negative_log_likelihood"):
         np.testing.assert_allclose(calibrated[key], want.pop(key), rtol=1e-9)
-    close(metrics(classes.of_one(np.arange(len(LABELS)), LABELS, LOGITS)), want)
+    close(metrics(classes.of_one(np.arange(len(LABELS)), LABELS, logits)), want)
+
+
+@given(arrays(np.int8, st.tuples(st.integers(1, 12), st.just(4)), elements=st.integers(0, 2)))
+def test_ties_find_no_class(logits):
+    labels = np.arange(len(logits)) % 4
+    found = classes.found_class(logits)
+    want = [row.index(max(row)) if row.count(max(row)) == 1 else -1 for row in logits.tolist()]
+    np.testing.assert_array_equal(found, want)
+    results = metrics(classes.of_one(np.arange(len(labels)), labels, logits))
+    right = np.mean(labels == want)
+    assert results["accuracy"] == right
+    np.testing.assert_allclose(results["recall/micro"], right)
+    told = sum(x >= 0 for x in want)
+    np.testing.assert_allclose(results["precision/micro"] * told, right * len(labels))
+    matrix = classes.confusion(labels, found, 4)
+    np.testing.assert_array_equal(matrix.sum(1), np.bincount(labels, minlength=4))
+    assert matrix[:, 4:].sum() == want.count(-1) and np.trace(matrix) == sum(labels == want)
+
+
+def test_a_model_that_says_the_same_of_all_classes_is_right_about_none():
+    found = calibrate(np.zeros((6, 4)), np.zeros(6, int))
+    assert found["ece"] == pytest.approx(0.25)  # sure by a quarter, and never right
 
 
 def test_measures_of_several_classes_an_example_are_those_of_scikit_learn():

@@ -15,6 +15,7 @@ VALUES = {
     "median_rank": RNG.integers(0, 99, N),
     "of_one:f1/macro": PAIRS,
     "of_one:precision/weighted": PAIRS,
+    "of_one:f1/weighted": np.where([[False, True]] & (RNG.random((N, 1)) < 0.3), -1, PAIRS),
     "of_several:f1/micro": RNG.random((N, 6)) < 0.5,
     "area_under_roc": RNG.integers(0, 5, (N, 4)) + [1, 0, 0, 0],
     "calibration_error": np.stack([RNG.random(N), RNG.random(N) < 0.5], axis=1),
