@@ -66,8 +66,17 @@ def load(path_and_arg: str) -> ConfigDict:
         raise BadInput(
             f"config {path!r}: get_config returned {type(config).__name__}, not ConfigDict"
         )
+    config = ConfigDict(_apart(config))
     config.lock()
     return config
+
+
+def _apart(config: ConfigDict) -> dict[str, Any]:
+    """The same with no group in two places: a key that is set in one would change in the other."""
+    return {
+        key: _apart(value) if isinstance(value, ConfigDict) else value
+        for key, value in config.items()
+    }
 
 
 def _load_json(file: Path) -> ConfigDict:

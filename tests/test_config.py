@@ -97,6 +97,22 @@ def test_load_passes_the_argument(tmp_path):
     assert configs.load(f"{tmp_path}/c.py:variant=B/16").a == "variant=B/16"
 
 
+def test_a_group_that_a_recipe_uses_twice_is_set_in_one_place_alone(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    only = dict(group='food')\n"
+        "    return ConfigDict(dict(evals=dict(seen=dict(only=only), unseen=dict(only=only))))\n"
+    )
+    config = configs.load(str(path))
+    configs.override(config, [("evals.unseen.only.group", "animals")])
+    assert config.evals.to_dict() == {
+        "seen": {"only": {"group": "food"}},
+        "unseen": {"only": {"group": "animals"}},
+    }
+
+
 def test_load_reports_an_argument_the_recipe_does_not_take(tmp_path):
     text = "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()"
     (tmp_path / "c.py").write_text(text)
