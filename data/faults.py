@@ -21,14 +21,21 @@ class Fault(NamedTuple):
 class FaultCount:
     """How many of the examples drawn by this process were broken, by reason.
 
-    max_share: more of them stop the run; 0 is none at all. before: the counts of a run that is
+    max_share: more of them stop the run; 0 is none at all, else one may be. size: of how many at
+    least the share is, all that there are if that is known. before: the counts of a run that is
     continued. processes: how many draw as many examples. One alone stops the run only when it has
     more than the share of all that were drawn; `check` is for who knows the sum.
     """
 
     def __init__(
-        self, where: str, max_share: float, before: Mapping[str, int] = {}, processes: int = 1
+        self,
+        where: str,
+        max_share: float,
+        before: Mapping[str, int] = {},
+        processes: int = 1,
+        size: int = _FEWEST,
     ):
+        self._size = size
         self._where, self._max_share, self._processes = where, max_share, processes
         self._before = collections.Counter(before)
         self._drawn, self._bad = 0, collections.Counter()
@@ -56,7 +63,7 @@ class FaultCount:
 
     def check(self, drawn: int, bad: int) -> None:
         """Raises BadInput when so many are too many."""
-        if bad > self._max_share * max(drawn, _FEWEST):
+        if bad > max(self._max_share * max(drawn, self._size), self._max_share > 0):
             raise BadInput(
                 f"{self._where}: {bad:,} of {drawn:,} examples are broken, more than "
                 f"max_bad_share={self._max_share:g}; mend or leave them out (python -m "

@@ -205,7 +205,7 @@ def eval_batches(
         batches,
         lambda local: _place(local, rows, batch_size, sharding),
         own_rows(batch_size, sharding),
-        FaultCount(where_of(preprocess), max_bad_share, processes=jax.process_count()),
+        FaultCount(where_of(preprocess), max_bad_share, processes=jax.process_count(), size=size),
         profile,
         tell=True,
     )

@@ -1,5 +1,6 @@
 """Examples that are broken: counted, replaced the same way everywhere, and not too many."""
 
+import contextlib
 import json
 
 import jax
@@ -217,6 +218,23 @@ def test_one_process_of_several_stops_only_for_the_share_of_all():
     with pytest.raises(BadInput, match="121 of 12,000 examples are broken"):
         count.check(drawn=12_000, bad=121)
     count.check(drawn=12_000, bad=120)
+
+
+@pytest.mark.parametrize(("bad", "stops"), [(1, False), (2, False), (3, True)])
+def test_the_share_of_an_evaluation_is_of_its_source(bad, stops):
+    given = dict(batch_size=8, sharding=sharding(), max_bad_share=0.01)
+    raises = pytest.raises(BadInput, match="3 of .* examples are broken")
+    with eval_batches(Some(range(bad), 200), OPS, **given) as found:
+        with raises if stops else contextlib.nullcontext():
+            assert sum(np.asarray(batch["valid"]).sum() for batch in found) == 200 - bad
+
+
+@pytest.mark.parametrize("share", [0, 0.01])
+def test_one_broken_example_of_a_few_is_no_reason_to_stop_but_where_none_may_be(share):
+    given = dict(batch_size=8, sharding=sharding(), max_bad_share=share)
+    with eval_batches(Some({20}, 32), OPS, **given) as found:
+        with pytest.raises(BadInput, match="1 of") if share == 0 else contextlib.nullcontext():
+            assert sum(np.asarray(batch["valid"]).sum() for batch in found) == 31
 
 
 def test_neighbours_that_are_all_broken_leave_an_evaluation_whole():
