@@ -1,5 +1,6 @@
 """Probes: how much of the classes is in frozen features, by a few ways to read them out."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from mm.evals import few_shot, knn, linear_probe  # noqa: F401  (registers them)
 from mm.evals.base import Model
 from mm.evals.labelled import Labelled, by_class
 from mm.evals.pool import pool_of, read_labels
-from mm.evals.zero_shot import embed_image
+from mm.evals.zero_shot import embed_image, seen
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.report.outcomes import Outcome
@@ -57,7 +58,7 @@ class Probes:
         self.methods = {
             name: registry.build("probe", spec, f"methods.{name}") for name, spec in methods.items()
         }
-        self.labels = read_labels(source, preprocess, "probes")
+        read_labels(source, preprocess, "probes")  # refuses what is no class
         training = open_source(train, "train")
         preprocess.check(training.features)
         labels = read_labels(training, preprocess, "probes: train")
@@ -65,18 +66,18 @@ class Probes:
         if per_class is not None:
             orders = by_class(labels, len(preprocess.classes), (seed,))
             rows = np.sort(np.concatenate([some[:per_class] for some in orders]))
-        self.train, self.train_labels = chosen(training, rows), labels[rows]
+        self.train = chosen(training, rows)
         for name, method in self.methods.items():
             try:
-                method.check(self.train_labels, preprocess.classes)
+                method.check(labels[rows], preprocess.classes)
             except BadInput as error:
                 raise BadInput(f"methods.{name}: {error}") from error
 
     def run(self, model: Model, picture: epath.Path | None = None) -> dict[str, float]:
         """Returns "few_shot/4_shot/accuracy", "knn/accuracy" and so on, see the methods; and how
         many "examples", "train_examples" and "classes"; the same on every process."""
-        train, _ = self._labelled(model, self.train, self.train_labels)
-        test, ids = self._labelled(model, self.source, self.labels)
+        train, _ = self._labelled(model, self.train)
+        test, ids = self._labelled(model, self.source)
         outcomes, more = {}, {}
         for name, method in self.methods.items():
             found, rest = method.run(train, test, model.sharding.mesh, self.seed)
@@ -90,15 +91,10 @@ class Probes:
         more |= {key: float(len(found.labels)) for key, found in sizes.items()}
         return model.metrics(outcomes) | more | {"classes": float(test.num_classes)}
 
-    def _labelled(
-        self, model: Model, source: Source, labels: np.ndarray
-    ) -> tuple[Labelled, np.ndarray]:
+    def _labelled(self, model: Model, source: Source) -> tuple[Labelled, np.ndarray]:
         see = model.apply(embed_image if self.features == "embedding" else pooled)
-        pool = pool_of(
-            self, model, lambda batch: {"features": see({"image": batch["image"]})}, source=source
-        )
-        ids = pool["id"]
-        return Labelled(pool["features"], labels[ids], len(self.preprocess.classes)), ids
+        pool = pool_of(self, model, functools.partial(seen, see), source=source)
+        return Labelled(pool["seen"], pool["labels"], len(self.preprocess.classes)), pool["id"]
 
 
 def pooled(_: System, views: Views) -> Array:

@@ -1,6 +1,7 @@
 """Zero-shot classification: pictures beside the names of their classes (Radford et al. 2021)."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class ZeroShot:
             raise BadInput(f"templates={templates!r}: expected {{}} once in each, for the name")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.max_bad_share = max_bad_share
-        self.labels = read_labels(source, preprocess, "zero_shot")
+        read_labels(source, preprocess, "zero_shot")  # refuses what is no class
         self.num_classes = len(preprocess.classes)
         if preprocess.tokenizer is None:
             raise BadInput("zero_shot: the ops make no text; add caption(FIELD)|tokenize(NAME, l)")
@@ -69,9 +70,8 @@ class ZeroShot:
         ztxt = self._embed_prompts(model)
         weights = class_vectors(ztxt.reshape(self.num_classes, -1, ztxt.shape[-1]))
         embed = model.apply(embed_image)
-        pool = pool_of(self, model, lambda batch: {"zimg": embed({"image": batch["image"]})})
-        zimg, ids = pool["zimg"], pool["id"]
-        labels = self.labels[ids]
+        pool = pool_of(self, model, functools.partial(seen, embed))
+        zimg, labels, ids = pool["seen"], pool["labels"], pool["id"]
         classes = np.arange(self.num_classes)
         rank = ranks(zimg, weights, model.sharding.mesh, own=labels, of=classes)
         found = {"accuracy": Outcome(ids, rank < 1)}
@@ -107,6 +107,11 @@ def class_vectors(ztxt: Float[np.ndarray, "c t d"]) -> Float[np.ndarray, "c d"]:
     mean = ztxt.astype(np.float64).mean(axis=1)
     length = np.linalg.norm(mean, axis=1, keepdims=True)
     return (mean / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def seen(see: Callable[[Mapping], Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+    """For `pool_of`: what of the pictures of a batch is seen, and their classes."""
+    return {"seen": see({"image": batch["image"]}), "labels": batch["label"]}
 
 
 def embed_image(_: System, views: Views) -> Array:
