@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mm.config import BadInput, differences, flatten
+from mm.config import BadInput, differences, flatten, listed
 from mm.report import outcomes
 from mm.report.outcomes import Outcome
 from mm.report.statistics import LEVEL, bootstrap_pairs
@@ -53,8 +53,8 @@ class Compared(NamedTuple):
 
 def compare(
     first: epath.Path, second: epath.Path, other_preprocess: bool = False
-) -> tuple[list[Compared], list[str]]:
-    """The metrics that both have as outcomes, and the names of the others that both have.
+) -> tuple[list[Compared], dict[str, list[str]]]:
+    """The metrics that both have as outcomes, and the names of the others by why they are not here.
 
     other_preprocess: the two may have other ops. Raises BadInput when a run has no outcomes, they
     are not those of its results, or the two are of different sources, ops, evaluators or examples.
@@ -70,17 +70,29 @@ def compare(
     compared = []
     for name in names:
         base, arm = one[name], other[name]
-        if base.ids.tolist() != arm.ids.tolist() or not same_draws(base, arm):
+        if base.ids.tolist() != arm.ids.tolist():
             raise BadInput(
                 f"{name}: {first} was evaluated on {len(base.ids):,} examples, {second} on "
                 f"{len(arm.ids):,}, not the same ones; evaluate both by one config: --mode=eval"
+            )
+        if not same_draws(base, arm):
+            raise BadInput(
+                f"{name}: {first} and {second} keep other things of the same examples, as of two "
+                "versions or other classes; evaluate both by one: --mode=eval"
             )
         how = dict(kind=base.kind, clusters=base.clusters)
         difference, interval = bootstrap_pairs(base.values, arm.values, **how)
         count = len(np.unique(base.ids if base.clusters is None else base.clusters))
         found = base.metric, arm.metric, difference, interval, count
         compared.append(Compared(name, *found))
-    return compared, [key for key in results if key in others and key not in names]
+    rest = {
+        "not made of outcomes of examples, so without an interval": [
+            key for key in results if key in others and key not in names
+        ],
+        "only in first": [key for key in results if key not in others],
+        "only in second": [key for key in others if key not in results],
+    }
+    return compared, {why: keys for why, keys in rest.items() if keys}
 
 
 def same_draws(base: Outcome, arm: Outcome) -> bool:
@@ -178,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     flags = parser.parse_args(arguments)
     try:
-        compared, others = compare(flags.first, flags.second, flags.other_preprocess)
+        compared, rest = compare(flags.first, flags.second, flags.other_preprocess)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -190,9 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(compared)} true differences of zero, {len(compared) * (1 - LEVEL):.1f} would be "
         "called different"
     )
-    if others:
-        shown = ", ".join(others[:_SHOWN]) + (" ..." if len(others) > _SHOWN else "")
-        print(f"not made of outcomes of examples, so without an interval: {shown}")
+    for why, keys in rest.items():
+        print(f"{why}: {listed(keys, _SHOWN)}")
     return 0
 
 

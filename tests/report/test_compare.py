@@ -45,6 +45,23 @@ def test_what_is_printed_is_what_the_results_say(tmp_path, capsys):
     assert "so without an interval: seen/pool_size" in printed
 
 
+def test_what_one_run_alone_has_is_named(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    more = [{"unseen/mrr": 0.5}, {}]
+    folders = [leave(tmp_path / n, np.ones(9), **m) for n, m in zip("ab", more, strict=True)]
+    assert compare.main(folders) == 0
+    assert "\nonly in first: unseen/mrr\n" in capsys.readouterr().out
+    assert compare.main(folders[::-1]) == 0
+    assert "\nonly in second: unseen/mrr\n" in capsys.readouterr().out
+
+
+def test_other_values_of_the_same_examples_are_refused(tmp_path, capsys):
+    folders = two(tmp_path, np.ones(10), np.ones((10, 2)))
+    assert compare.main(folders) == 2
+    assert "keep other things of the same examples" in capsys.readouterr().err
+
+
 def test_no_difference_is_told_from_noise(tmp_path, capsys):
     rng = np.random.default_rng(1)
     assert compare.main(two(tmp_path, *(rng.random((2, 400)) < 0.5))) == 0
