@@ -176,12 +176,19 @@ def check_plan(
 
 
 def _check_config(folder: Path, config: str, code: Code, shared: bool) -> None:
-    name = os.path.normpath(config.partition(":")[0])
+    file, colon, arg = config.partition(":")
+    name = os.path.normpath(file)
     path = folder / name
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.py")])
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise Failure(f"--config={config}: no such file in {folder}{hint}", REFUSED)
+    if os.path.isabs(name) and not shared and path.is_relative_to(folder):
+        raise Failure(
+            f"--config={config}: is a path of this machine; give the one below {folder}: "
+            f"--config={path.relative_to(folder)}{colon}{arg}",
+            REFUSED,
+        )
     if name not in code.names() and not (shared and os.path.isabs(name)):
         raise Failure(
             f"--config={config}: is not in the code that is sent (it is not below {folder}, or "

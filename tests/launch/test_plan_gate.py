@@ -71,6 +71,15 @@ def test_a_config_that_is_not_there_is_refused_in_a_dry_run_too(tmp_path):
     assert "no such file in" in done.stderr and "did you mean 'siglip.py'" in done.stderr
 
 
+def test_a_config_by_its_place_on_this_machine_is_told_its_place_in_the_code(tmp_path):
+    cloud = Cloud(tmp_path)
+    flags = ("--accelerator=v6e-16", "--image=I", f"--code={cloud.code}", "--dry_run")
+    config = f"--config={cloud.code}/configs/siglip.py:a=1"
+    done = cloud.run("gke", *flags, "--", config, "--workdir=gs://b")
+    assert done.returncode == REFUSED and done.stderr.count("\n") == 1
+    assert "--config=configs/siglip.py:a=1\n" in done.stderr
+
+
 @pytest.mark.parametrize("place", ["ignored", "outside"])
 def test_a_config_that_would_not_be_sent_is_refused_with_what_to_do(tmp_path, place):
     cloud = Cloud(tmp_path)
