@@ -1,7 +1,7 @@
 """The objectives themselves on held-out examples, and on pairs that do not belong together."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax import Array
+from jax.sharding import NamedSharding
 
 from mm import registry
 from mm.config import BadInput, Share
 from mm.evals.base import Model
+from mm.evals.pool import fetched, place
 
 
 @registry.register("evaluator", "losses")
 class Losses:
     """The mean of every loss and metric over the whole batches of `source`.
 
-    They hold `examples`; `left_out` is the rest, fewer than a batch (with fewer negatives, its loss
-    would be another one), and batches in which an example is broken.
+    They hold `examples`; `left_out` is the rest: broken ones, and what is fewer than a batch, whose
+    loss, with fewer negatives, would be another one. What a batch with a broken example has left
+    waits until there is enough for a whole one.
 
     Without dropout, with the masks of a fixed seed, so checkpoints can be compared. shuffled: each
     picture comes with the text of another row: the control that a model which uses the pairing must
@@ -64,16 +67,33 @@ class Losses:
         roll = jax.jit(shuffle, out_shardings=model.sharding)
         found = []
         with contextlib.closing(batches):
-            for _ in range(len(self.source) // self.batch_size):
-                batch = next(batches)
-                if not jnp.all(batch["valid"]):  # another took the place of a broken one
-                    continue
+            for batch in _whole(batches, model.sharding, self.batch_size):
                 found.append(jax.device_get(model.losses(roll(batch) if self.shuffled else batch)))
         if not found:
-            raise BadInput(f"losses: no batch of {self.batch_size} is without a broken example")
+            raise BadInput(f"losses: fewer than batch_size={self.batch_size} examples are whole")
         means = {key: float(np.mean([metrics[key] for metrics in found])) for key in found[0]}
         examples = len(found) * self.batch_size
         return means | {"examples": examples, "left_out": len(self.source) - examples}
+
+
+def _whole(
+    batches: Iterator[Mapping[str, Array]], sharding: NamedSharding, batch_size: int
+) -> Iterator[Mapping[str, Array]]:
+    """The batches whose rows are all valid, and others made of the valid rows of the rest."""
+    waiting: dict[str, np.ndarray] = {}
+    for batch in batches:
+        if not jnp.all(batch["valid"]):
+            (rows,) = fetched(iter([batch]), sharding.mesh)
+            valid = rows["valid"]
+            waiting = {
+                name: np.concatenate([*([waiting[name]] if waiting else []), x[valid]])
+                for name, x in rows.items()
+            }
+            if len(waiting["valid"]) < batch_size:
+                continue
+            batch = {name: place(x[:batch_size], sharding) for name, x in waiting.items()}
+            waiting = {name: x[batch_size:] for name, x in waiting.items()}
+        yield batch
 
 
 def shuffle(batch: Mapping[str, Array]) -> dict[str, Array]:
