@@ -14,6 +14,7 @@ from jaxtyping import Int64
 
 from data.faults import Fault
 from data.heap import Recycler
+from data.order import hash_seed, mix
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.profile import stage
@@ -40,6 +41,22 @@ class Slots(NamedTuple):
     seed: int
     stop: int | None = None
     keep: bool = True
+
+
+def in_order(size: int, batch_size: int) -> Slots:
+    """Once over all examples; the last batch is filled up with the last one, not valid."""
+
+    def at(step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        slots = step * batch_size + rows
+        ids = np.minimum(slots, size - 1)
+        return ids, np.zeros_like(ids), slots < size
+
+    def instead(step: int, row: int, number: int) -> int:
+        """Any: the row does not count, and neighbours may be broken as well."""
+        slot = np.array([step * batch_size + row])
+        return int(mix(mix(hash_seed(0), slot), np.array([number]))[0] % np.uint64(size))
+
+    return Slots(at, instead, 0, stop=-(-size // batch_size), keep=False)
 
 
 class Maker:

@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.chunks import Maker, in_order
+from data.faults import FaultCount
 from data.preprocess import Preprocess
 from data.preprocess.draws import example_keys
 from data.preprocess.parse import parse
 from data.sources import Source, first_whole, open_source
 from data.tokenizers import same_ids
 from mm.config import BadInput
+
+_AT_ONCE = 512  # examples whose texts are read
 
 
 class Input(NamedTuple):
@@ -76,6 +80,21 @@ def example(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
         return preprocess.apply(columns, example_keys(0, np.array([number]), np.zeros(1, np.int64)))
 
     return first_whole(source, preprocess.reads, made)
+
+
+def check_texts(source: Source, preprocess: Preprocess, max_bad_share: float) -> None:
+    """Runs the ops on texts, labels and numbers over all examples, but none on pictures.
+
+    Raises BadInput where `eval_batches` would, later: when too many are broken.
+    """
+    ops = preprocess.without_pictures()
+    if not ops.reads:
+        return
+    maker = Maker(source, ops, in_order(len(source), _AT_ONCE), valid=True)
+    faults = FaultCount(preprocess.group, max_bad_share, size=len(source))
+    for step in range(maker.slots.stop or 0):
+        chunk, found = maker(step, np.arange(_AT_ONCE))
+        faults.add(int(chunk["valid"].sum()) + len(found), found.values())
 
 
 def manifest(source: Source, preprocess: Preprocess) -> dict[str, Any]:

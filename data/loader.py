@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
-from data.chunks import Maker, Room, Slots, Span
+from data.chunks import Maker, Room, Slots, Span, in_order
 from data.faults import FaultCount
 from data.heap import keep_freed_memory
 from data.iterator import Batch, BatchIterator, HostBatch
@@ -100,7 +100,7 @@ def train_batches(
         itertools.chain.from_iterable(parts),
         lambda local: _place(local, rows, global_batch_size, sharding),
         own_rows(global_batch_size, sharding),
-        FaultCount(where_of(preprocess), max_bad_share, bad_examples, jax.process_count()),
+        FaultCount(preprocess.group, max_bad_share, bad_examples, jax.process_count()),
         times,
     )
 
@@ -119,7 +119,7 @@ def train_makers(
     See `train_batches`. The name is a hash of all that decides what is in a chunk, and of three
     examples for the rest; it is only made when it is called for.
     """
-    where = f"{where_of(preprocess)}.order"
+    where = f"{preprocess.group}.order"
     find = make_order(source, order, seed=seed, batch_size=global_batch_size, where=where)
     starts = getattr(source, "starts", np.zeros(1, np.int64))
     sizes = np.diff(starts, append=len(source))
@@ -157,11 +157,6 @@ def train_makers(
     ]
 
 
-def where_of(preprocess: Preprocess) -> str:
-    """The group of the config that the ops are in."""
-    return preprocess.where.rpartition(".")[0] or "input"
-
-
 def eval_batches(
     source: Source,
     preprocess: Preprocess,
@@ -179,19 +174,8 @@ def eval_batches(
     example is broken.
     """
     size = len(source)
-
-    def at(step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = step * batch_size + rows
-        ids = np.minimum(slots, size - 1)
-        return ids, np.zeros_like(ids), slots < size
-
-    def instead(step: int, row: int, number: int) -> int:
-        """Any: the row does not count, and neighbours may be broken as well."""
-        slot = np.array([step * batch_size + row])
-        return int(mix(mix(hash_seed(0), slot), np.array([number]))[0] % np.uint64(size))
-
     rows = host_rows(batch_size, sharding)
-    slots = Slots(at, instead, 0, stop=-(-size // batch_size), keep=False)
+    slots = in_order(size, batch_size)
     profile = Profile(workers(num_workers))
     batches = host_batches(
         Maker(source, preprocess, slots, valid=True),
@@ -205,7 +189,7 @@ def eval_batches(
         batches,
         lambda local: _place(local, rows, batch_size, sharding),
         own_rows(batch_size, sharding),
-        FaultCount(where_of(preprocess), max_bad_share, processes=jax.process_count(), size=size),
+        FaultCount(preprocess.group, max_bad_share, processes=jax.process_count(), size=size),
         profile,
         tell=True,
     )

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import mm.evals  # noqa: F401  (registers the evaluators)
-from data.input import check_tokenizer, example, open_input
+from data.input import check_texts, check_tokenizer, example, open_input
 from mm import registry
 from mm.assembly import TrainState
 from mm.config import BadInput, differences, plain
@@ -63,6 +63,8 @@ def open_evaluations(program: Program, saved: Mapping | None = None) -> dict[str
         batch = {"id": np.zeros(1, np.uint32), **example(source, preprocess)}
         check_batch(program, batch, f"{where}.preprocess", names)
         check_batch_size(f"{where}.batch_size", evaluator.batch_size, program.mesh)
+        if (share := getattr(evaluator, "max_bad_share", None)) is not None:
+            check_texts(source, preprocess, share)
         keys = {key.removeprefix(f"{where}."): value for key, value in built.items()}
         of = {key: spec[key] for key in ("source", "preprocess")}
         of["evaluator"] = {"name": rest["name"], **keys}

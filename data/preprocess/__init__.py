@@ -68,6 +68,11 @@ class Preprocess(NamedTuple):
         """The names of the classes that `label` or `labels` numbers; None without one."""
         return next((op.classes for op in self.ops if op.classes), None)
 
+    @property
+    def group(self) -> str:
+        """The group of the config that the ops are in."""
+        return self.where.rpartition(".")[0] or "input"
+
     def field_of(self, op_name: str) -> str | None:
         """The first field that the op of that name reads, e.g. of "caption"; None without one."""
         return next(
@@ -90,6 +95,10 @@ class Preprocess(NamedTuple):
     def of_texts(self) -> "Preprocess":
         """The ops that change `text` and make numbers of it, without those that read a field."""
         return self._kept(lambda _, op: op.stage in ("text", "tokenize") and not op.reads)
+
+    def without_pictures(self) -> "Preprocess":
+        """The ops on texts, labels and numbers."""
+        return self._kept(lambda _, op: op.stage in ("text", "tokenize"))
 
     def _kept(self, keep: Callable[[str, Op], bool]) -> "Preprocess":
         kept = [pair for pair in zip(self.names, self.ops, strict=True) if keep(*pair)]

@@ -68,6 +68,7 @@ class Robustness:
                 "retrieval, zero_shot or classification"
             )
         self.needs, self.reads, self.score = self.clean.needs, self.clean.reads, self.clean.score
+        self.max_bad_share = self.clean.max_bad_share
         self.strengths = tuple(sorted({*strengths}))
         self.corrupted = {
             name: [corrupted(name, strength) for strength in self.strengths]

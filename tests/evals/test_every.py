@@ -42,6 +42,7 @@ def folder(tmp_path_factory):
         lines.append({
             "image": f"{i}.png", "caption": label, "shape": shape, "tags": [shape],
             "size": rng.normal(size=2).tolist(), "one": "same",
+            "odd": [1.0, 2.0][: 1 if i % 5 == 4 else 2],
         })  # fmt: skip
     (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     questions = {"what": {"field": "shape", "train": ["what?"], "held_out": ["which?"]}}
@@ -171,7 +172,7 @@ def test_a_class_is_the_mean_of_its_normalized_prompts_normalized(on, found):
             ztxt = program.embed(state, {"image": image, "text": text, "text_mask": mask})[1][0]
             total += ztxt / np.linalg.norm(ztxt)
         vectors.append(total / np.linalg.norm(total))
-    records = evaluator.source.read(np.arange(COUNT))
+    records = evaluator.source.read(np.arange(COUNT), evaluator.preprocess.reads)
     right = 0
     for start in range(0, COUNT, BATCH):
         some = [records[min(start + i, COUNT - 1)] for i in range(BATCH)]
@@ -213,6 +214,10 @@ WITHOUT_LABEL = 'decode|resize(16)|value_range(-1, 1)|caption("caption")|tokeniz
         ("probes", dict(methods=dict(k=dict(name="knn", k=23))), "k=23: there are 22 training"),
         ("probes", dict(methods=dict(f=dict(name="few_shot", shots=(11,)))),
          "needs 12 training examples of each class, and 'circle' has 11"),
+        ("regression", dict(ops='numbers("odd", 2, "target")'),
+         "evals.x: 4 of 22 examples are broken, more than max_bad_share=0.01"),
+        ("robustness", dict(ops='label("shape", classes=("circle", "square"))|numbers("odd", 2)'),
+         "evals.x: 4 of 22 examples are broken, more than max_bad_share=0.01"),
         ("losses", dict(batch_size=32), "batch_size=32 must be from 1 to the 22 examples"),
         ("representation", dict(source=dict(first=0.95)), "needs 2 examples, the source has 1"),
         ("matching", dict(source=dict(first=0.95)), "needs two pairs at least"),
