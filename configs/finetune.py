@@ -18,8 +18,12 @@ quick start, as noisy. What is trained:
   prompts  the same, and templates of one name are drawn together, those of others apart
   none     nothing: no step is made, and `init` is evaluated
 
-and the scale of the loss, always. `hidden=64` lets a small network make the tokens or words of the
-last three (Li and Liang 2021). A linear probe takes labels: configs/classify.py:method=probe.
+and the scale of the loss, always. `clean` are the pictures of `seen` without noise: what is lost.
+`init` can be several runs, A+B+C: it begins with their mean (a model soup, Wortsman et al. 2022a);
+of two, share=0.3 takes so much of the second (WiSE-FT, 2022b). With method=none that is evaluated,
+as configs/ablations/averages.py does. `hidden=64` lets a small network make the tokens or words of
+vpt, coop and prompts (Li and Liang 2021). A linear probe takes labels:
+configs/classify.py:method=probe.
 Learning rates are of configs/ablations/finetuning_rates.py. docs/finetuning.md says more.
 """
 
@@ -63,8 +67,8 @@ NETWORK_RATE = 1e-2  # of those whose prompts a network makes
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe. `arg`: "method=vpt,init=workdirs/quickstart,hidden=64", optional."""
-    given = parse_arg(arg, method="lora", init="workdirs/quickstart", hidden=0)
+    """The recipe. `arg`: "method=vpt,init=workdirs/quickstart,hidden=64,share=0.5", optional."""
+    given = parse_arg(arg, method="lora", init="workdirs/quickstart", hidden=0, share=0.5)
     name = given["method"]
     if name not in METHODS:
         raise BadInput(f"config argument method={name}: expected one of {list(METHODS)}")
@@ -78,7 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = quickstart()
     config.total_steps = 60 if name != "none" else 0
     config.global_batch_size = 128
-    config.model_init = dict(path=given["init"])
+    config.model_init = begin(given["init"].split("+"), given["share"])
     config.adapt = {name: adaptation} if adaptation else {}
     if name == "prompts":
         config.objectives.prompts = dict(name="prompt_contrastive", weight=0.5)
@@ -92,8 +96,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.input.preprocess = config.input.preprocess.replace(
         "grayscale(0.1)", f"grayscale(0.1)|{NOISE}"
     )
+    clean = config.evals.seen.to_dict()
     for evaluation in config.evals.values():
         evaluation.preprocess = evaluation.preprocess.replace("resize(48)", f"resize(48)|{NOISE}")
         evaluation.every_steps = None
+    config.evals.clean = dict(clean, every_steps=None)
     config.checkpoint = dict(every_steps=60, keep_last=1)
     return config
+
+
+def begin(runs: list[str], share: float) -> dict:
+    """model_init of a run, or of the mean of several; `share` is that of the second of two."""
+    if share != 0.5 and len(runs) != 2:
+        raise BadInput(f"config argument share={share}: is for two runs, init=A+B")
+    if len(runs) == 1:
+        return dict(path=runs[0])
+    return dict(soup=tuple(runs), weights=(1 - share, share) if len(runs) == 2 else ())

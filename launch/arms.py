@@ -38,6 +38,11 @@ class Arm:
     config: str
     overrides: Mapping[str, Any]
 
+    def on(self, seed: int) -> "Arm":
+        """With the number of a seed for "{seed}"."""
+        config, overrides = filled(self.config, seed), filled(self.overrides, seed)
+        return dataclasses.replace(self, config=config, overrides=overrides)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
@@ -47,10 +52,11 @@ class Sweep:
     are set in all arms. axes: {"grid": {key: values}} for all combinations, {"zip": {key: values}}
     for the first values together, then the second..., {"list": {arm: {key: value}}} for arms by
     name; of several of these, all combinations. A key is a dotted one of the config, or ":NAME", an
-    argument of the recipe. base: the arm that the others are compared with (default: the first).
-    seeds: how many (0, 1, ...), or which. metric: a key of results.json; better: whether "higher"
-    or "lower" values of it are. budget: {"examples": N}, {"flops": N} (of the matmuls of training
-    steps) or {"seconds": N} (of training steps, by a probe), the same for each arm.
+    argument of the recipe; "{seed}" in a text becomes the run's seed. base: the arm that the others
+    are compared with (default: the first). seeds: how many (0, 1, ...), or which. metric: a key of
+    results.json; better: whether "higher" or "lower" values of it are. budget: {"examples": N},
+    {"flops": N} (of the matmuls of training steps) or {"seconds": N} (of training steps, by a
+    probe), the same for each arm.
     """
 
     name: str
@@ -161,6 +167,15 @@ def make_sweep(name: str, given: Any) -> Sweep:
 def as_text(value: Any) -> str:
     """As `--config.KEY=` takes it."""
     return value if isinstance(value, str) else repr(value)
+
+
+def filled(value: Any, seed: int) -> Any:
+    """The value with the number of a seed for each "{seed}" in its texts."""
+    if isinstance(value, Mapping):
+        return {key: filled(part, seed) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(filled(part, seed) for part in value)
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 def _variants(kind: str, given: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from launch.arms import Arm, Sweep, as_text
+from launch.arms import Arm, Sweep, as_text, filled
 from mm.config import BadInput, differences, override, plain, suggest
 
 PROBE_STEPS = 30  # of them the first compiles; the median of the others says how long one takes
@@ -60,12 +60,14 @@ def make_plan(
 def make_run(
     arm: Arm, config: Mapping[str, Any], plan: Mapping[str, Any], seed: int, runs: str
 ) -> Run:
-    """The run of an arm on a seed."""
+    """The run of an arm on a seed, whose number stands where the arm has "{seed}"."""
+    arm, config = arm.on(seed), filled(config, seed)
     return _run(arm, config, f"{arm.name}/seed-{seed}", {**plan["set"], "seed": seed}, runs)
 
 
-def probe(arm: Arm, config: Mapping[str, Any], runs: str) -> Run:
-    """A run that tells how long a step takes."""
+def probe(arm: Arm, config: Mapping[str, Any], seed: int, runs: str) -> Run:
+    """A run that tells how long a step takes; seed: as in `make_run`."""
+    arm, config = arm.on(seed), filled(config, seed)
     schedule = config["optimizer"].get("schedule") or {}
     short = {
         f"optimizer.schedule.{key}": 0

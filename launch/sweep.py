@@ -128,7 +128,9 @@ def run(sweep: Sweep, file: str, place: Place, pool: Pool | None) -> int:
     waiting: list[str] = []  # runs whose probe is not finished, so that there is no plan for them
     steps: Mapping[str, float | None] = {arm.name: None for arm in arms}
     if "seconds" in sweep.budget:
-        probes = {arm.name: probe(arm, costs[arm.name]["config"], place.runs) for arm in arms}
+        probes = {
+            arm.name: probe(arm, costs[arm.name]["config"], seeds[0], place.runs) for arm in arms
+        }
         todo = missing(probes.values(), place)
         if pool is None and todo:
             show(todo, place)

@@ -33,7 +33,11 @@ MORE = {
         "variant=tiny,method=lora",
         "variant=B/16,method=lora",
     ],
-    "finetune": [*(f"method={method}" for method in METHODS), "method=vpt,hidden=64"],
+    "finetune": [
+        *(f"method={method}" for method in METHODS),
+        "method=vpt,hidden=64",
+        "method=none,init=a+b,share=0.25",
+    ],
     "flip": ["keep=0.25", "phase=tune"],
     "pairs": ["size=tiny"],
     "probe": ["parts=all,languages=de"],

@@ -21,7 +21,7 @@ def get_sweep() -> dict:
     """Sixty steps of 128 noisy pictures."""
     return dict(
         config="configs/finetune.py",
-        overrides={"evals.seen.source.split": REPORTED},
+        overrides={f"evals.{name}.source.split": REPORTED for name in ("seen", "clean")},
         axes=dict(list={method: {":method": method} for method in ("none", *METHODS)}),
         metric="seen/text_to_image/recall@1",
         budget=dict(examples=7_680),

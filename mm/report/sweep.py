@@ -3,6 +3,7 @@
   python -m mm.report.sweep workdirs/sweeps/fusion
 
 Writes table.md, table.csv, runs.csv, report.html and the plots beside sweep.json.
+With --metric=KEY, another key of the runs' results.json, it only prints that table.
 """
 
 import argparse
@@ -29,16 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, writes, shows the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mm.report.sweep")
     parser.add_argument("workdir", type=Path, help="that of the sweep, with its sweep.json")
+    parser.add_argument("--metric", help="print the table of this key of results.json instead")
     flags = parser.parse_args(arguments)
     try:
-        rows = write_report(flags.workdir)
+        record = read_record(flags.workdir)
+        if flags.metric:
+            record["metric"] = flags.metric
+            rows = make_rows(record, read_runs(record))
+        else:
+            rows = write_report(flags.workdir)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    record = read_record(flags.workdir)
     print("\n" + markdown(record, rows))
     print("\n".join(sentences(record, rows)))
-    print(f"written to {flags.workdir}: table.md, table.csv, report.html")
+    if not flags.metric:
+        print(f"written to {flags.workdir}: table.md, table.csv, report.html")
     return 0
 
 

@@ -143,5 +143,5 @@ def test_the_ablations_that_the_docs_name_are_there():
     assert {path.stem for path in SHIPPED} == {
         "batch_size", "data_amount", "fusion", "loss", "masking", "mixture", "patch_size",
         "text_tower", "finetuning", "finetuning_rates", "classification", "classification_rates",
-        "instruction",
+        "instruction", "averages",
     }  # fmt: skip

@@ -368,10 +368,21 @@ def test_a_probe_is_a_run_that_main_takes():
     """It has no evaluations, and so no best checkpoint; nothing but text can replace a text."""
     config = CONFIG | {"evals": {"a": {}}, "checkpoint": {"every_steps": 5, "keep_best": "a/b"}}
     found = load(str(ROOT / "configs/quickstart.py"))
-    one = budget.probe(Arm("x", "configs/quickstart.py", {}), plain(found) | config, "runs")
+    one = budget.probe(Arm("x", "configs/quickstart.py", {}), plain(found) | config, 0, "runs")
     override(found, split_overrides(one.flags)[0])
     assert plain(found.checkpoint) == {"every_steps": 5, "keep_best": None}
     assert plain(found.evals) == {} and found.total_steps == budget.PROBE_STEPS
+
+
+def test_the_seed_stands_where_the_arm_names_it():
+    init = {"soup": ("a", "b/seed-{seed}")}
+    arm = Arm("x", "c.py:init=a+b/seed-{seed}", {"model_init": init, "weights": (0.5, 0.5)})
+    config = CONFIG | {"model_init": init}
+    one = budget.make_run(arm, config, {"set": {"total_steps": 9}}, 2, "runs")
+    assert one.flags[0] == "--config=c.py:init=a+b/seed-2"
+    assert "--config.model_init={'soup': ('a', 'b/seed-2')}" in one.flags
+    assert one.config["model_init"] == {"soup": ["a", "b/seed-2"]} and one.config["seed"] == 2
+    assert budget.probe(arm, config, 7, "runs").flags[0].endswith("b/seed-7")
 
 
 def test_a_warm_up_keeps_its_share_unless_the_arm_sets_it():

@@ -9,7 +9,7 @@ import pytest
 
 from mm.config import BadInput
 from mm.report.arms import make_rows, read_record, read_runs
-from mm.report.sweep import curve, curve_key, write_report
+from mm.report.sweep import curve, curve_key, main, write_report
 from tests.report.workdirs import METRIC, write_sweep
 
 
@@ -80,6 +80,20 @@ def test_a_metric_of_no_run_is_refused_with_the_nearest(sweep):
     folder = sweep({"a": {0: 0.1}, "b": {0: 0.2}}, metric="seen/text_to_image/recal@10")
     with pytest.raises(BadInput, match="did you mean 'seen/text_to_image/recall@10'"):
         rows(folder)
+
+
+def test_the_table_of_another_metric_is_printed_and_not_written(sweep, capsys):
+    folder = sweep({"a": {0: 0.1, 1: 0.2}, "b": {0: 0.15, 1: 0.26}})
+    write_report(folder)
+    before = (folder / "table.md").read_text()
+    for path in folder.rglob("results.json"):
+        path.write_text(json.dumps({"other/recall@1": 2 * json.loads(path.read_text())[METRIC]}))
+    assert main([str(folder), "--metric=other/recall@1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| b | 2/2 | 41.0 ±" in printed and "written" not in printed
+    assert (folder / "table.md").read_text() == before
+    assert main([str(folder), "--metric=other/recal@1"]) == 2
+    assert "did you mean 'other/recall@1'" in capsys.readouterr().err
 
 
 def test_one_seed_gets_a_table_that_promises_nothing(sweep):
