@@ -19,9 +19,11 @@ from mm.config import BadInput, load
 from mm.evals.base import Model
 from mm.evals.explanations import Explanations, correlation
 from mm.evals.patch_maps import METHODS, _gradient, patch_maps, random_maps
+from mm.models.attention import recording
 from mm.objectives.combine import System
 from mm.objectives.views import Views
 from mm.program import build_program
+from tests.evals.test_relevance import bar
 from tests.evals.test_retrieval import _mesh
 from tests.tiny import IMAGE, TEXT, TOWER
 
@@ -91,6 +93,69 @@ def test_the_logit_of_matching_is_explained_through_a_fusion(name):
     built.first("match").head.kernel[...] *= 2.0  # the logit, and so the gradient
     more = see(built, _gradient, batch())[:, -8:]
     assert np.allclose(found, more, rtol=1e-4) == (name == "resampler")
+
+
+def raised(target, step=3e-3):
+    """Of every attention, weights times their gradient by central differences, eq. 5 of Chefer et
+    al. 2021 in float64; and whether it is of its own tokens. target(probes) -> value, weights."""
+    _, recorded = target(())
+    found = []
+    for place, (weights, of_itself) in enumerate(recorded):
+
+        def moved(number, sign, place=place):
+            probes = [jnp.zeros_like(each.weights) for each in recorded]
+            here = jnp.zeros(probes[place].size).at[number].set(sign * step)
+            probes[place] = here.reshape(probes[place].shape)
+            return target(probes)[0]
+
+        numbers = jnp.arange(weights.size)
+        up, down = (np.asarray(jax.lax.map(partial(moved, sign=s), numbers)) for s in (1, -1))
+        gradient = (up.astype(float) - down).reshape(weights.shape) / (2 * step)
+        found.append((np.maximum(np.asarray(weights) * gradient, 0)[0].mean(0), of_itself))
+    return found
+
+
+def test_the_gradient_map_of_a_class_token_is_its_row_of_relevance():
+    built, rows = system(WIDE | POOLS["cls"]), batch(1)
+
+    def similarity(probes):
+        views = Views(built.model, rows, None, training=False)
+        ztxt = views.text_embedding().z
+        with recording(probes) as weights:
+            zimg = views.image_embedding().z
+        return (zimg * ztxt).sum(), weights
+
+    expected = np.eye(12)  # a class token, three registers, eight patches
+    for layer, _ in raised(similarity):
+        expected = expected + layer @ expected
+    [found] = see(built, patch_maps, rows)["gradient"]
+    np.testing.assert_allclose(found.ravel(), expected[0, -8:], rtol=1e-2, atol=3e-5)
+
+
+def test_the_gradient_map_of_a_fusion_is_relevance_of_both_modalities():
+    """Chefer et al. 2021, "Generic attention-model explainability", eqs. 6 to 11."""
+    built = system(objectives=MATCHING, fusion=FUSIONS["cross"])
+    rows, n, m = batch(1), 8, 7
+
+    def logit(probes):
+        views = Views(built.model, rows, None, training=False)
+        with recording(probes) as weights:
+            value = built.first("match").match(views).sum()
+        return value, weights
+
+    image, text, to_image = np.eye(n), np.eye(m), np.zeros((m, n))
+    for layer, of_itself in raised(logit):
+        if layer.shape == (n, n):
+            image = image + layer @ image
+        elif len(layer) == 1:
+            continue  # the pool of the tower, which the fusion does not read
+        elif of_itself:
+            text, to_image = text + layer @ text, to_image + layer @ to_image
+        else:  # nothing of an image looks at a text
+            to_image = to_image + bar(text).T @ layer @ bar(image)
+    expected = to_image.mean(0)  # of seven tokens, all of them there
+    [found] = see(built, _gradient, rows)[:, -n:]
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=3e-5)
 
 
 def test_the_similarity_of_a_mean_pool_is_that_of_each_token():
@@ -261,7 +326,12 @@ def test_a_pasted_object_attracts_the_maps_of_its_text(tokenizer):
     for step in range(200):
         state, _ = program.train_step(state, scenes(64, 1, step)[0])
     rows, places = scenes(200, 2, 1000)
-    maps = {k: np.asarray(x) for k, x in program.apply(patch_maps)(state, rows).items()}
+    maps, randomized = (
+        {k: np.asarray(x) for k, x in program.apply(look)(state, rows).items()}
+        for look in (patch_maps, random_maps)
+    )
+    for name in METHODS:
+        assert correlation(maps[name], randomized[name]) < 0.3, name
     for name in ("gradient", "similarity"):
         flat = maps[name].reshape(200, 16)
         named, other = (np.take_along_axis(flat, places[:, [i]], 1)[:, 0] for i in (0, 1))
