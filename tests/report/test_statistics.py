@@ -96,6 +96,13 @@ def test_a_verdict_says_whether_and_which_way(arm, corrected, better, said):
     assert verdict(compare(arm, BASE), corrected, better).startswith(said)
 
 
+def test_rounding_of_a_mean_is_no_seed_noise():
+    always = {seed: 0.1 for seed in range(3)}
+    assert np.std(list(always.values()), ddof=1) > 0
+    found = compare(always, dict.fromkeys(range(3), 0.0))
+    assert found.spread == 0 and math.isnan(found.p)
+
+
 def test_what_is_detectable_is_where_the_t_interval_leaves_zero():
     one = compare(ARM, BASE)
     assert detectable([one]) == pytest.approx(one.mean - one.interval[0])
