@@ -107,6 +107,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def begin(runs: list[str], share: float) -> dict:
     """model_init of a run, or of the mean of several; `share` is that of the second of two."""
+    if not 0 <= share <= 1:
+        raise BadInput(f"config argument share={share}: expected 0 to 1")
     if share != 0.5 and len(runs) != 2:
         raise BadInput(f"config argument share={share}: is for two runs, init=A+B")
     if len(runs) == 1:

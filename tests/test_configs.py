@@ -15,7 +15,7 @@ from configs.menu import resize
 from data.sources import open_source
 from data.sources.synthetic import SHAPES
 from data.tokenizers.train import train as train_tokenizer
-from mm.config import load
+from mm.config import BadInput, load
 from mm.optim.paths import flatten
 from mm.program import build_program
 from mm.runtime import metrics
@@ -195,3 +195,12 @@ def test_a_locked_tower_stays_that_of_the_run_it_came_from(trained):
     before, after = runs.parameters(source), runs.parameters(workdir)
     same = {path for path in after if np.array_equal(before.get(path), after[path])}
     assert same == {path for path in after if "['image" in path}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("init=a+b,share=1.5", "share=1.5: expected 0 to 1"), ("share=0.3", "is for two runs")],
+)
+def test_a_share_that_means_nothing_is_refused(argument, message):
+    with pytest.raises(BadInput, match=message):
+        load(f"configs/finetune.py:{argument}")

@@ -94,7 +94,7 @@ class Preprocess(NamedTuple):
 
     def of_texts(self) -> "Preprocess":
         """The ops that change `text` and make numbers of it, without those that read a field."""
-        return self._kept(lambda _, op: op.stage in ("text", "tokenize") and not op.reads)
+        return self.without_pictures()._kept(lambda _, op: not op.reads)
 
     def without_pictures(self) -> "Preprocess":
         """The ops on texts, labels and numbers."""

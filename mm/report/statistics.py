@@ -58,11 +58,11 @@ def compare(arm: Mapping[int, float], base: Mapping[int, float]) -> Difference |
         return None
     differences = np.array([arm[seed] - base[seed] for seed in seeds])
     mean, spread, count = summarize(differences)
-    if np.ptp(differences) == 0:  # rounding of the mean would leave a spread
-        spread *= 0
     if count == 1:
         none = math.nan, math.nan
         return Difference(mean, spread, count, none, none, math.nan)
+    if np.ptp(differences) == 0:  # rounding of the mean may have left a spread
+        spread = 0.0
     error = spread / math.sqrt(count)
     reach = critical(count) * error
     if error > 0:

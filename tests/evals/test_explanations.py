@@ -96,8 +96,9 @@ def test_the_logit_of_matching_is_explained_through_a_fusion(name):
 
 
 def raised(target, step=3e-3):
-    """Of every attention, weights times their gradient by central differences, eq. 5 of Chefer et
-    al. 2021 in float64; and whether it is of its own tokens. target(probes) -> value, weights."""
+    """Of every attention, eq. 5 of Chefer et al. 2021, with gradients by central differences of the
+    model as it is (float32); and whether it is of its own tokens. target(probes) -> value, weights.
+    """
     _, recorded = target(())
     found = []
     for place, (weights, of_itself) in enumerate(recorded):
